@@ -1,0 +1,69 @@
+"""mHealth (UCI 319): body-worn accelerometers, gyroscopes and magnetometers, ten subjects, twelve activities."""
+
+import os
+import types
+
+import numpy as np
+
+from fedjax_mm.data import arrays, prepared, windows
+from fedjax_mm.data.dataset import Dataset
+
+# FedMEKT (arXiv 2307.13214, its code): one subject for the test, one further subject as the proxy set.
+SIZES = types.MappingProxyType({"valid": 1, "proxy": 1, "labelled": 1, "test": 1})
+
+
+def load(
+    data_dir: str | os.PathLike | None = None,
+    prepared_dir: str | os.PathLike | None = None,
+    window: int = 24,
+    stride: int = 24,
+    seed: int = 0,
+    sizes: windows.Sizes = SIZES,
+) -> Dataset:
+    """mHealth as windows of rows at 50 Hz, split by subject.
+
+    data_dir: the folder with mHealth_subject1.log .. mHealth_subject10.log; None: what lies prepared, downloaded if
+    nothing does. prepared_dir: where the dataset is prepared, once (None: the user's cache). sizes: split -> subjects,
+    as number or fraction; `train` gets the rest.
+
+    Splits train, valid, proxy, labelled, test: `accelerometer` [M, window, 9], `gyroscope` [M, window, 6],
+    `magnetometer` [M, window, 6], float32, z-scores by training statistics (FedMEKT: per subject, test included);
+    `labels` [M, window], `label` [M] (last row) int32, 0 none, 1..12 activities; `group` [M], the subject 1..10.
+    Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
+    """
+    from fedjax_mm.data.mhealth import mhealth_dataset_builder as builder
+
+    files = None if data_dir is None else prepared.find(data_dir, builder.REQUIRED, (), builder.SOURCE)
+    folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
+    rows = sorted(prepared.examples("mhealth", folder, "train"), key=lambda row: row["subject"])
+    recordings = {int(row["subject"]): {name: row[name] for name in (*builder.COLUMNS, "label")} for row in rows}
+    strata = ["subject"] * len(recordings)
+    modalities = tuple(builder.COLUMNS)
+    return windows.to_dataset("mhealth", recordings, strata, modalities, builder.CLASSES, sizes, window, stride, seed)
+
+
+def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = SIZES) -> Dataset:
+    """The reduced mHealth, chest accelerometer and wrist gyroscope, split by subject.
+
+    path: an npz with windows already cut (2 s at 50 Hz, half overlapping) and z-scored per subject: x_acce, x_gyro
+    [M, 100, 3], y [M] 0..11, subject [M], classes [12].
+    Splits train, valid, proxy, labelled, test: `accelerometer`, `gyroscope` [M, 100, 3] float32, not normalised again;
+    `label` [M], `labels` [M, 100] (a window has one activity) int32; `group` [M], the subject 1..10.
+    Raises FileNotFoundError, KeyError or ValueError where the file is missing, another one, or cut off.
+    """
+    npz = arrays.load_npz(path, ("x_acce", "x_gyro", "y", "subject", "classes"))
+    subjects = np.unique(npz["subject"])
+    ids = windows.split_groups(subjects, ["subject"] * len(subjects), sizes, seed)
+    splits = {}
+    for split, members in ids.items():
+        rows = np.flatnonzero(np.isin(npz["subject"], members))
+        label = npz["y"][rows].astype(np.int32)
+        splits[split] = {
+            "accelerometer": npz["x_acce"][rows].astype(np.float32),
+            "gyroscope": npz["x_gyro"][rows].astype(np.float32),
+            "label": label,
+            "labels": np.repeat(label[:, None], npz["x_acce"].shape[1], axis=1),
+            "group": npz["subject"][rows].astype(np.int32),
+        }
+    classes = tuple(str(name) for name in npz["classes"])
+    return Dataset("mhealth", splits, ("accelerometer", "gyroscope"), classes)

@@ -1,0 +1,208 @@
+"""Datasets prepared by TensorFlow Datasets (array_record files), read into NumPy arrays without TensorFlow."""
+
+import hashlib
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# tensorflow_datasets is imported inside the functions: it takes half a second, and most users of fedjax_mm.data
+# never come here.
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike,
+    split: str,
+    columns: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Flat arrays of one split of a prepared dataset, in the order in which it is stored.
+
+    name: a folder of data_dir, `cifar100` (its newest version) or `cifar100/3.0.2`. columns: None is all of them; what
+    is not asked for is not decoded. limit: the first so many examples.
+    Returns column -> [M, ...]: images uint8 [M, H, W, C], class labels int32 [M], texts [M] as NumPy strings.
+    Raises FileNotFoundError (folder, dataset, record file), KeyError (split, column: with a list of what is there) or
+    ValueError (a record file is cut off; examples of different shapes, for which there is `examples`).
+    """
+    rows = examples(name, data_dir, split, columns, limit)
+    return {column: _stack([row[column] for row in rows], column) for column in rows[0]}
+
+
+def examples(
+    name: str,
+    data_dir: str | os.PathLike,
+    split: str,
+    columns: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """As `load`, but one dict per example: for recordings and other examples whose shapes differ."""
+    import tensorflow_datasets as tfds
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give a number from 1 on, or None for the whole split")
+    builder = tfds.builder_from_directory(_version_folder(pathlib.Path(data_dir), name))
+    if split not in builder.info.splits:
+        raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
+    features = sorted(builder.info.features)
+    columns = features if columns is None else list(columns)
+    if unknown := sorted(set(columns) - set(features)):
+        raise KeyError(f"{name} has no column {unknown}; it has {features}")
+    _check_records(builder.info.splits[split])
+    skip = {column: tfds.decode.SkipDecoding() for column in features if column not in columns}
+    source = builder.as_data_source(split, decoders=skip or None)
+    number = len(source) if limit is None else min(limit, len(source))
+    try:
+        rows = source.__getitems__(range(number))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"a record of {name} in {builder.data_path} is damaged ({error}); copy or prepare it again"
+        ) from error
+    return [{column: row[column] for column in columns} for row in rows]
+
+
+def _version_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {data_dir}; give the folder that holds the prepared datasets")
+    folder = data_dir / name
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    versions = [info.parent for info in folder.glob("*.*.*/dataset_info.json")]
+    if not versions:
+        there = sorted({str(info.parents[1].relative_to(data_dir)) for info in data_dir.glob("*/*/dataset_info.json")})
+        raise FileNotFoundError(f"{data_dir} has no prepared dataset {name!r}; it has {there}")
+    return max(versions, key=lambda version: [int(n) if n.isdigit() else -1 for n in version.name.split(".")])
+
+
+def _check_records(split: Any) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for path, length in zip(map(str, split.filepaths), split.shard_lengths, strict=True):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no record file {path}; copy or prepare the dataset again")
+        # A cut-off file loses its footer: the reader then counts 0 records, but hands out damaged ones when asked.
+        if (found := ArrayRecordReader(path).num_records()) != length:
+            raise ValueError(
+                f"{path} is cut off: {found} readable records where {length} are expected; copy or prepare it again"
+            )
+
+
+def _stack(values: list[Any], column: str) -> np.ndarray:
+    if isinstance(values[0], bytes):
+        return np.array([value.decode() for value in values])
+    if len({np.shape(value) for value in values}) > 1:
+        raise ValueError(f"the examples differ in the shape of {column!r} and fit no array; read them with `examples`")
+    stacked = np.stack(values)
+    return stacked.astype(np.int32) if stacked.dtype == np.int64 else stacked
+
+
+def cache_dir() -> pathlib.Path:
+    """Where datasets are prepared unless the user says otherwise: $XDG_CACHE_HOME/fedjax_mm, or ~/.cache/fedjax_mm."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedjax_mm"
+
+
+def find(
+    folder: str | os.PathLike, required: Iterable[str], optional: Iterable[str], source: str
+) -> dict[str, pathlib.Path]:
+    """name -> path of a dataset's raw files in a folder: all the required ones, and the optional ones that are there.
+
+    Raises FileNotFoundError with the first that is missing and where to get it.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder with the raw files of {source}")
+    required = list(required)
+    if missing := [name for name in required if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{folder} has no {missing[0]} ({len(missing)} of {len(required)} files are missing); get it from {source}"
+        )
+    return {name: folder / name for name in (*required, *optional) if (folder / name).is_file()}
+
+
+def fingerprint(files: Mapping[str, str | os.PathLike]) -> str:
+    """SHA-256 of the names and contents of files; tells whether a prepared folder came from them."""
+    total = hashlib.sha256()
+    for name in sorted(files):
+        with open(files[name], "rb") as file:
+            total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def raw_files(
+    dl_manager: Any, required: Iterable[str], optional: Iterable[str], urls: Mapping[str, str] | str, source: str
+) -> dict[str, pathlib.Path]:
+    """name -> path of a builder's raw files: those in TFDS's manual folder where it holds any, downloaded otherwise.
+
+    The manual folder wins without asking the network, but then it must be complete. urls: name -> address of single
+    files, or the address of one archive that holds them all.
+    """
+    import requests
+    import tensorflow_datasets as tfds
+
+    required, optional = list(required), list(optional)
+    try:
+        manual = pathlib.Path(dl_manager.manual_dir)
+    except AssertionError:  # TFDS's word for: there is no manual folder, or nothing in it
+        manual = None
+    if manual and any((manual / name).is_file() for name in required):
+        return find(manual, required, optional, source)
+    try:
+        # Without a network TFDS would try each address ten times, for minutes: ask once beforehand.
+        requests.head(urls if isinstance(urls, str) else next(iter(urls.values())), timeout=20)
+        fetched = dl_manager.download(urls)
+    except (OSError, tfds.core.download.util.DownloadError) as error:
+        raise ConnectionError(
+            f"download failed ({error}); put the raw files of {source} in a folder and give it as data_dir"
+        ) from error
+    if isinstance(urls, str):
+        return find(_unzip(pathlib.Path(fetched), required), required, optional, source)
+    return {name: pathlib.Path(path) for name, path in fetched.items()}
+
+
+def _unzip(archive: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+    """The folder with those members of a zip, in whatever folder they lie; TFDS's own extractor needs TensorFlow."""
+    folder = archive.with_suffix(".members")
+    folder.mkdir(exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                if (name := pathlib.PurePosixPath(member.filename).name) in names:
+                    (folder / name).write_bytes(opened.read(member))
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{archive} is cut off or damaged ({error}); delete it, and it is downloaded again") from error
+    return folder
+
+
+def prepare(
+    builder_class: Any,
+    files: Mapping[str, pathlib.Path] | None,
+    data_dir: str | os.PathLike | None,
+    prepared_dir: str | os.PathLike | None,
+) -> pathlib.Path:
+    """The folder in which the builder's dataset lies prepared (array_record); prepares it where it does not yet.
+
+    files: the raw files in data_dir, or None (with data_dir None): what lies prepared, downloaded if nothing does.
+    prepared_dir: None is `cache_dir()`. Raises ValueError where something else lies prepared than `files`.
+    """
+    import tensorflow_datasets as tfds
+
+    prepared_dir = pathlib.Path(prepared_dir or cache_dir())
+    config = tfds.download.DownloadConfig(manual_dir=data_dir)
+    builder = builder_class(data_dir=prepared_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare(download_config=config)
+    except OSError:
+        # Two runs that prepare the same dataset at once: the slower one may not rename its folder into place.
+        builder = builder_class(data_dir=prepared_dir, file_format="array_record")
+        if not builder.is_prepared():
+            raise
+    if files is not None and builder.info.metadata["fingerprint"] != fingerprint(files):
+        raise ValueError(
+            f"{builder.data_path} was prepared from other raw files than those in {data_dir}; "
+            "delete it, or choose another prepared_dir"
+        )
+    return prepared_dir

@@ -1,0 +1,134 @@
+"""From recordings to windows: cut, split by whole groups, normalise with training statistics; pure given a seed."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from fedjax_mm.data.dataset import Dataset
+
+Sizes = Mapping[str, int | float]  # split -> groups of every stratum: a number of them, or a fraction
+
+
+def cut(sequences: Sequence[Mapping[str, np.ndarray]], length: int, stride: int) -> dict[str, np.ndarray]:
+    """Every window of `length` steps, one each `stride` steps, of every sequence.
+
+    sequences: arrays with leaves [T, ...]; T may differ from sequence to sequence. A window never reaches over the
+    end of its sequence, so a remainder shorter than `length` is left out.
+    Returns the same names with leaves [M, length, ...], and `sequence` [M] int32, the window's place in `sequences`.
+    """
+    if length < 1 or stride < 1:
+        raise ValueError(f"a window of length {length} and stride {stride} cannot be cut; both must be at least 1")
+    steps = np.array([len(next(iter(s.values()))) for s in sequences], int)
+    for i, s in enumerate(sequences):
+        if any(len(a) != steps[i] for a in s.values()):
+            found = ", ".join(f"{name} {len(a)}" for name, a in s.items())
+            raise ValueError(
+                f"the arrays of sequence {i} differ in length ({found}); they must have one row a time step"
+            )
+    count = np.maximum(0, (steps - length) // stride + 1)
+    if not count.sum():
+        raise ValueError(
+            f"no sequence is {length} steps long (there are {len(steps)}, the longest has {steps.max(initial=0)}); "
+            "choose a shorter window"
+        )
+    sequence = np.repeat(np.arange(len(steps)), count)
+    nth = np.arange(len(sequence)) - np.repeat(np.cumsum(count) - count, count)
+    first = (np.cumsum(steps) - steps)[sequence] + nth * stride
+    rows = first[:, None] + np.arange(length)
+    windows = {name: np.concatenate([s[name] for s in sequences])[rows] for name in sequences[0]}
+    return {**windows, "sequence": sequence.astype(np.int32)}
+
+
+def zscore(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`train` and the others, float32, minus the mean and over the standard deviation of `train` alone.
+
+    All arrays [..., D]; statistics per feature D. A feature that is constant in `train` is only shifted.
+    """
+    axes = tuple(range(train.ndim - 1))
+    mean = train.mean(axes, dtype=np.float64)
+    std = train.std(axes, dtype=np.float64)
+    std = np.where(std > 0, std, 1.0)
+    return tuple(((a - mean) / std).astype(np.float32) for a in (train, *others))
+
+
+def split_groups(
+    groups: Sequence[int], strata: Sequence[Hashable], sizes: Sizes, seed: int, rest: str = "train"
+) -> dict[str, np.ndarray]:
+    """Disjoint and complete splits of whole groups, drawn at random within each stratum.
+
+    groups [G]: distinct ids; strata [G]: what every split should have its share of (falls and everyday activities);
+    sizes: split -> how many groups of EVERY stratum, as a whole number or as a fraction of the stratum (rounded, at
+    least 1); the split `rest` gets what is left.
+    Returns split -> ids, sorted. It depends on the seed and the set of groups, not on their order.
+    """
+    if rest in sizes:
+        raise ValueError(
+            f"sizes names {rest!r}, which gets what the other splits leave; remove it, or name another rest"
+        )
+    groups, members = np.asarray(groups), {}
+    if len(np.unique(groups)) != len(groups) or len(strata) != len(groups):
+        raise ValueError(
+            f"{len(groups)} groups and {len(strata)} strata; each group must be named once and have a stratum"
+        )
+    for group, stratum in zip(groups, strata, strict=True):
+        members.setdefault(stratum, []).append(group)
+    rng = np.random.default_rng(seed)
+    chosen = {split: [] for split in (rest, *sizes)}
+    for stratum in sorted(members, key=str):
+        drawn = rng.permutation(np.sort(members[stratum]))
+        take = {split: _number(size, len(drawn), split) for split, size in sizes.items()}
+        if sum(take.values()) >= len(drawn):
+            raise ValueError(
+                f"stratum {stratum!r} has {len(drawn)} groups, and {take} leaves none of them for {rest!r}; "
+                "choose smaller sizes"
+            )
+        parts = np.split(drawn, np.cumsum(list(take.values())))
+        for split, part in zip((*sizes, rest), parts, strict=True):
+            chosen[split].append(part)
+    return {split: np.sort(np.concatenate(parts)).astype(np.int32) for split, parts in chosen.items()}
+
+
+def _number(size: int | float, members: int, split: str) -> int:
+    if isinstance(size, float) and 0 < size < 1:
+        return max(1, round(size * members))
+    if isinstance(size, int) and size > 0:
+        return size
+    raise ValueError(f"sizes[{split!r}] is {size!r}; give a whole number from 1 on, or a fraction between 0 and 1")
+
+
+def to_dataset(
+    name: str,
+    recordings: Mapping[int, Mapping[str, np.ndarray]],
+    strata: Sequence[Hashable],
+    modalities: Sequence[str],
+    classes: Sequence[str],
+    sizes: Sizes,
+    window: int,
+    stride: int,
+    seed: int,
+) -> Dataset:
+    """Windows of labelled recordings, split by whole recordings and normalised with training statistics.
+
+    recordings: id -> arrays with leaves [T, ...]: one per modality, and `label` [T]. strata: one per recording.
+    In every split: modalities [M, window, D] float32; `labels` [M, window] int32, one per time step; `label` [M], that
+    of the last step; `group` [M] int32, the recording's id.
+
+    The last step's label and not the majority's: it is what a causal model knows at the end of the window, there are
+    no ties, and short phases (a fall takes about one window) are not voted away.
+    """
+    ids = split_groups(list(recordings), strata, sizes, seed)
+    cuts = {split: cut([recordings[int(i)] for i in members], window, stride) for split, members in ids.items()}
+    splits = {
+        split: {
+            "labels": arrays["label"].astype(np.int32),
+            "label": arrays["label"][:, -1].astype(np.int32),
+            "group": ids[split][arrays["sequence"]],
+        }
+        for split, arrays in cuts.items()
+    }
+    others = [split for split in cuts if split != "train"]
+    for modality in modalities:
+        normalised = zscore(cuts["train"][modality], *(cuts[split][modality] for split in others))
+        for split, array in zip(("train", *others), normalised, strict=True):
+            splits[split][modality] = array
+    return Dataset(name, splits, tuple(modalities), tuple(classes))

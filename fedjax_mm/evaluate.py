@@ -1,0 +1,137 @@
+"""How good representations and predictions are: retrieval recall, a linear probe, accuracy and F1, and a control.
+
+These run on the host, on NumPy or JAX arrays. Recalls are in percent; accuracies and F1 scores are fractions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import hypergeom
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+SAME = 1e-6  # cosines closer than this are a tie: it is what float32 rounding can put between equal pairs
+BLOCK = 512  # queries ranked at a time
+
+
+def retrieval_recall(
+    image: np.ndarray, text: np.ndarray, text_to_image: np.ndarray, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """{"i2t_r1", ..., "t2i_r10", "i2t_medr", "t2i_medr"}: recall at each k in percent, and the median rank from 1.
+
+    image [I, D], text [Q, D], text_to_image [Q] the image each text describes; each image needs a text. Ranks by
+    cosine; image to text is right where ANY of the image's texts is among the first k. Ties count as if broken at
+    random, in expectation, so that an encoder that maps everything to one point scores at chance; so does a row that
+    is zero or not finite, which has cosine 0 with everything. (Karpathy & Fei-Fei 2015)
+    """
+    image, text, owner = np.asarray(image), np.asarray(text), np.asarray(text_to_image)
+    if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1] or owner.shape != text.shape[:1]:
+        raise ValueError(
+            f"image {image.shape}, text {text.shape}, text_to_image {owner.shape} do not fit; "
+            "they must be [I, D], [Q, D] and [Q]."
+        )
+    images = np.arange(len(image))
+    if not np.array_equal(np.unique(owner), images):
+        raise ValueError(
+            f"text_to_image must name every image 0..{len(image) - 1} at least once and nothing else; "
+            "drop images without a text and renumber the rest."
+        )
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks is {tuple(ks)}; give one or more numbers of results, each at least 1.")
+    image, text = _unit(image), _unit(text)
+    found = {"i2t": _ranks(image, text, images, owner), "t2i": _ranks(text, image, owner, images)}
+    scores = {f"{way}_r{k}": 100 * float(np.mean(_hit(*ranks, k))) for way, ranks in found.items() for k in ks}
+    for way, (ahead, level, right) in found.items():
+        scores[f"{way}_medr"] = float(np.median(1 + ahead + level / (right + 1)))
+    return scores
+
+
+def linear_probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+    """{"accuracy", "macro_f1", "weighted_f1"} on the test rows of a logistic regression on the standardised features.
+
+    train_x [M, D], train_y [M] with two classes or more, test_x, test_y alike. The macro F1 is over the classes of
+    train_y and test_y together.
+    """
+    train_x, train_y, test_x, test_y = (np.asarray(x) for x in (train_x, train_y, test_x, test_y))
+    for name, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
+            raise ValueError(f"{name}_x {x.shape} and {name}_y {y.shape} must be [M, D] and [M], M at least 1.")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name}_x holds NaN or infinity; the encoder has diverged, so there is nothing to probe.")
+    if train_x.shape[1] != test_x.shape[1]:
+        raise ValueError(f"train_x has {train_x.shape[1]} features and test_x {test_x.shape[1]}; use one encoder.")
+    if len(np.unique(train_y)) < 2:
+        raise ValueError("train_y holds one class only; a probe needs examples of two or more.")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    return _scores(test_y, probe.fit(train_x, train_y).predict(test_x), np.union1d(train_y, test_y))
+
+
+def classification(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
+    """{"accuracy", "macro_f1", "weighted_f1"} of predicted classes. labels, predictions [M] int in 0..K-1.
+
+    The macro F1 is over all K classes; one that is neither present nor predicted counts 0.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.ndim != 1 or labels.shape != predictions.shape or not len(labels):
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must be [M] both, M at least 1.")
+    _check_classes("labels", labels, num_classes)
+    _check_classes("predictions", predictions, num_classes)
+    return _scores(labels, predictions, np.arange(num_classes))
+
+
+def constant(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> dict[str, float]:
+    """The scores of always answering the commonest class of train_labels [M] (the first of several): a control.
+
+    test_labels [M'], both int in 0..K-1; the keys of `classification`.
+    """
+    train_labels = np.asarray(train_labels)
+    if train_labels.ndim != 1 or not len(train_labels):
+        raise ValueError(f"train_labels is {train_labels.shape}; it must be [M] with M at least 1.")
+    _check_classes("train_labels", train_labels, num_classes)
+    commonest = np.bincount(train_labels, minlength=num_classes).argmax()
+    return classification(test_labels, np.full(np.shape(test_labels), commonest), num_classes)
+
+
+def _ranks(queries, candidates, query_item, candidate_item) -> np.ndarray:
+    """[3, queries]: wrong candidates above the best right one, wrong ones level with it, right ones level with it."""
+    ranks = []
+    for start in range(0, len(queries), BLOCK):
+        cosine = queries[start : start + BLOCK] @ candidates.T
+        right = query_item[start : start + BLOCK, None] == candidate_item[None]
+        best = np.where(right, cosine, -np.inf).max(axis=1, keepdims=True)
+        level = np.abs(cosine - best) <= SAME
+        ahead = ~right & (cosine > best) & ~level
+        ranks.append([ahead.sum(1), (level & ~right).sum(1), (level & right).sum(1)])
+    return np.concatenate(ranks, axis=1)
+
+
+def _hit(ahead: np.ndarray, level: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
+    """Chance that one of `right` candidates is among the first k when they and `level` wrong ones come in any order."""
+    places = np.clip(k - ahead, 0, level + right)
+    return 1 - hypergeom.pmf(0, level + right, right, places)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)  # in which the square of any float32 is finite
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    good = (norm > 0) & np.isfinite(norm)
+    return (np.where(good, x, 0) / np.where(good, norm, 1)).astype(np.float32)
+
+
+def _scores(labels: np.ndarray, predictions: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    f1 = lambda kind: float(f1_score(labels, predictions, labels=classes, average=kind, zero_division=0))
+    return {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "macro_f1": f1("macro"),
+        "weighted_f1": f1("weighted"),
+    }
+
+
+def _check_classes(name: str, values: np.ndarray, num_classes: int) -> None:
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() >= num_classes:
+        raise ValueError(
+            f"{name} holds {values.dtype} from {values.min()} to {values.max()}; it must hold integers in "
+            f"0..{num_classes - 1}, num_classes being {num_classes}."
+        )

@@ -1,0 +1,158 @@
+"""The round: download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
+
+import zlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_mm import trees
+from fedjax_mm.clients import map_reduce
+from fedjax_mm.types import (
+    ClientData,
+    Cohort,
+    CohortRound,
+    Download,
+    Each,
+    FedState,
+    Mean,
+    Method,
+    OverClients,
+    Server,
+)
+
+
+def federate(
+    server: Server,
+    cohorts: Mapping[str, Cohort],
+    evaluate: Callable = lambda state, data: {},
+    *,
+    upload: optax.GradientTransformation | None = None,
+    over: OverClients | None = None,
+) -> Method:
+    """Ties a server and its cohorts into a Method.
+
+    upload: a chain of pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and
+        its aggregation, applied to every slot's value; it starts afresh each round and gets `key=` as an extra
+        argument. What must last from round to round belongs in the client's state.
+    over: how the round maps over clients; never changes a result.
+    """
+    over = over or OverClients()
+    upload = optax.with_extra_args_support(upload or optax.identity())
+    if not cohorts:
+        raise ValueError("a method needs at least one cohort")
+
+    def init(key):
+        key = jax.random.fold_in(key, 0)
+        clients = {}
+        for name, cohort in cohorts.items():
+            keys = jax.vmap(lambda j, name=name: _client_key(key, name, j))(jnp.arange(cohort.size))
+            clients[name] = jax.vmap(cohort.init)(keys)
+        return FedState(server.init(jax.random.fold_in(key, 0)), clients, jnp.int32(0))
+
+    def round(state, data, key):
+        if set(data.cohorts) != set(cohorts):
+            raise ValueError(f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(cohorts)}")
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
+        downloads = server.download(state.server, data.public)
+        uploads, clients, metrics = {}, {}, {}
+        for name, cohort in cohorts.items():
+            uploads[name], clients[name], metrics[name] = cohort_pass(
+                cohort, name, downloads[name], state.clients[name], data.cohorts[name], data.public, key, upload, over
+            )
+        new, on_server = server.update(state.server, uploads, data.public, jax.random.fold_in(key, 0))
+        return FedState(new, clients, state.round + 1), {**metrics, "server": on_server}
+
+    return Method(init, round, evaluate, server, dict(cohorts), upload, over)
+
+
+def remap(method: Method, over: OverClients) -> Method:
+    """The same method with its clients mapped another way."""
+    return federate(method.server, method.cohorts, method.evaluate, upload=method.upload, over=over)
+
+
+def cohort_pass(
+    cohort: Cohort,
+    name: str,
+    download: Download,
+    states,
+    data: CohortRound,
+    public,
+    key,
+    upload: optax.GradientTransformationExtraArgs,
+    over: OverClients,
+):
+    """Runs one cohort's participants: (uploads reduced over clients, states of all N clients, metrics).
+
+    A participant whose upload or new state is not finite is left out: its state stays as it was, its upload has
+    weight 0, and the metric `left_out` counts it. Other metrics are means over the participants that count.
+    """
+    chunk, data = _fit(over, name, data, cohort.size)
+
+    def one(shared, client):
+        download, states, arrays, public, key = shared
+        index, weight, rows, count = client
+        key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
+        mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), states)
+        seen = ClientData(arrays, rows, count, weight, public, data.uniform)
+        sent, new, metrics = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
+        sent = _transformed(upload, sent, jax.random.fold_in(key, 1))
+        present = (index < cohort.size) & (weight > 0)
+        counts = present & trees.all_finite((sent, new))
+        w = jnp.where(counts, weight, 0.0)
+        means, each = {}, {}
+        for slot, (value, slot_weight) in sent.items():
+            slot_weight = jnp.where(counts, slot_weight, 0.0)
+            value = jax.tree.map(lambda x: jnp.where(counts, x, 0), value)
+            if isinstance(sent[slot], Mean):
+                means[slot] = Mean(_scaled(value, slot_weight), slot_weight)
+            else:
+                each[slot] = Each(value, slot_weight)
+        metrics = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), metrics)
+        tally = {"clients": counts, "left_out": present & ~counts}
+        total = (means, Mean(_scaled(metrics, w), w), jax.tree.map(lambda x: x.astype(jnp.float32), tally))
+        return total, (each, index, trees.where(counts, new, mine))
+
+    impl = jax.random.key_impl(key)
+    shared = (download, states, data.arrays, public, jax.random.key_data(key))
+    clients = (data.index, data.weight, data.rows, data.count)
+    (means, metrics, tally), (each, index, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=over.mesh)
+    states = jax.tree.map(lambda all, mine: all.at[index].set(mine, mode="drop"), states, new)
+    uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
+    return uploads, states, {**_as_mean(metrics).value, **tally}
+
+
+def _client_key(key, cohort: str, index):
+    """Named by cohort and client number: neither the other cohorts nor the other participants change it."""
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(cohort.encode())), index)
+
+
+def _transformed(upload, sent, key):
+    state = upload.init({slot: s.value for slot, s in sent.items()})
+    values, _ = upload.update({slot: s.value for slot, s in sent.items()}, state, None, key=key)
+    return {slot: s._replace(value=values[slot]) for slot, s in sent.items()}
+
+
+def _scaled(tree, weight):
+    """weight x tree in at least float32, so that a sum over clients of half-precision uploads keeps its digits."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * weight, tree)
+
+
+def _as_mean(total: Mean) -> Mean:
+    scale = jnp.where(total.weight > 0, 1 / jnp.where(total.weight > 0, total.weight, 1.0), 0.0)
+    return Mean(jax.tree.map(lambda x: x * scale, total.value), total.weight)
+
+
+def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[int, CohortRound]:
+    """The chunk that is used, and the participants filled up with padding clients to a multiple of it."""
+    devices = over.mesh.size if over.mesh is not None else 1
+    chunk = over.chunk[name] if isinstance(over.chunk, Mapping) else over.chunk
+    places = data.index.shape[0]
+    chunk = max(1, min(chunk, -(-places // devices)))
+    more = -places % (chunk * devices)
+    fill = lambda x, value: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+    return chunk, CohortRound(
+        fill(data.index, size), fill(data.weight, 0), fill(data.rows, 0), fill(data.count, 0), data.arrays, data.uniform
+    )
+

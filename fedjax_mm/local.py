@@ -1,0 +1,101 @@
+"""One client's training: mini-batches by row number, shuffled, for as many steps as the client has data.
+
+A step is a plain function `step(carry, batch, key) -> (carry, metrics)`. `gradient_step` makes the usual one; a
+method with two optimisers or two phases writes its own, or runs `local_steps` twice.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
+
+Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
+Loss = Callable[[PyTree, Batch, Key], tuple[jax.Array, Metrics]]
+Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
+
+
+def gradient_step(loss: Loss, tx: optax.GradientTransformation) -> Step:
+    """A step over the carry (params, optimiser state) for `loss(params, batch, key) -> (value [], metrics)`.
+
+    Whatever is not in `params` (a frozen half, a global model) the loss closes over: it gets no gradient.
+    """
+
+    def step(carry, batch, key):
+        params, opt_state = carry
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": value, **metrics}
+
+    return step
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `values` [B, ...] over the real rows of a batch; 0 where there are none."""
+    mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
+    return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
+
+
+def take(arrays: Arrays, rows: jax.Array) -> Arrays:
+    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)
+
+
+def local_steps(
+    step: Step,
+    carry: Any,
+    data: ClientData,
+    key: Key,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    drop_last: bool = False,
+    shuffle: bool = True,
+) -> tuple[Any, Metrics]:
+    """The carry after `epochs` passes over one client's examples, and each metric's mean over the steps taken.
+
+    The number of steps is the client's own (so is the order, whoever else takes part): under `vmap` a chunk of
+    clients stops at its longest. A last batch that is not full has `batch["mask"]` 0 on its padding, or is left
+    out (`drop_last`). A client without examples takes no step.
+    """
+    if batch_size < 1 or epochs < 0:
+        raise ValueError(f"batch_size must be at least 1 and epochs at least 0, got {batch_size} and {epochs}")
+    most = data.rows.shape[0]
+    count = most if data.uniform else data.count
+    steps = count // batch_size if drop_last else -(-count // batch_size)
+    full = drop_last or (data.uniform and most % batch_size == 0)
+    padding = -most % batch_size  # so that no slice of the last batch is clamped
+
+    # The name is what costs.of looks for: the one step is counted as it is compiled, wherever its loop stands.
+    def client_step(carry, batch, key):
+        return step(carry, batch, key)
+
+    client_step = jax.jit(client_step)
+
+    def batch_at(rows, i):
+        start = i * batch_size
+        mask = jnp.ones(batch_size) if full else (start + jnp.arange(batch_size) < count).astype(jnp.float32)
+        return {**take(data.arrays, jax.lax.dynamic_slice(rows, (start,), (batch_size,))), "mask": mask}
+
+    def epoch(e, carry_and_total):
+        epoch_key = jax.random.fold_in(key, e)
+        rows = data.rows
+        if shuffle:  # a random key per own row, the padding rows last
+            draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
+            rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
+        rows = jnp.pad(rows, (0, padding))
+
+        def one(i, carry_and_total):
+            carry, total = carry_and_total
+            carry, metrics = client_step(carry, batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
+            return carry, jax.tree.map(jnp.add, total, metrics)
+
+        return jax.lax.fori_loop(0, steps, one, carry_and_total)
+
+    shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
+    return carry, jax.tree.map(lambda x: x / jnp.maximum(epochs * steps, 1), total)

@@ -1,0 +1,45 @@
+"""A small convolutional image encoder."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_mm.models.layers import Conv, GroupNorm, Model, as_model, one_of, pixels
+
+
+class CNN(nn.Module):
+    """Stages of 3x3 convolution with stride 2, norm and relu, then a pool and a linear layer."""
+
+    channels: Sequence[int]
+    dim: int
+    norm: str | None = "group"
+    pool: str = "mean"
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = pixels(images, self.dtype)
+        for features in self.channels:
+            x = Conv(features, stride=2, use_bias=self.norm is None, dtype=self.dtype)(x)
+            x = nn.relu(x if self.norm is None else GroupNorm(dtype=self.dtype)(x))
+        x = x.mean((1, 2)) if self.pool == "mean" else x.reshape(x.shape[0], -1)
+        return nn.Dense(self.dim, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def encoder(
+    channels: Sequence[int],
+    dim: int,
+    norm: str | None = "group",
+    pool: str = "mean",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Model:
+    """An encoder of images [B, H, W, channels], uint8 (scaled to [-1, 1]) or float, -> [B, dim].
+
+    Each entry of `channels` is a stage that halves height and width. `norm` is "group" or None. `pool` "mean" forgets
+    where things are, "flatten" does not and ties the parameters to the image size.
+    """
+    one_of("norm", norm, ("group", None))
+    one_of("pool", pool, ("mean", "flatten"))
+    return as_model(CNN(tuple(channels), dim, norm, pool, dtype))

@@ -1,0 +1,181 @@
+"""Pictures of who holds what, of curves, and of quality beside cost; sizes and fonts suit a page 900 pixels wide."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from fedjax_mm.tables import Cell, Row, cell_text, heading, quantity
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; grey is for controls.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
+GREY, LIGHT_GREY, INK = "#8C8C8C", "#C4C4C4", "#303030"
+DOWN, UP = "#B5500A", "#F2A65A"
+
+
+def modalities(holds: Mapping[str, Any]) -> list[str]:
+    """What a cohort of split.json holds of every example, besides its label, group and marks of what is missing."""
+    return [name for name in holds["arrays"] if name not in ("label", "group") and not name.startswith("has_")]
+
+
+def plot_split(split: Mapping[str, Any], path: str | os.PathLike, classes: Sequence[str] | None = None) -> None:
+    """Writes the picture of who holds what: a bar per client, by class where there are labels, a panel per cohort.
+
+    classes: K names; by default numbers.
+    """
+    figure = Figure((9, 0.5 + 1.9 * len(split)), layout="constrained")
+    panels = figure.subplots(len(split), 1, sharey=True, squeeze=False)[:, 0]
+    most = max(len(holds["examples"]) for holds in split.values())
+    count = max(len(holds["classes"][0]) if "classes" in holds else 0 for holds in split.values())
+    palette = COLOURS if count <= len(COLOURS) else matplotlib.colormaps["viridis"](np.linspace(0, 1, count))
+    for panel, (cohort, holds) in zip(panels, split.items(), strict=True):
+        sizes = np.asarray(holds["examples"])
+        by_class = np.asarray(holds.get("classes", sizes[:, None]))  # [N, K]
+        bottom = np.zeros(len(sizes))
+        for k, held in enumerate(by_class.T):
+            some = np.flatnonzero(held)
+            edge = {"edgecolor": "white", "linewidth": 0.4 if most <= 50 else 0}
+            panel.bar(some, held[some], 0.82, bottom[some], color=palette[k] if count else COLOURS[0], **edge)
+            bottom += held
+        for client, size in enumerate(sizes if most <= 50 else ()):
+            place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "rotation": 90 * (most > 20)}
+            panel.annotate(f"{size}", (client, size), fontsize=8, color=INK, **place)
+        _style(panel, f"{cohort}: {', '.join(modalities(holds))}", "", "examples")
+        about = f"{len(sizes)} clients, {sizes.sum():,} examples, {sizes.min():,} to {sizes.max():,} each"
+        panel.set_title(about, loc="right", fontsize=9, color=INK)
+        panel.set_xlim(-0.7, max(most, 10) - 0.3)  # a bar is as wide in every panel
+        panel.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    panels[0].set_ylim(0, 1.22 * max(max(holds["examples"]) for holds in split.values()))
+    panels[-1].set_xlabel("client of the cohort", fontsize=9, color=INK)
+    if 1 < count <= 20:
+        names = classes if classes is not None else [str(k) for k in range(count)]
+        patches = [Patch(color=palette[k], label=names[k]) for k in reversed(range(count))]
+        figure.legend(handles=patches, title="class", loc="outside right center", frameon=False, fontsize=9)
+    elif count > 20:
+        figure.colorbar(ScalarMappable(Normalize(0, count - 1), "viridis"), ax=panels, label="class")
+    _save(figure, path)
+
+
+def plot_curves(
+    groups: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Writes a picture of metrics over rounds, a panel each: the mean of a group's seeds, its band from min to max.
+
+    groups: name -> the metrics.jsonl rows of each seed. A round that lacks the metric in one of the seeds is left
+    out, and so is one in which nobody of a cohort took part. Raises ValueError for a metric that no run has.
+    """
+    known = dict.fromkeys(key for seeds in groups.values() for rows in seeds for row in rows for key in row)
+    if unknown := [metric for metric in metrics if metric not in known]:
+        raise ValueError(f"no run has the metric '{unknown[0]}'; they have {', '.join(sorted(known))}")
+    across = min(3, len(metrics))
+    down = -(-len(metrics) // across)
+    figure = Figure((6.5 if across == 1 else 9, 0.7 + (3 if across < 3 else 2.3) * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    lines = {}
+    for panel, metric in zip(panels, metrics, strict=False):
+        for i, (name, seeds) in enumerate(groups.items()):
+            rounds, values = _over_rounds(seeds, metric)
+            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}
+            dots = {"marker": "o", "markersize": 3} if len(rounds) <= 25 else {}
+            (lines[name],) = panel.plot(rounds, values.mean(0), linewidth=1.6, **look, **dots)
+            panel.fill_between(rounds, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
+        *where, _ = metric.split("/")
+        title = "test: " + " ".join(where[1:]) if where[:1] == ["test"] else "training: " + " ".join(where)
+        _style(panel, title.removesuffix(": "), "communication round", quantity(metric))
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for panel in panels[len(metrics) :]:
+        panel.set_axis_off()
+    names = [f"{name} ({len(groups[name])} seeds)" if len(groups[name]) > 1 else name for name in lines]
+    place = {"loc": "outside lower center", "ncols": min(len(names), across + 1), "frameon": False, "fontsize": 9}
+    figure.legend(list(lines.values()), names, **place)
+    _save(figure, path)
+
+
+def plot_bars(
+    rows: Sequence[Row],
+    path: str | os.PathLike,
+    *,
+    quality: str,
+    cost: tuple[str, ...] = ("MB down", "MB up"),
+    label: str = "run",
+    controls: Sequence[str] = (),
+    quality_axis: str | None = None,
+    cost_axis: str = "MB per client and round",
+) -> None:
+    """Writes a bar of quality (with its std) per row, and beside it the one or two costs, stacked.
+
+    quality, cost, label: keys of the rows; controls: labels of the rows to grey.
+    """
+    figure = Figure((9, 1.1 + 0.36 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    at, names = np.arange(len(rows)), [str(row[label]) for row in rows]
+    pick = lambda colour, grey: [grey if name in controls else colour for name in names]
+    bars = {"height": 0.7, "edgecolor": "white", "linewidth": 0.5}
+    mean, std = np.array([_mean_std(row.get(quality)) for row in rows]).T
+    left.barh(at, mean, color=pick(COLOURS[0], GREY), **bars)
+    left.errorbar(mean, at, xerr=np.where(std > 0, std, np.nan), fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    parts = np.array([[_mean_std(row.get(key))[0] for row in rows] for key in cost])  # [costs, rows]
+    starts = np.cumsum(parts, 0) - parts
+    for part, start, colour, grey in zip(parts, starts, (DOWN, UP), (GREY, LIGHT_GREY), strict=False):
+        right.barh(at, part, left=start, color=pick(colour, grey), **bars)
+    total = parts.sum(0)
+    totals = [cell_text(None if np.isnan(x) else x) for x in total.tolist()]
+    qualities = [cell_text(row.get(quality)) for row in rows]
+    for axis, ends, texts in ((left, mean + std, qualities), (right, total, totals)):
+        ends = np.nan_to_num(ends)
+        for y, end, text in zip(at, ends, texts, strict=True):
+            axis.annotate(text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK)
+        axis.set_xlim(0, 1.35 * max(ends.max(), 1e-9))  # room for the numbers
+    _style(left, "", quality_axis or heading(quality), "")
+    _style(right, "", cost_axis, "")
+    left.set_yticks(at, names, fontsize=10.5)
+    left.invert_yaxis()
+    for text, name in zip(left.get_yticklabels(), names, strict=True):
+        text.set_color(GREY if name in controls else "black")
+    for axis in (left, right):
+        axis.grid(False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.label.set_size(10.5)
+    if len(cost) > 1:
+        patches = [Patch(color=colour, label=key) for key, colour in zip(cost, (DOWN, UP), strict=False)]
+        figure.legend(handles=patches, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
+    _save(figure, path)
+
+
+def _over_rounds(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[list[int], np.ndarray]:
+    """The rounds that have the metric in every seed, and its values [seeds, rounds]."""
+    taking_part = f"{metric.partition('/')[0]}/clients"
+    curves = [{r["round"]: r[metric] for r in rows if metric in r and r.get(taking_part, 1)} for rows in seeds]
+    rounds = sorted(set.intersection(*map(set, curves)))
+    return rounds, np.array([[curve[r] for r in rounds] for curve in curves]).reshape(len(curves), len(rounds))
+
+
+def _mean_std(cell: Cell) -> tuple[float, float]:
+    """A cell's numbers; nan for the mean where there is none, 0 for the std."""
+    return cell if isinstance(cell, tuple) else (np.nan if cell is None else cell, 0.0)
+
+
+def _style(panel: Axes, title: str, x: str, y: str) -> None:
+    panel.set_title(title, loc="left", fontsize=10, fontweight="bold", color="black")
+    panel.set_xlabel(x, fontsize=9, color=INK)
+    panel.set_ylabel(y, fontsize=9, color=INK)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color("#B0B0B0")
+    panel.tick_params(labelsize=9, color="#B0B0B0", labelcolor=INK)
+    panel.grid(True, color="#E8E8E8", linewidth=0.7)
+    panel.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(pathlib.Path(path), dpi=200, facecolor="white")

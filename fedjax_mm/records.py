@@ -1,0 +1,119 @@
+"""The files of a run: settings, log and checkpoints, each written whole or not at all."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fedjax_mm.types import FedState
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, directory: str | os.PathLike, settings: Mapping[str, Any]):
+        self.path, settings = pathlib.Path(directory).absolute(), _plain(settings)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.json.tmp").touch()
+            (self.path / "config.json.tmp").unlink()
+        except OSError as error:
+            raise OSError(f"cannot write to {self.path} ({error.strerror}); give another directory") from error
+        config = self.path / "config.json"
+        if config.exists():
+            _compare(config, settings)
+        else:
+            self.write("config.json", {**settings, "versions": _versions(), "device": _device()})
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self.checkpoints = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        if jax.process_index() == 0:
+            temporary = self.path / f"{name}.tmp"
+            temporary.write_text(json.dumps(content, indent=1))
+            temporary.replace(self.path / name)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds a line to metrics.jsonl."""
+        if jax.process_index() == 0:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self, state: FedState) -> None:
+        """Writes a checkpoint; the previous one stays until this one is complete."""
+        step = int(state.round)
+        if self.checkpoints.latest_step() == step:
+            return
+        try:
+            self.checkpoints.save(step, args=ocp.args.StandardSave(state))
+            self.checkpoints.wait_until_finished()
+        except (OSError, ValueError) as error:
+            shutil.rmtree(self.path / "checkpoints" / str(step), ignore_errors=True)
+            raise OSError(
+                f"could not write the checkpoint of round {step} to {self.path} ({error}); the last complete one is "
+                f"of round {self.checkpoints.latest_step() or 0}: free some space and run again to go on from there"
+            ) from error
+
+    def restore(self, like: FedState, log: Callable[[str], None]) -> FedState:
+        """The state of the last checkpoint, or `like` where there is none; later lines of the log are cut off."""
+        step = self.checkpoints.latest_step()
+        if step is not None:
+            try:
+                like = self.checkpoints.restore(step, args=ocp.args.StandardRestore(like))
+            except Exception as error:
+                raise OSError(
+                    f"the checkpoint {self.path / 'checkpoints' / str(step)} cannot be read ({error}); remove that "
+                    "folder to go on from the one before"
+                ) from error
+            log(f"resuming {self.path.name} after round {step}")
+        rows = self.path / "metrics.jsonl"
+        if rows.exists() and jax.process_index() == 0:
+            kept = [row for row in read_metrics(self.path) if row["round"] <= (step or 0)]
+            temporary = self.path / "metrics.jsonl.tmp"
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(rows)
+        return like
+
+    def close(self) -> None:
+        self.checkpoints.close()
+
+
+def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    for line in (pathlib.Path(directory) / "metrics.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    as_plain = lambda value: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+    return json.loads(json.dumps(settings, default=as_plain))
+
+
+def _compare(config: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    held = json.loads(config.read_text())
+    differs = [key for key in settings if held.get(key) != settings[key]]
+    if differs:
+        was = "; ".join(f"{key} was {held.get(key)}, now {settings[key]}" for key in differs)
+        raise ValueError(f"{config.parent} holds another run ({was}); give another directory or the same settings")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+def _device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

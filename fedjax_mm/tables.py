@@ -1,0 +1,91 @@
+"""Tables of plain dicts, in Markdown and on the terminal. A cell is a number, a text, (mean, std) or None."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+Cell = float | str | tuple[float, float] | None
+Row = Mapping[str, Cell]
+Columns = Sequence[str] | Mapping[str, str] | None
+
+
+def table(rows: Sequence[Row], columns: Columns = None) -> str:
+    """A Markdown table. columns: keys in order, or {key: heading}; None is every key of the rows."""
+    heads = _headings(rows, columns)
+    safe = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    line = lambda cells: "| " + " | ".join(map(safe, cells)) + " |\n"
+    rule = "|" + "|".join(" ---: " if _is_number(rows, key) else " --- " for key in heads) + "|\n"
+    return line(heads.values()) + rule + "".join(line(cell_text(row.get(key)) for key in heads) for row in rows)
+
+
+def show(rows: Sequence[Row], columns: Columns = None) -> None:
+    """Prints the table that `table` writes, for a terminal."""
+    heads = _headings(rows, columns)
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for key, head in heads.items():
+        grid.add_column(rich.text.Text(head), justify="right" if _is_number(rows, key) else "left")
+    for row in rows:
+        grid.add_row(*(rich.text.Text(cell_text(row.get(key))) for key in heads))
+    rich.console.Console().print(grid)
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as people write it: 0.831; 0.831 ± 0.012 with two digits of the std, at most four of the mean; – for None."""
+    if cell is None:
+        return "–"
+    if not isinstance(cell, tuple):
+        return str(cell) if isinstance(cell, str | Integral) else _fixed(cell, _decimals(cell, 3))
+    mean, std = cell
+    decimals = _decimals(std, 2) if std else _decimals(mean, 3)
+    if std < abs(mean):
+        decimals = min(decimals, _decimals(mean, 4))
+    return f"{_fixed(mean, decimals)} ± {_fixed(std, decimals)}"
+
+
+def heading(metric: str) -> str:
+    """A logged metric's name for people: "test/left+right/macro_f1" -> "left+right macro F1"; others as they are."""
+    *where, last = metric.removeprefix("test/").split("/")
+    return " ".join([*where, quantity(last).removesuffix(" (0 to 1)")])
+
+
+def quantity(metric: str) -> str:
+    """What a metric measures, with its unit: "image/macro_f1" -> "macro F1 (0 to 1)"."""
+    last = metric.rpartition("/")[2]
+    known = {
+        "accuracy": "accuracy (0 to 1)",
+        "macro_f1": "macro F1 (0 to 1)",
+        "weighted_f1": "weighted F1 (0 to 1)",
+        "seconds": "time per round (s)",
+        "clients": "clients taking part",
+        "left_out": "clients left out",
+    }
+    if found := re.fullmatch(r"(i2t|t2i)_(?:r(\d+)|medr)", last):
+        way = {"i2t": "image to text", "t2i": "text to image"}[found[1]]
+        return f"{way} R@{found[2]} (%)" if found[2] else f"{way} median rank"
+    return known.get(last, last)
+
+
+def _headings(rows: Sequence[Row], columns: Columns) -> dict[str, str]:
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    return dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
+
+
+def _is_number(rows: Sequence[Row], key: str) -> bool:
+    cells = [row.get(key) for row in rows]
+    return all(cell is None or isinstance(cell, tuple | Real) for cell in cells)
+
+
+def _decimals(x: float, digits: int) -> int:
+    """Decimal places that show `digits` significant ones."""
+    return max(0, digits - 1 - math.floor(math.log10(abs(x)))) if x and math.isfinite(x) else 0
+
+
+def _fixed(x: float, decimals: int) -> str:
+    return f"{x:.2e}" if decimals > 6 else f"{x:.{decimals}f}"

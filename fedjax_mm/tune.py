@@ -1,0 +1,88 @@
+"""`chunk="auto"`: timing each cohort's map over clients on the real round, and keeping the fastest that fits."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from fedjax_mm.federate import federate
+from fedjax_mm.records import RunDirectory
+from fedjax_mm.types import FedState, Method, OverClients, RoundData
+
+
+def tune_chunks(
+    method: Method, state: FedState, data: RoundData, key: jax.Array, mesh: Mesh | None = None, repeats: int = 3
+) -> dict[str, dict[str, float]]:
+    """Seconds per round of each cohort at several chunk sizes: {cohort: {chunk: seconds}}, on the real data.
+
+    Each cohort is timed alone (its own download, update and reduction). A chunk that does not fit the device's
+    memory is left out; larger ones are then not tried.
+    """
+    devices = mesh.size if mesh is not None else 1
+    seconds = {}
+    for name, cohort in method.cohorts.items():
+        keep = method.server._replace(update=lambda server, uploads, public, key: (server, uploads))
+        places = -(-data.cohorts[name].index.shape[0] // devices)
+        seconds[name] = {}
+        for chunk in [c for c in (1, 4, 16, 64, 256) if c < places] + [places]:
+            alone = federate(keep, {name: cohort}, upload=method.upload, over=OverClients(chunk, mesh))
+            inputs = (
+                dataclasses.replace(state, clients={name: state.clients[name]}),
+                data._replace(cohorts={name: data.cohorts[name]}),
+                key,
+            )
+            try:
+                compiled = jax.jit(alone.round).lower(*inputs).compile()
+                if compiled.memory_analysis().temp_size_in_bytes > _free_bytes():
+                    break
+                times = []
+                for _ in range(repeats + 1):
+                    begun = time.perf_counter()
+                    jax.block_until_ready(compiled(*inputs))
+                    times.append(time.perf_counter() - begun)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                break
+            seconds[name][str(chunk)] = float(np.median(times[1:]))
+    return seconds
+
+
+def chosen_chunks(
+    method: Method,
+    state: FedState,
+    data: RoundData,
+    key: jax.Array,
+    mesh: Mesh | None,
+    files: RunDirectory | None,
+    log: Callable[[str], None],
+) -> dict[str, int]:
+    """The best chunk of every cohort: what `files` remembers in chunk.json, else measured now and kept there."""
+    path = files.path / "chunk.json" if files else None
+    if path and path.exists():
+        seconds = json.loads(path.read_text())
+    else:
+        seconds = tune_chunks(method, state, data, key, mesh)
+        if files:
+            files.write("chunk.json", seconds)
+    best = [int(min(times, key=times.get)) for times in (seconds[name] for name in method.cohorts)]
+    if jax.process_count() > 1:  # all hosts must compile the same program
+        best = [int(b) for b in multihost_utils.broadcast_one_to_all(np.array(best))]
+    chosen = dict(zip(method.cohorts, best, strict=True))
+    for name, chunk in chosen.items():
+        times = ", ".join(f"{c}: {1000 * s:.1f}" for c, s in seconds[name].items())
+        log(f"chunk of {name} is {chunk} (ms per round at each chunk: {times})")
+    return chosen
+
+
+def _free_bytes() -> float:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

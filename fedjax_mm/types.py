@@ -1,0 +1,137 @@
+"""The nouns of a federated round, and the shape of every field.
+
+Letters used in every docstring: `N` clients of a cohort, `C` clients taking part (padded), `M` examples of a
+client, `R` the most examples any client of the cohort owns, `E` examples of the cohort's arrays, `S` local
+steps, `B` batch, `P` public (proxy) examples, `D` embedding width, `K` classes, `T` time steps.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Key = jax.Array
+Arrays = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
+
+
+class Download(NamedTuple):
+    """What the clients of one cohort get from the server; the same for each of them.
+
+    `sent` travels to every participant in every round. `held` is needed too, but every client has it already
+    (frozen layers, a pre-trained trunk): it costs bytes only for a client that joins late.
+    """
+
+    sent: PyTree
+    held: PyTree = ()
+
+
+class Mean(NamedTuple):
+    """An upload slot of which the server needs only the weighted mean over clients.
+
+    It is summed while clients are mapped, so C clients never hold C copies. `value` is one client's tree, and
+    after the round the mean over clients; `weight` [] is what stands behind it, 0 where nobody sent it.
+    """
+
+    value: PyTree
+    weight: jax.Array
+
+
+class Each(NamedTuple):
+    """An upload slot the server needs from every client: after the round `value` has leaves [C, ...], `weight` [C].
+
+    A weight of 0 marks a client that sent nothing (its values are then 0, never NaN).
+    """
+
+    value: PyTree
+    weight: jax.Array
+
+
+Upload = Mapping[str, Mean | Each]  # slot (a part or a modality) -> what travels
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClientData:
+    """What one client sees: its rows of the cohort's example arrays, and the public examples."""
+
+    arrays: Arrays  # leaves [E, ...], shared by the cohort; a step gathers its batch by row number
+    rows: jax.Array  # [R] int32; the first `count` are this client's own
+    count: jax.Array  # [] int32, M
+    weight: jax.Array  # [] float32; its weight in an average, 0 for a padding client
+    public: Arrays | None  # leaves [P, ...]
+    uniform: bool = dataclasses.field(default=False, metadata={"static": True})  # every client owns exactly R rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CohortRound:
+    """Who takes part from one cohort, and with which rows. A padding client has index N and weight 0."""
+
+    index: jax.Array  # [C] int32
+    weight: jax.Array  # [C] float32
+    rows: jax.Array  # [C, R] int32
+    count: jax.Array  # [C] int32
+    arrays: Arrays  # leaves [E, ...]
+    uniform: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+class RoundData(NamedTuple):
+    """One round's input. Its shapes never change within a stage, whoever is drawn."""
+
+    cohorts: Mapping[str, CohortRound]
+    public: Arrays | None = None  # leaves [P, ...]
+
+
+class Cohort(NamedTuple):
+    """Clients with the same shapes. Both functions speak of ONE client."""
+
+    size: int  # N
+    init: Callable[[Key], PyTree]  # -> client state, kept from round to round; `lambda key: ()` where there is none
+    update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics]]
+
+
+class Server(NamedTuple):
+    """The server's three functions. `update` gets {cohort: {slot: Mean | Each}}."""
+
+    init: Callable[[Key], PyTree]
+    download: Callable[[PyTree, Arrays | None], Mapping[str, Download]]
+    update: Callable[[PyTree, Mapping[str, Upload], Arrays | None, Key], tuple[PyTree, Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FedState:
+    """All there is to checkpoint."""
+
+    server: PyTree
+    clients: Mapping[str, PyTree]  # leaves [N, ...]
+    round: jax.Array  # [] int32
+
+
+class OverClients(NamedTuple):
+    """How a round maps over its clients. Every choice gives the same result.
+
+    `chunk` clients are vmapped at a time and the chunks scanned; a mapping gives each cohort its own. `mesh`, with
+    one axis named "clients", spreads the clients over its devices (None: one device).
+    """
+
+    chunk: int | Mapping[str, int] = 1
+    mesh: jax.sharding.Mesh | None = None
+
+
+class Method(NamedTuple):
+    """A federated method: `federate(server, cohorts, evaluate)` makes one.
+
+    `round` is pure: it can be jitted, scanned over rounds and vmapped over seeds.
+    """
+
+    init: Callable[[Key], FedState]
+    round: Callable[[FedState, RoundData, Key], tuple[FedState, Metrics]]
+    evaluate: Callable[[FedState, Arrays], Mapping[str, float]]
+    server: Server
+    cohorts: Mapping[str, Cohort]
+    upload: Any  # optax.GradientTransformationExtraArgs: what an upload passes through on its way
+    over: OverClients

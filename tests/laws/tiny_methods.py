@@ -1,0 +1,141 @@
+"""A small instance of every registered method, and two toys for what the registered ones do not use yet.
+
+`exchange`: clients with their own weights and optimiser state send representations of public data (`each` slots).
+`staged`: a frozen lower half that every client holds; only the upper half is trained and sent.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_mm import aggregate, trees
+from fedjax_mm.data.federated import FederatedData
+from fedjax_mm.federate import federate
+from fedjax_mm.local import gradient_step, local_steps, masked_mean
+from fedjax_mm.methods import fedavg
+from fedjax_mm.models import heads, mlp
+from fedjax_mm.types import Cohort, Download, Each, Mean, Method, Server
+
+SIZES = {"A": 5, "B": 4, "AB": 6}
+
+
+class Tiny(NamedTuple):
+    method: Method
+    data: FederatedData
+
+
+def _data() -> FederatedData:
+    """Three cohorts over one pool of 120 examples; clients own 1 to 14 of them, one of A none."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.normal(size=(120, 4)).astype(np.float32),
+        "b": rng.normal(size=(120, 3, 2)).astype(np.float32),
+        "label": rng.integers(0, 3, 120).astype(np.int32),
+    }
+    owned = iter(np.split(rng.permutation(120), np.cumsum([0, 1, 7, 9, 14, 3, 6, 8, 11, 4, 5, 10, 12, 13])[:-1]))
+    clients = {name: [next(owned) for _ in range(n)] for name, n in (("A", 4), ("B", 4), ("AB", 6))}
+    clients["A"].append(np.arange(9))
+    has = {"A": "a", "B": "b", "AB": "ab"}
+    arrays_of = {name: {k: arrays[k] for k in (*has[name], "label")} for name in clients}
+    public = {"a": arrays["a"][:10] + 1, "b": arrays["b"][:10] - 1}
+    return FederatedData.from_arrays(arrays_of, clients, public=public, num_classes=3)
+
+
+def _fedavg(**settings) -> Method:
+    config = fedavg.FedAvgConfig(client_lr=0.1, batch_size=4, epochs=2, **settings)
+    encoders = {"a": mlp.encoder((6,), 5), "b": mlp.encoder((), 5)}
+    return fedavg.build(config, _data(), encoders, heads.linear(3))
+
+
+def _exchange() -> Method:
+    has = {"A": "a", "B": "b", "AB": "ab"}
+    widths = {"a": 4, "b": 6}
+    flat = lambda x: x.reshape(len(x), -1)
+    tx = optax.adam(0.01)
+
+    def init_params(key, names):
+        return {m: jax.random.normal(jax.random.fold_in(key, ord(m)), (widths[m], 5)) / 2 for m in names}
+
+    def represent(params, arrays):
+        return {m: jnp.tanh(flat(arrays[m]) @ params[m]) for m in params}
+
+    def cohort(name):
+        def init(key):
+            params = init_params(key, has[name])
+            return {"params": params, "opt": tx.init(params)}
+
+        def update(download, state, data, key):
+            def loss(params, batch, key):
+                own = sum(masked_mean((r - 0.3) ** 2, batch["mask"]) for r in represent(params, batch).values())
+                towards = represent(params, data.public)
+                return own + sum(((towards[m] - download.sent[m]) ** 2).mean() for m in towards), {}
+
+            step = gradient_step(loss, tx)
+            carry, metrics = local_steps(step, (state["params"], state["opt"]), data, key, batch_size=4)
+            upload = {m: Each(r, jnp.sign(data.weight)) for m, r in represent(carry[0], data.public).items()}
+            return upload, {"params": carry[0], "opt": carry[1]}, metrics
+
+        return Cohort(SIZES[name], init, update)
+
+    def download(params, public):
+        reps = represent(params, public)
+        return {name: Download({m: reps[m] for m in held}) for name, held in has.items()}
+
+    def server_update(params, uploads, public, key):
+        reps = represent(params, public)
+        target = {m: aggregate.average(aggregate.collect(uploads, m), reps[m]) for m in reps}
+        grads = jax.grad(lambda p: sum(((represent(p, public)[m] - target[m]) ** 2).sum() for m in p))(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), {}
+
+    server = Server(lambda key: init_params(key, "ab"), download, server_update)
+    return federate(server, {name: cohort(name) for name in SIZES})
+
+
+def _staged() -> Method:
+    trains = {"A": "upper", "B": "upper_b", "AB": "upper"}
+
+    def mask(params, name):
+        return {part: part == trains[name] for part in params}
+
+    def cohort(name):
+        x = "b" if name == "B" else "a"
+
+        def update(download, state, data, key):
+            def loss(train, batch, key):
+                params = trees.merge(train, download.held)
+                hidden = jnp.tanh(batch[x].reshape(len(batch[x]), -1)[:, :4] @ params["lower"])
+                scores = hidden @ params[trains[name]]
+                ce = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+                return masked_mean(ce, batch["mask"]), {}
+
+            tx = optax.adam(0.05)
+            carry = (download.sent, tx.init(download.sent))
+            (train, _), metrics = local_steps(gradient_step(loss, tx), carry, data, key, batch_size=4)
+            part = trains[name]
+            return {part: Mean(train[part] - download.sent[part], data.weight)}, state, metrics
+
+        return Cohort(SIZES[name], lambda key: (), update)
+
+    def init(key):
+        draw = lambda i, shape: jax.random.normal(jax.random.fold_in(key, i), shape)
+        return {"lower": draw(0, (4, 5)), "upper": draw(1, (5, 3)), "upper_b": draw(2, (5, 3))}
+
+    def download(params, public):
+        return {name: Download(*trees.partition(params, mask(params, name))) for name in SIZES}
+
+    def server_update(params, uploads, public, key):
+        change = {part: aggregate.collect(uploads, part).value for part in ("upper", "upper_b")}
+        return {part: p + change[part] if part in change else p for part, p in params.items()}, {}
+
+    return federate(Server(init, download, server_update), {name: cohort(name) for name in SIZES})
+
+
+TINY = {
+    "fedavg": lambda: Tiny(_fedavg(server_optimizer="adam", server_lr=0.1, prox=0.1), _data()),
+    "fedavg_personal_head": lambda: Tiny(_fedavg(shared=("a", "b")), _data()),
+    "exchange": lambda: Tiny(_exchange(), _data()),
+    "staged": lambda: Tiny(_staged(), _data()),
+}

@@ -1,0 +1,171 @@
+"""FedAvg against centralised SGD in NumPy and against its own limits."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_mm import clients, run
+from fedjax_mm.data.federated import FederatedData
+from fedjax_mm.methods.fedavg import FedAvgConfig, build
+from fedjax_mm.models import Model, heads, mlp
+
+RNG = np.random.default_rng(0)
+LABEL = RNG.integers(0, 3, 90).astype(np.int32)
+A = (RNG.normal(size=(90, 4)) + 2 * np.eye(4)[LABEL]).astype(np.float32)
+B = (RNG.normal(size=(90, 5)) - 2 * np.eye(5)[LABEL]).astype(np.float32)
+ENCODERS = {"a": mlp.encoder((8,), 6), "b": mlp.encoder((), 6)}
+KEY = jax.random.key(2)
+IDENTITY = Model(lambda key, x: {}, lambda params, x: x)
+
+
+def two_modalities(parts=3):
+    rows = np.array_split(np.random.default_rng(1).permutation(90), 3 * parts)
+    arrays = {"A": {"a": A, "label": LABEL}, "B": {"b": B, "label": LABEL}, "AB": {"a": A, "b": B, "label": LABEL}}
+    owned = {name: rows[i * parts : (i + 1) * parts] for i, name in enumerate(arrays)}
+    return FederatedData.from_arrays(arrays, owned, num_classes=3)
+
+
+def one_round(config, data, encoders=ENCODERS, state=None, **settings):
+    method = build(config, data, encoders, heads.linear(3), **settings)
+    state = state or method.init(jax.random.key(0))
+    everyone = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
+    return state, *jax.jit(method.round)(state, everyone, KEY)
+
+
+def test_one_client_alone_is_plain_centralised_gradient_descent():
+    data = FederatedData.from_arrays({"a": A, "label": LABEL}, [np.arange(90)])
+    config = FedAvgConfig(client_lr=0.1, batch_size=90, epochs=4)
+    state, new, _ = one_round(config, data, {"a": IDENTITY})
+    dense = state.server["params"]["head"]["Dense_0"]
+    w, b = np.array(dense["kernel"], np.float64), np.array(dense["bias"], np.float64)
+    for _ in range(4):
+        scores = A @ w + b
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p = (p / p.sum(1, keepdims=True) - np.eye(3)[LABEL]) / 90
+        w, b = w - 0.1 * A.T @ p, b - 0.1 * p.sum(0)
+    chex.assert_trees_all_close(new.server["params"]["head"]["Dense_0"], {"kernel": w, "bias": b}, atol=1e-5)
+
+
+def test_full_batch_clients_of_equal_rate_average_to_the_weighted_gradient():
+    """With one full-batch step each, FedAvg is one step on the union of all examples."""
+    config = FedAvgConfig(client_lr=0.1, batch_size=90)
+    parts = np.split(np.arange(90), [10, 35])
+    _, split, _ = one_round(config, FederatedData.from_arrays({"a": A, "label": LABEL}, parts), {"a": IDENTITY})
+    whole_data = FederatedData.from_arrays({"a": A, "label": LABEL}, [np.arange(90)])
+    _, whole, _ = one_round(config, whole_data, {"a": IDENTITY})
+    chex.assert_trees_all_close(split.server["params"], whole.server["params"], atol=1e-6)
+
+
+def test_each_part_is_averaged_over_the_clients_that_have_it():
+    data = two_modalities()
+    config = FedAvgConfig(batch_size=10, multimodal_weight=3.0)
+    state, new, _ = one_round(config, data)
+    method = build(config, data, ENCODERS, heads.linear(3))
+    everyone = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
+    uploads = _uploads_one_by_one(method, state, everyone)
+    for part, holders in (("a", ("A", "AB")), ("b", ("B", "AB")), ("head", ("A", "B", "AB"))):
+        sent = [(u[part], 3.0 if name == "AB" else 1.0) for name in holders for u in uploads[name]]
+        weight = np.array([float(u.weight) for u, _ in sent])
+        assert weight.tolist() == [10.0 * boost for _, boost in sent]
+        mean = jax.tree.map(lambda *x, w=weight: np.tensordot(w / w.sum(), np.stack(x), 1), *[u.value for u, _ in sent])
+        expected = jax.tree.map(jnp.add, state.server["params"][part], mean)
+        chex.assert_trees_all_close(new.server["params"][part], expected, atol=1e-5)
+
+
+def _uploads_one_by_one(method, state, taken):
+    import zlib
+
+    from fedjax_mm.types import ClientData
+
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 1), 0)
+    downloads, uploads = method.server.download(state.server, None), {}
+    for name, cohort in method.cohorts.items():
+        c, update = taken.cohorts[name], jax.jit(cohort.update)
+        uploads[name] = []
+        for i, j in enumerate(c.index):
+            client_key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), j)
+            seen = ClientData(c.arrays, c.rows[i], c.count[i], c.weight[i], None, c.uniform)
+            uploads[name].append(update(downloads[name], {}, seen, jax.random.fold_in(client_key, 0))[0])
+    return uploads
+
+
+def test_prox_of_zero_is_fedavg_and_a_large_one_holds_clients_back():
+    data = two_modalities()
+    moved = {}
+    for mu in (0.0, 5.0, None):
+        config = FedAvgConfig(batch_size=10, epochs=3) if mu is None else FedAvgConfig(batch_size=10, epochs=3, prox=mu)
+        state, new, _ = one_round(config, data)
+        moved[mu] = optax.tree.norm(optax.tree.sub(new.server["params"], state.server["params"]))
+    assert float(moved[0.0]) == float(moved[None]) and 0 < float(moved[5.0]) < 0.7 * float(moved[0.0])
+
+
+def test_server_optimisers_see_the_mean_change_as_a_negative_gradient():
+    data = two_modalities()
+    state, avg, _ = one_round(FedAvgConfig(batch_size=10), data)
+    for name, tx in (("momentum", optax.sgd(0.5, momentum=0.9)), ("adam", optax.adam(0.5, b1=0.9, b2=0.99, eps=1e-3))):
+        change = optax.tree.sub(state.server["params"], avg.server["params"])
+        updates, _ = tx.update(change, tx.init(state.server["params"]), state.server["params"])
+        _, new, _ = one_round(FedAvgConfig(batch_size=10, server_optimizer=name, server_lr=0.5), data)
+        _, given, _ = one_round(FedAvgConfig(batch_size=10), data, server_optimizer=tx)
+        expected = optax.apply_updates(state.server["params"], updates)
+        chex.assert_trees_all_close(new.server["params"], expected, atol=1e-5)
+        chex.assert_trees_all_close(given.server["params"], expected, atol=1e-5)
+
+
+def test_local_only_training_sends_nothing_and_clients_differ():
+    data = two_modalities()
+    config = FedAvgConfig(batch_size=10, shared=())
+    method = build(config, data, ENCODERS, heads.linear(3))
+    everyone = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
+    state = jax.jit(method.init)(jax.random.key(0))
+    one, _ = jax.jit(method.round)(state, everyone, KEY)
+    for name in data.sizes:
+        kernels = one.clients[name]["head"]["Dense_0"]["kernel"]
+        assert len({np.asarray(k).tobytes() for k in kernels}) == data.sizes[name]
+        assert (np.asarray(kernels) != np.asarray(state.clients[name]["head"]["Dense_0"]["kernel"])).any((1, 2)).all()
+    scores = method.evaluate(one, {"a": A, "b": B, "label": LABEL})
+    assert set(scores) == {f"{m}/{k}" for m in ("a", "b", "a+b") for k in ("accuracy", "macro_f1", "weighted_f1")}
+
+
+def test_an_example_that_lacks_a_modality_is_seen_through_the_other():
+    data = two_modalities()
+    method = build(FedAvgConfig(), data, ENCODERS, heads.linear(3))
+    state = method.init(jax.random.key(0))
+    lacking = {"a": np.full_like(A, 1e6), "b": B, "has_a": np.zeros(90, bool), "label": LABEL}
+    arrays = {"AB": lacking}
+    clients_of = {"AB": [np.arange(45), np.arange(45, 90)]}
+    multimodal = FederatedData.from_arrays(arrays, clients_of)
+    method = build(FedAvgConfig(batch_size=45), multimodal, ENCODERS, heads.linear(3))
+    state = method.init(jax.random.key(0))
+    new, metrics = jax.jit(method.round)(state, multimodal.round({"AB": np.arange(2)}), KEY)
+    assert float(metrics["AB"]["left_out"]) == 0
+    chex.assert_trees_all_equal(new.server["params"]["a"], state.server["params"]["a"])
+    moved = optax.tree.norm(optax.tree.sub(new.server["params"]["b"], state.server["params"]["b"]))
+    assert float(moved) > 0
+
+
+def test_learns_and_beats_its_start_on_every_modality():
+    data = two_modalities()
+    method = build(FedAvgConfig(client_lr=0.2, batch_size=10, epochs=2), data, ENCODERS, heads.linear(3))
+    test = {"a": A, "b": B, "label": LABEL}
+    state = run.train(method, data, rounds=15, per_round={"A": 2, "B": 2, "AB": 2}, log=lambda line: None)
+    before, after = method.evaluate(method.init(jax.random.key(0)), test), method.evaluate(state, test)
+    for tested in ("a", "b", "a+b"):
+        assert after[f"{tested}/accuracy"] > 0.75 > before[f"{tested}/accuracy"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "encoders", "config", "message"),
+    [
+        ({"a": A, "label": LABEL}, ENCODERS, FedAvgConfig(), "no client holds modality 'b'"),
+        ({"x": A, "label": LABEL, "a": A}, {"a": ENCODERS["a"]}, FedAvgConfig(shared=("trunk",)), "shared names parts"),
+        ({"a": A}, {"a": ENCODERS["a"]}, FedAvgConfig(), "cohort all has no array 'label'"),
+    ],
+)
+def test_bad_settings_are_errors_that_name_the_cure(arrays, encoders, config, message):
+    data = FederatedData.from_arrays(arrays, [np.arange(90)])
+    with pytest.raises(ValueError, match=message):
+        build(config, data, encoders, heads.linear(3))

@@ -1,0 +1,144 @@
+"""Recall against brute-force sorting and closed forms; scores against counting by hand."""
+
+import numpy as np
+import pytest
+
+from fedjax_mm import evaluate
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def brute_force(image, text, owner, k):
+    """R@k by sorting every query's candidates, in percent: image to text, text to image."""
+    cosine = np.array([[v @ t / np.linalg.norm(v) / np.linalg.norm(t) for t in text] for v in image])
+    i2t = [np.any(owner[np.argsort(-row)[:k]] == i) for i, row in enumerate(cosine)]
+    t2i = [owner[q] in np.argsort(-column)[:k] for q, column in enumerate(cosine.T)]
+    return 100 * np.mean(i2t), 100 * np.mean(t2i)
+
+
+def brute_force_median(image, text, owner):
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosine = unit(image) @ unit(text).T
+    i2t = [1 + np.flatnonzero(owner[np.argsort(-row)] == i)[0] for i, row in enumerate(cosine)]
+    t2i = [1 + np.flatnonzero(np.argsort(-column) == owner[q])[0] for q, column in enumerate(cosine.T)]
+    return np.median(i2t), np.median(t2i)
+
+
+@pytest.fixture
+def pairs():
+    """30 images of different lengths, two or three texts each in mixed order, close enough to be found sometimes."""
+    owner = np.random.default_rng(1).permutation(np.r_[np.repeat(np.arange(30), 2), np.arange(10)])
+    image = draw(30, 8) * np.linspace(0.1, 9, 30)[:, None]
+    text = image[owner] / np.linalg.norm(image[owner], axis=1, keepdims=True) + 0.5 * draw(70, 8, seed=2)
+    return image, text, owner
+
+
+def test_recall_is_what_sorting_gives(pairs):
+    found = evaluate.retrieval_recall(*pairs, ks=(1, 3, 10))
+    assert set(found) == {f"{way}_{m}" for way in ("i2t", "t2i") for m in ("r1", "r3", "r10", "medr")}
+    for k in (1, 3, 10):
+        want = brute_force(*pairs, k)
+        np.testing.assert_allclose([found[f"i2t_r{k}"], found[f"t2i_r{k}"]], want, rtol=1e-9)
+    np.testing.assert_allclose([found["i2t_medr"], found["t2i_medr"]], brute_force_median(*pairs))
+    assert 5 < found["i2t_r1"] < 95
+
+
+def test_blocks_of_queries_do_not_matter(pairs, monkeypatch):
+    want = evaluate.retrieval_recall(*pairs)
+    monkeypatch.setattr(evaluate, "BLOCK", 7)
+    assert evaluate.retrieval_recall(*pairs) == pytest.approx(want)
+
+
+def test_perfect_and_hopeless_encoders():
+    reps, owner = np.eye(6), np.repeat(np.arange(6), 2)
+    found = evaluate.retrieval_recall(reps, 3 * reps[owner], owner, ks=(1,))
+    assert found == {"i2t_r1": 100, "t2i_r1": 100, "i2t_medr": 1, "t2i_medr": 1}
+    found = evaluate.retrieval_recall(reps, -reps[owner], owner, ks=(1, 5, 6, 10, 11))
+    assert (found["t2i_r1"], found["t2i_r5"], found["t2i_r6"]) == (0, 0, 100)
+    assert (found["i2t_r10"], found["i2t_r11"]) == (0, 100)
+    assert (found["i2t_medr"], found["t2i_medr"]) == (11, 6)
+
+
+@pytest.mark.parametrize("fill", [1.0, 0.0, np.nan, np.inf])
+def test_a_collapsed_or_diverged_encoder_scores_at_chance(fill):
+    owner = np.repeat(np.arange(20), 5)
+    found = evaluate.retrieval_recall(np.full((20, 4), fill), np.full((100, 4), fill), owner, ks=(1, 10))
+    np.testing.assert_allclose(found["t2i_r1"], 100 / 20)
+    np.testing.assert_allclose(found["t2i_r10"], 100 * 10 / 20)
+    np.testing.assert_allclose(found["i2t_r1"], 100 * 5 / 100)
+    miss = np.prod([(95 - j) / (100 - j) for j in range(10)])  # none of 10 texts drawn is one of the image's 5
+    np.testing.assert_allclose(found["i2t_r10"], 100 * (1 - miss))
+    np.testing.assert_allclose([found["t2i_medr"], found["i2t_medr"]], [21 / 2, 101 / 6])  # expected minimum of a draw
+
+
+def test_two_images_with_one_caption_share_the_hit():
+    text = np.eye(4)[[0, 0, 1, 2]]
+    image = np.stack([text[0], -text[1], text[2], text[3]])
+    found = evaluate.retrieval_recall(image, text, np.arange(4), ks=(1, 3))
+    np.testing.assert_allclose(found["i2t_r1"], 100 * (0.5 + 0 + 1 + 1) / 4)
+    np.testing.assert_allclose(found["i2t_r3"], 100 * (1 + 0.5 + 1 + 1) / 4)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: evaluate.retrieval_recall(np.ones((3, 2)), np.ones((3, 4)), np.arange(3)), "do not fit"),
+        (lambda: evaluate.retrieval_recall(np.ones((3, 2)), np.ones((3, 2)), np.array([0, 1, 3])), "every image"),
+        (lambda: evaluate.retrieval_recall(np.ones((3, 2)), np.ones((2, 2)), np.array([0, 1])), "every image"),
+        (lambda: evaluate.retrieval_recall(np.ones((2, 2)), np.ones((2, 2)), np.arange(2), ks=(0,)), "ks"),
+        (lambda: evaluate.classification([0, 1], [0, 2], 2), "predictions holds"),
+        (lambda: evaluate.classification([0, -1], [0, 1], 2), "labels holds"),
+        (lambda: evaluate.classification([0, 1], [0, 1, 1], 2), r"\[M\] both"),
+        (lambda: evaluate.constant([], [0], 2), "M at least 1"),
+        (
+            lambda: evaluate.linear_probe(np.ones((3, 2)), np.zeros(3, int), np.ones((3, 2)), np.zeros(3, int)),
+            "one class",
+        ),
+        (lambda: evaluate.linear_probe(np.ones((3, 2)), np.arange(2), np.ones((3, 2)), np.arange(3)), "train_x"),
+        (lambda: evaluate.linear_probe(np.ones((3, 2)), np.arange(3), np.full((3, 2), np.nan), np.arange(3)), "test_x"),
+        (lambda: evaluate.linear_probe(np.ones((3, 2)), np.arange(3), np.ones((3, 5)), np.arange(3)), "one encoder"),
+    ],
+)
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_classification_counts():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predictions = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    f1 = np.array([2 * 3 / (4 + 3), 2 * 1 / (2 + 2), 2 * 2 / (2 + 3), 0])  # 2 TP / (true + predicted); class 3 unseen
+    found = evaluate.classification(labels, predictions, 4)
+    assert set(found) == {"accuracy", "macro_f1", "weighted_f1"}
+    np.testing.assert_allclose(found["accuracy"], 6 / 8)
+    np.testing.assert_allclose(found["macro_f1"], f1.mean())
+    np.testing.assert_allclose(found["weighted_f1"], f1 @ [4, 2, 2, 0] / 8)
+
+
+def test_constant_answers_the_commonest_training_class():
+    found = evaluate.constant(np.array([1, 1, 0, 2]), np.array([1, 1, 1, 0, 2, 2, 2, 2]), 3)
+    f1 = 2 * 3 / (3 + 8)
+    np.testing.assert_allclose(found["accuracy"], 3 / 8)
+    np.testing.assert_allclose(found["macro_f1"], f1 / 3)
+    np.testing.assert_allclose(found["weighted_f1"], f1 * 3 / 8)
+
+
+def test_linear_probe_reads_what_is_linear_and_nothing_else():
+    x = draw(300, 3)
+    y = (x[:, 0] + x[:, 1] > 0).astype(int)
+    shifted = x * [1, 1000, 1e-3] + [5, -3000, 0]  # needs standardising
+    y_shifted = (x[:, 0] + x[:, 1] > 0).astype(int)
+    found = evaluate.linear_probe(shifted[:200], y_shifted[:200], shifted[200:], y_shifted[200:])
+    assert min(found.values()) > 0.95
+    xor = (x[:, 0] * x[:, 1] > 0).astype(int)
+    assert evaluate.linear_probe(x[:200], xor[:200], x[200:], xor[200:])["accuracy"] < 0.7
+    np.testing.assert_allclose(
+        list(evaluate.linear_probe(x[:200], y[:200], x[200:], y[200:]).values()), list(found.values()), atol=1e-9
+    )
+    # two points apart, a class that only the test has: right on 2 of 3, F1 2/3, 1, 0
+    far = evaluate.linear_probe(
+        np.array([[0.0], [9.0]]), np.array([0, 1]), np.array([[0.0], [9.0], [0.0]]), np.array([0, 1, 2])
+    )
+    np.testing.assert_allclose([far["accuracy"], far["macro_f1"]], [2 / 3, (2 / 3 + 1 + 0) / 3])

@@ -1,0 +1,64 @@
+"""Splitting trees: a split update is a masked update; growing keeps what was learned."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_mm import trees
+
+PARAMS = {"lower": {"w": jnp.arange(3.0)}, "upper": {"w": jnp.ones(3), "b": jnp.zeros(2)}}
+MASK = {"lower": False, "upper": True}
+
+
+def test_merge_undoes_partition_and_halves_are_disjoint():
+    train, frozen = trees.partition(PARAMS, MASK)
+    assert len(jax.tree.leaves(train)) == 2 and len(jax.tree.leaves(frozen)) == 1
+    chex.assert_trees_all_equal(trees.merge(train, frozen), PARAMS)
+    chex.assert_trees_all_equal(trees.merge(frozen, train), PARAMS)
+
+
+def test_split_update_equals_multi_transform_leaf_for_leaf():
+    loss = lambda p: sum((x**2).sum() + jnp.sin(x).sum() for x in jax.tree.leaves(p))
+    tx = optax.adam(0.1)
+    whole = optax.multi_transform({True: tx, False: optax.set_to_zero()}, trees.path_mask(PARAMS, _is_upper))
+    params, state = PARAMS, whole.init(PARAMS)
+    train, frozen = trees.partition(PARAMS, MASK)
+    split_state = tx.init(train)
+    for _ in range(3):
+        updates, state = whole.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        grads = jax.grad(lambda t: loss(trees.merge(t, frozen)))(train)
+        updates, split_state = tx.update(grads, split_state, train)
+        train = optax.apply_updates(train, updates)
+    chex.assert_trees_all_equal(trees.merge(train, frozen), params)
+
+
+def _is_upper(path):
+    return path.startswith("upper/")
+
+
+def test_path_mask_names_leaves_by_path():
+    assert trees.path_mask(PARAMS, _is_upper) == {"lower": {"w": False}, "upper": {"w": True, "b": True}}
+
+
+def test_grow_keeps_old_leaves_and_adds_fresh_ones():
+    fresh = {**jax.tree.map(lambda x: x + 7, PARAMS), "top": {"w": jnp.full(1, 5.0)}}
+    grown = trees.grow(PARAMS, fresh)
+    chex.assert_trees_all_equal(grown, {**PARAMS, "top": fresh["top"]})
+    with pytest.raises(ValueError, match=r"cannot grow a leaf of shape \(3,\) into \(4,\)"):
+        trees.grow({"w": jnp.zeros(3)}, {"w": jnp.zeros(4)})
+
+
+def test_size_bytes_counts_each_dtype():
+    tree = {"a": np.zeros((3, 2), np.float32), "b": jax.ShapeDtypeStruct((5,), jnp.bfloat16), "c": np.zeros(7, np.int8)}
+    assert trees.size_bytes(tree) == 24 + 10 + 7
+
+
+def test_all_finite_sees_one_bad_number_and_ignores_integers():
+    assert trees.all_finite({"a": jnp.ones(3), "n": jnp.arange(3)})
+    assert not trees.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.inf])})
+    assert not trees.all_finite({"a": jnp.array(jnp.nan)})
+    assert trees.all_finite(())
