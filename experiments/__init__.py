@@ -1,0 +1,1 @@
+"""Experiment scripts: `python -m experiments.compare`, one script per paper beside it."""

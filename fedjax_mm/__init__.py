@@ -1,0 +1,54 @@
+"""fedjax_mm: federated multimodal learning in JAX, one compiled round for clients of every kind.
+
+data = FederatedData.from_arrays(arrays, clients)          # who owns which examples
+method = methods.fedavg.build(config, data, encoders, head)  # what a client and the server do
+state = run.train(method, data, rounds=100, per_round=10, directory="runs/first")
+"""
+
+from fedjax_mm import aggregate, clients, costs, data, evaluate, losses, methods, models, run, trees
+from fedjax_mm.data import Dataset, FederatedData
+from fedjax_mm.federate import federate, remap
+from fedjax_mm.local import gradient_step, local_steps
+from fedjax_mm.types import (
+    ClientData,
+    Cohort,
+    CohortRound,
+    Download,
+    Each,
+    FedState,
+    Mean,
+    Method,
+    OverClients,
+    RoundData,
+    Server,
+)
+
+__all__ = [
+    "ClientData",
+    "Cohort",
+    "CohortRound",
+    "Dataset",
+    "Download",
+    "Each",
+    "FedState",
+    "FederatedData",
+    "Mean",
+    "Method",
+    "OverClients",
+    "RoundData",
+    "Server",
+    "aggregate",
+    "clients",
+    "costs",
+    "data",
+    "evaluate",
+    "federate",
+    "gradient_step",
+    "local_steps",
+    "losses",
+    "methods",
+    "models",
+    "remap",
+    "run",
+    "trees",
+]

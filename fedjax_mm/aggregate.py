@@ -81,8 +81,9 @@ def contrastive_weights(
 
     softmax over clients of log(exp(z_k . a_k / t) / sum_j exp(z_k . a_j / t)); `exclude_match` leaves j = k out of
     the sum. reps [C, P, D], weight [C] (> 0 marks who sent), anchors [P, D] the server's reps of the other modality;
-    -> [C, P]. Rows are scored `block` at a time, in memory for block x P numbers. (Yu 2023, CreamFL, section 4.2: the
-    paper excludes the match, the authors' code includes it; the temperature is ours, 1 is theirs)
+    -> [C, P]. Rows are scored `block` at a time, in memory for a few block x P numbers. (Yu 2023, CreamFL, global-local
+    contrastive aggregation: the paper excludes the match, the authors' code includes it; the temperature is ours,
+    1 is theirs)
     """
     _check_reps(reps, weight, anchors)
     clients, items, width = reps.shape

@@ -38,7 +38,7 @@ def retrieval_recall(
             f"text_to_image must name every image 0..{len(image) - 1} at least once and nothing else; "
             "drop images without a text and renumber the rest."
         )
-    if not ks or min(ks) < 1:
+    if len(ks) == 0 or min(ks) < 1:
         raise ValueError(f"ks is {tuple(ks)}; give one or more numbers of results, each at least 1.")
     image, text = _unit(image), _unit(text)
     found = {"i2t": _ranks(image, text, images, owner), "t2i": _ranks(text, image, owner, images)}
@@ -102,8 +102,7 @@ def _ranks(queries, candidates, query_item, candidate_item) -> np.ndarray:
         right = query_item[start : start + BLOCK, None] == candidate_item[None]
         best = np.where(right, cosine, -np.inf).max(axis=1, keepdims=True)
         level = np.abs(cosine - best) <= SAME
-        ahead = ~right & (cosine > best) & ~level
-        ranks.append([ahead.sum(1), (level & ~right).sum(1), (level & right).sum(1)])
+        ranks.append([(cosine > best + SAME).sum(1), (level & ~right).sum(1), (level & right).sum(1)])
     return np.concatenate(ranks, axis=1)
 
 

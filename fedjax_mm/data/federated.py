@@ -97,6 +97,9 @@ class FederatedData:
             raise ValueError(f"cohort {name} has clients 0..{len(counts) - 2}, not {index.min()}..{index.max()}")
         index = index[np.argsort(-counts[index], kind="stable")].astype(np.int32)
         count, most = counts[index].astype(np.int32), counts.max()
+        uniform = bool((cohort.counts == most).all())
+        if not uniform:  # so that another split of as many clients compiles to the same program
+            most = 1 << int(most - 1).bit_length()
         places = np.arange(most) < count[:, None]  # [C, R]
         rows = np.zeros(places.shape, np.int32)
         start = np.append(cohort.offsets[:-1], 0)[index]
@@ -105,8 +108,28 @@ class FederatedData:
         if not self.on_device:
             arrays = {k: jnp.asarray(v[rows.ravel()]) for k, v in arrays.items()}
             rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        uniform = bool((cohort.counts == most).all())
         return CohortRound(index, count.astype(np.float32), rows, count, arrays, uniform)
+
+
+def pooled(data: FederatedData) -> FederatedData:
+    """The same examples in one client's hands, the cohort "pooled": the centralised control.
+
+    An example keeps what its owner had of it and lacks what it lacked: `has_<modality>` [E] says so, and its values
+    there are 0.
+    """
+    keys = dict.fromkeys(k for cohort in data.cohorts.values() for k in cohort.arrays)
+    parts = {key: [] for key in keys} | {f"has_{key}": [] for key in keys}
+    like = {k: v for cohort in data.cohorts.values() for k, v in cohort.arrays.items()}
+    for cohort in data.cohorts.values():
+        for key in keys:
+            held = key in cohort.arrays
+            shape = (len(cohort.rows), *like[key].shape[1:])
+            parts[key].append(np.asarray(cohort.arrays[key])[cohort.rows] if held else np.zeros(shape, like[key].dtype))
+            parts[f"has_{key}"].append(np.full(len(cohort.rows), held))
+    arrays = {key: np.concatenate(part) for key, part in parts.items()}
+    arrays = {k: v for k, v in arrays.items() if not (k.startswith("has_") and v.all())}
+    everything = {"pooled": [np.arange(len(next(iter(arrays.values()))))]}
+    return FederatedData.from_arrays(arrays, everything, public=data.public, on_device=data.on_device)
 
 
 def _length(name: str, arrays: Arrays) -> int:

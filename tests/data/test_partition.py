@@ -69,6 +69,11 @@ def test_dirichlet_shares_have_the_variance_of_their_distribution():
     np.testing.assert_allclose(share.var(), (N - 1) / N**2 / (N * 0.7 + 1), rtol=0.1)
 
 
+def test_dirichlet_takes_the_rows_of_a_class_in_no_order():
+    for part in partition.dirichlet(np.zeros(M, int), 3, 10.0, 0):
+        assert part[-1] - part[0] > 0.8 * M
+
+
 def test_dirichlet_keeps_the_least_size():
     assert min(map(len, partition.dirichlet(LABELS, N, 0.3, 0))) < 40
     assert min(map(len, partition.dirichlet(LABELS, N, 0.3, 0, min_size=40))) >= 40
@@ -106,10 +111,11 @@ def test_groups_stay_whole_and_loads_even():
     assert {len(set(GROUPS[part])) for part in partition.by_group(GROUPS, 15, 0)} == {1}
 
 
-def test_groups_are_packed_largest_first():
-    names = np.repeat(["a", "b", "c", "d", "e"], [5, 4, 3, 3, 3])  # 9 and 9 would need search; greedy gives 8 and 10
-    sizes = sorted(len(part) for part in partition.by_group(names, 2, 0))
-    assert sizes == [8, 10]
+def test_groups_are_packed_largest_first_to_no_client_in_particular():
+    names = np.repeat(["a", "b", "c", "d", "e"], [5, 4, 3, 3, 3])  # greedy gives 8 and 10; 9 and 9 would need search
+    splits = [partition.by_group(names, 2, seed) for seed in range(6)]
+    assert {tuple(sorted(map(len, parts))) for parts in splits} == {(8, 10)}
+    assert {0 in parts[0] for parts in splits} == {True, False}
 
 
 def test_missing_modality_counts_and_covers_the_clients():

@@ -1,5 +1,7 @@
 """Laws of every model: sizes by formula, mapping over clients, gradients, devices, precision, one trace."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,7 @@ def test_mapping_over_clients_equals_a_loop_and_gradients_are_finite(name, over_
 
 
 @every_model
-def test_bfloat16_comes_close_and_gives_float32(name):
+def test_bfloat16_multiplies_in_bfloat16_comes_close_and_gives_float32(name):
     factory, batch, _, _ = MODELS[name]
     model, half = factory(), factory(dtype=jnp.bfloat16)
     params = random_params(half, batch)
@@ -115,6 +117,8 @@ def test_bfloat16_comes_close_and_gives_float32(name):
     assert rounded.dtype == jnp.float32
     difference = np.abs(full - rounded).max()
     assert 0 < difference < 0.05 * max(1.0, np.abs(full).max())
+    products = re.findall(r"dot_general.*: \((.*)\) ->", jax.jit(half.apply).lower(params, batch).as_text())
+    assert products and not any("f32" in operands for operands in products)
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm2", "gru"])
@@ -174,6 +178,7 @@ def test_only_the_gru_reads_in_order():
         (lambda: cnn.encoder([8], D, pool="max"), "pool must be one of"),
         (lambda: text.encoder(10, D, 5, kind="bert"), "kind must be one of"),
         (lambda: text.encoder(10, D, 5).init(jax.random.key(0), floats(3)), r"integers \[B, L\]"),
+        (lambda: text.encoder(10, D, 5).init(jax.random.key(0), TOKENS[0]), r"integers \[B, L\]"),
     ],
 )
 def test_mistakes_are_refused_in_words(call, said):

@@ -1,0 +1,42 @@
+"""Every method beside the same controls, in one table and one picture.
+
+    python -m experiments.compare
+
+By default on embedded data (handwritten digits, the left and the right half as two modalities; 30 clients, of which 10
+hold the left halves, 10 the right, 10 both; Dirichlet(0.3) by class; 9 take part in a round), 3 seeds.
+"""
+
+import dataclasses
+import time
+
+import tyro
+
+from experiments import fedavg, problems
+
+
+def variants(data: str) -> dict[str, problems.Variant]:
+    """Every registered method with the rates its own script has for this dataset, and the controls."""
+    adam = fedavg.PRESETS[data].method
+    base = dataclasses.replace(adam, server_optimizer="sgd", server_lr=1.0)
+    change = lambda **settings: problems.fedavg_variant(dataclasses.replace(base, **settings))
+    return {
+        **problems.controls(base),
+        "FedAvg": problems.fedavg_variant(base),
+        "FedProx": change(prox=0.01),
+        "FedAdam": problems.fedavg_variant(adam),
+    }
+
+
+def main(settings: problems.Settings) -> list[dict]:
+    """Runs the comparison, prints its table and writes report.md, table.json and the pictures to `out`."""
+    begun = time.perf_counter()
+    problems.cache_compilations()
+    chosen = variants(settings.data)
+    rows = problems.compare(settings, chosen)
+    problems.write(settings, chosen, rows, "Comparison")
+    print(f"Took {time.perf_counter() - begun:.0f} s.")
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(problems.Settings, default=problems.Settings(out="runs/compare")))

@@ -1,0 +1,56 @@
+"""Multimodal FedAvg beside its controls: constant prediction, local-only and centralised training.
+
+python -m experiments.fedavg digits
+python -m experiments.fedavg ur_fall --data-dir DIR
+python -m experiments.fedavg --help
+"""
+
+import dataclasses
+
+import tyro
+
+from experiments import problems
+from fedjax_mm.methods.fedavg import FedAvgConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A problem and the method's settings."""
+
+    problem: problems.Settings
+    method: FedAvgConfig
+
+
+ADAM = {"server_optimizer": "adam"}
+PRESETS = {  # rates chosen on the validation split
+    "digits": Settings(
+        problems.Settings("digits", out="runs/fedavg_digits"),
+        FedAvgConfig(client_lr=0.3, batch_size=10, epochs=2, server_lr=0.03, **ADAM),
+    ),
+    "scenes": Settings(
+        problems.Settings("scenes", rounds=100, out="runs/fedavg_scenes"),
+        FedAvgConfig(client_lr=0.1, batch_size=20, epochs=2, server_lr=0.01, **ADAM),
+    ),
+    "ur_fall": Settings(
+        problems.Settings("ur_fall", rounds=100, seeds=5, fraction=0.5, out="runs/fedavg_ur_fall"),
+        FedAvgConfig(client_lr=0.3, batch_size=8, epochs=2, server_lr=0.01, **ADAM),
+    ),
+    "mhealth": Settings(
+        problems.Settings("mhealth", rounds=60, seeds=5, alpha=0.5, out="runs/fedavg_mhealth"),
+        FedAvgConfig(client_lr=0.1, batch_size=20, epochs=1, server_lr=0.01, **ADAM),
+    ),
+}
+
+
+def main(settings: Settings) -> list[dict]:
+    """Runs FedAvg and the controls, prints the table and writes the report."""
+    problems.cache_compilations()
+    variants = {**problems.controls(settings.method), "FedAvg": problems.fedavg_variant(settings.method)}
+    rows = problems.compare(settings.problem, variants)
+    problems.write(settings.problem, variants, rows, "Multimodal FedAvg")
+    return rows
+
+
+if __name__ == "__main__":
+    named = {name: (f"{name} with the rates chosen for it", preset) for name, preset in PRESETS.items()}
+    main(tyro.extras.overridable_config_cli(named, config=(tyro.conf.OmitArgPrefixes,)))

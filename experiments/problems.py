@@ -1,0 +1,234 @@
+"""What the scripts share: datasets by name, clients by code, a model for each modality, several seeds in one table."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from fedjax_mm import evaluate, report, run
+from fedjax_mm.data import Dataset, FederatedData, digits, mhealth, partition, pooled, scenes, ur_fall
+from fedjax_mm.methods import fedavg
+from fedjax_mm.models import Model, cnn, heads, lstm, mlp, text
+from fedjax_mm.types import Method
+
+DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
+    "digits": lambda data_dir, seed: digits.load("sequence", seed, {"test": 0.25, "valid": 0.1}),
+    "scenes": lambda data_dir, seed: scenes.load(seed=seed),
+    "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes={"valid": 0.15, "test": 0.25}, stride=6),
+    "mhealth": lambda data_dir, seed: mhealth.load_windows(
+        pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz", seed, {"valid": 1, "test": 2}
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained on, by whom and for how long: the same flags in every script."""
+
+    data: Literal["digits", "scenes", "ur_fall", "mhealth"] = "digits"
+    """digits and scenes are embedded; the others are read from --data-dir."""
+    data_dir: str | None = None
+    """Folder of the dataset's files."""
+    cohorts: str = "A10_B10_AB10"
+    """How many clients hold which modalities; A and B are the dataset's first and second."""
+    alpha: float = 0.3
+    """Dirichlet concentration of classes over clients where examples come in no groups; smaller is more skewed."""
+    rounds: int = 60
+    fraction: float = 0.34
+    """Share of each cohort's clients that takes part in a round."""
+    seeds: int = 3
+    """Each seed draws the split, the clients, the weights and the batches."""
+    split: Literal["test", "valid"] = "test"
+    """Split that is evaluated: tune on valid, report test."""
+    chunk: Annotated[int | str, tyro.conf.arg(metavar="INT|auto")] = 1
+    """Clients vmapped at a time, or auto."""
+    devices: int | None = None
+    """Devices to spread clients over."""
+    out: str = "runs"
+    """Directory the runs, the table and the pictures are written to; runs found there are not repeated."""
+
+
+class Problem(NamedTuple):
+    """A dataset distributed over clients."""
+
+    data: FederatedData
+    dataset: Dataset
+
+
+@functools.lru_cache(8)
+def load(name: str, data_dir: str | None, cohorts: str, alpha: float, seed: int) -> Problem:
+    """The named dataset with its training examples in the hands of the clients that `cohorts` describes.
+
+    cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
+    (subjects, recordings) a client owns whole groups, if there are enough; else the split is Dirichlet(alpha) by
+    class.
+    """
+    dataset = DATASETS[name](data_dir, seed)
+    train = dataset.splits["train"]
+    holders = parse_cohorts(cohorts, dataset.modalities)
+    total = sum(holders.values())
+    if "group" in train and len(np.unique(train["group"])) >= total:
+        parts = partition.by_group(train["group"], total, seed)
+    else:
+        parts = partition.dirichlet(train["label"], total, alpha, seed, min_size=2)
+    who = partition.missing_modality(total, dataset.modalities, holders, seed)
+    arrays = {cohort: {k: train[k] for k in (*cohort.split("+"), "label")} for cohort in who}
+    owned = {cohort: [parts[j] for j in ids] for cohort, ids in who.items()}
+    data = FederatedData.from_arrays(arrays, owned, num_classes=len(dataset.classes))
+    return Problem(data, dataset)
+
+
+def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """ "A10_B10_AB10" -> {("left",): 10, ("right",): 10, ("left", "right"): 10}."""
+    holders = {}
+    for piece in code.split("_"):
+        match = re.fullmatch(r"([A-Z]+)(\d+)", piece)
+        letters = [ord(c) - ord("A") for c in match[1]] if match else [len(modalities)]
+        if max(letters) >= len(modalities):
+            known = ", ".join(f"{chr(ord('A') + i)} = {m}" for i, m in enumerate(modalities))
+            raise ValueError(f"--cohorts {code} is not understood at {piece!r}; write e.g. A10_B10_AB10 with {known}")
+        holders[tuple(modalities[i] for i in letters)] = int(match[2])
+    return holders
+
+
+def encoders(dataset: Dataset, dim: int = 32) -> dict[str, Model]:
+    """A small encoder for each modality, by its shape: tokens [L], sequences [T, F], images [H, W, C]."""
+    made = {}
+    for name in dataset.modalities:
+        array = dataset.splits["train"][name]
+        if array.dtype.kind == "i":
+            made[name] = text.encoder(int(array.max()) + 1, dim, 64)
+        elif array.ndim == 3:
+            made[name] = lstm.encoder(32, dim)
+        elif array.shape[1] >= 16:
+            made[name] = cnn.encoder((16, 32, 64), dim)
+        else:
+            made[name] = mlp.encoder((64,), dim)
+    return made
+
+
+class Variant(NamedTuple):
+    """One line of a table: a method (or None: the constant prediction), on the federated or the pooled data."""
+
+    build: Callable[[Problem], Method] | None
+    config: Any = None
+    pool: bool = False  # all examples in one place
+    everyone: bool = False  # all clients in every round, where a round stands for an epoch and nothing travels
+
+
+def fedavg_variant(config: fedavg.FedAvgConfig, **settings) -> Variant:
+    def build(problem: Problem) -> Method:
+        head = heads.linear(len(problem.dataset.classes))
+        return fedavg.build(config, problem.data, encoders(problem.dataset), head)
+
+    return Variant(build, config, **settings)
+
+
+def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
+    """The controls of every table, with the same model, rate, batch size and epochs."""
+
+    plain = dataclasses.replace(config, prox=0.0, server_optimizer="sgd", server_lr=1.0, multimodal_weight=1.0)
+    return {
+        "constant": Variant(None),
+        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True),
+        "centralised": fedavg_variant(plain, pool=True),
+    }
+
+
+def compare(settings: Settings, variants: Mapping[str, Variant]) -> list[dict]:
+    """A row per variant (see report.summary), scores as (mean, sample std) over the seeds.
+
+    Each run is written to out/variant/seed<k>.
+    """
+    problem_of = lambda seed: load(settings.data, settings.data_dir, settings.cohorts, settings.alpha, seed)
+    problems = [problem_of(seed) for seed in range(settings.seeds)]
+    return _with_constant([_row(name, variant, problems, settings) for name, variant in variants.items()])
+
+
+def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Settings) -> dict:
+    if variant.build is None:
+        scores = []
+        for _, dataset in problems:
+            labels = [dataset.splits[split]["label"] for split in ("train", settings.split)]
+            scores.append(evaluate.constant(*labels, len(dataset.classes)))
+        return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}
+    folders = []
+    for seed, problem in enumerate(problems):
+        tested = problem.dataset.splits[settings.split]
+        if variant.pool:
+            problem = problem._replace(data=pooled(problem.data))
+        share = 1.0 if variant.pool or variant.everyone else settings.fraction
+        folders.append(pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}")
+        run.train(
+            variant.build(problem),
+            problem.data,
+            rounds=settings.rounds,
+            per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
+            seed=seed,
+            directory=folders[-1],
+            test={key: tested[key] for key in (*problem.dataset.modalities, "label")},
+            evaluate_every=max(1, settings.rounds // 6),
+            chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
+            devices=settings.devices,
+            config=variant.config,
+            log=lambda line: None,
+        )
+        print(f"{name}, seed {seed}: done", flush=True)
+    (row,) = report.summary([report.load(folder) for folder in folders])
+    return {**row, "method": name} | ({"MB down": None, "MB up": None} if variant.pool else {})
+
+
+def write(settings: Settings, variants: Mapping[str, Variant], rows: list[dict], title: str) -> None:
+    """Prints the table and writes report.md, table.json and the pictures to `out`."""
+    out = pathlib.Path(settings.out)
+    problem = load(settings.data, settings.data_dir, settings.cohorts, settings.alpha, 0)
+    tested = [key for key in rows[0] if key.endswith("/macro_f1")]
+    columns = {"method": "method"} | {key: report.heading(key) for key in tested}
+    columns |= {key: key for key in ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")}
+    report.show(rows, columns)
+    both = "+".join(problem.dataset.modalities)
+    controls = [name for name, v in variants.items() if v.build is None or v.pool or v.everyone]
+    report.plot_bars(rows, out / "bars.png", quality=f"test/{both}/macro_f1", label="method", controls=controls)
+    federated = next(name for name in variants if name not in controls)
+    run_of = report.load(out / federated.replace(" ", "_") / "seed0")
+    report.plot_split(run_of.split, out / "split.png", problem.dataset.classes)
+    runs = [report.load(p) for name in variants for p in sorted((out / name.replace(" ", "_")).glob("seed*"))]
+    report.plot_curves(runs, [f"test/{both}/macro_f1"], out / "curves.png")
+    sizes = ", ".join(f"{len(arrays['label'])} {name}" for name, arrays in problem.dataset.splits.items())
+    about = (
+        f"{settings.data}, clients {settings.cohorts}, {settings.rounds} rounds, {settings.seeds} seeds (mean ± sample "
+        f"standard deviation), {settings.split} split. Examples at seed 0: {sizes}."
+    )
+    text = [f"# {title}", about, report.table(rows, columns), "![scores and bytes](bars.png)", "## Over rounds"]
+    text += ["![curves](curves.png)", "## Who holds what (seed 0)", report.table(report.split_table(run_of.split))]
+    text += ["![split](split.png)", f"Run on {run_of.config['device']}, {run_of.config['versions']}."]
+    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    kept = {"settings": dataclasses.asdict(settings), "versions": run_of.config["versions"]}
+    kept |= {"device": run_of.config["device"], "rows": rows}
+    (out / "table.json").write_text(json.dumps(kept, indent=1))
+    print(f"{about}\nWrote {out}/report.md and its pictures.")
+
+
+def _with_constant(rows: list[dict]) -> list[dict]:
+    """The constant prediction scores the same whatever is tested."""
+    tested = [key for row in rows for key in row if key.startswith("test/")]
+    for row in rows:
+        if "constant" in row:
+            values = row.pop("constant")
+            spread = lambda x: (float(np.mean(x)), float(np.std(x, ddof=1))) if len(x) > 1 else float(x[0])
+            row |= {key: spread(values[key.rpartition("/")[2]]) for key in dict.fromkeys(tested)}
+    return rows
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs in the user's cache, so that a second run starts at once."""
+    folder = pathlib.Path.home() / ".cache" / "fedjax_mm" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
