@@ -96,7 +96,8 @@ def cohort_pass(
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
         mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), states)
         seen = ClientData(arrays, rows, count, weight, public, data.uniform)
-        sent, new, metrics = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
+        update = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
+        sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
         sent = _transformed(upload, sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
         counts = present & trees.all_finite((sent, new))

@@ -103,7 +103,8 @@ def test_who_does_not_take_part_does_not_change(name):
         part = taken.cohorts[cohort]
         idle = np.setdiff1d(np.arange(n), part.index[part.count > 0])
         assert len(idle)
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda x: x[idle], s.clients[cohort]) for s in (state, new)))
+        of_idle = lambda s, cohort=cohort, idle=idle: jax.tree.map(lambda x: x[idle], s.clients[cohort])
+        chex.assert_trees_all_equal(of_idle(new), of_idle(state))
 
 
 @every_method

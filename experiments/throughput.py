@@ -1,0 +1,383 @@
+"""How fast a round is: against a loop written by hand, with more clients, mapped in other ways, on skewed clients.
+
+    python -m experiments.throughput
+    python -m experiments.throughput --only handwritten --repetitions 40
+
+The workload is the 2NN of McMahan 2017 on synthetic data of MNIST's shape. Variants are timed in turn within one
+process, every other time in reverse order (A B B A), so that a busy machine slows all of them alike; CPU time is the
+whole process's, all threads together. A round is timed as `run.train` runs it, without evaluation and files.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from fedjax_mm import clients, report
+from fedjax_mm.data import FederatedData, partition
+from fedjax_mm.federate import remap
+from fedjax_mm.methods import fedavg
+from fedjax_mm.models import Model, mlp
+from fedjax_mm.types import Method, OverClients, PyTree, RoundData
+
+Section = Literal["handwritten", "clients_per_round", "mapping", "skew"]
+COHORT = "all"  # the name FederatedData gives a cohort that is alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the measurement."""
+
+    only: tuple[Section, ...] = ("handwritten", "clients_per_round", "mapping", "skew")
+    clients: int = 100
+    examples: int = 60
+    """Examples of each client; where sizes are skewed, their mean."""
+    per_round: int = 10
+    batch_size: int = 20
+    widths: tuple[int, ...] = (200, 200)
+    """Hidden layers of the classifier."""
+    client_lr: float = 0.1
+    rounds: int = 20
+    """Rounds in one timing."""
+    repetitions: int = 15
+    """Timings of each variant; reported is their median."""
+    chunks: tuple[int, ...] = (1, 2, 5, 10)
+    """Clients vmapped at a time."""
+    devices: tuple[int, ...] = (1, 2, 4)
+    """Devices to spread clients over; on CPU they are forced host devices, in a process of their own."""
+    populations: tuple[int, ...] = (1000, 10000)
+    taking_part: tuple[int, ...] = (1, 10, 100, 1000)
+    alpha: float = 0.1
+    """Dirichlet concentration of classes over clients where sizes are skewed."""
+    seed: int = 0
+    out: str = "runs/throughput"
+
+
+class Timed(NamedTuple):
+    """What is timed: `state = step(state, input)` over all inputs, always from a copy of the same start."""
+
+    step: Callable[[PyTree, Any], PyTree]
+    start: PyTree
+    inputs: Sequence[Any]
+    rounds: int  # in one timing
+
+
+def main(settings: Settings) -> pathlib.Path:
+    """Measures, prints a table per section and writes throughput.json, whose path is returned."""
+    out = pathlib.Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    load, sections = [os.getloadavg()], {}
+    for name in settings.only:
+        sections[name] = SECTIONS[name](settings)
+        load.append(os.getloadavg())
+        print(f"{name} (load average {load[-1][0]:.1f} on {os.cpu_count()} CPUs)")
+        report.show(sections[name])
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "versions": {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_average": load,
+        "sections": sections,
+    }
+    path = out / "throughput.json"
+    path.write_text(json.dumps(result, indent=1))
+    print(f"written to {path}")
+    return path
+
+
+def handwritten(settings: Settings) -> list[dict]:
+    """Our round beside one written by hand for this workload alone, each round dispatched on its own or all scanned.
+
+    Raises AssertionError where their weights differ by more than 1e-5 after all rounds.
+    """
+    data, method = workload(settings)
+    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
+    state = jax.jit(method.init)(jax.random.key(settings.seed + 1))
+    index = np.stack([r.cohorts[COHORT].index for r in rounds])
+    own = data.cohorts[COHORT]
+    arrays, rows = own.arrays, jnp.asarray(own.rows.reshape(settings.clients, settings.examples))
+    begin = (state.server["params"]["x"], jnp.int32(0))  # the same weights, and the number of the round
+    results = []
+    for chunk in settings.chunks:
+        ours = remap(method, OverClients(chunk)).round
+        hand = round_by_hand(settings, chunk)
+        step, _ = compiled(method, OverClients(chunk), state, rounds[0], key)
+        hand_step = jax.jit(hand, donate_argnums=0)
+        scan, scan_hand = scanned(ours, rounds, key), scanned_hand(hand)
+        variants = {
+            "ours": Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, len(rounds)),
+            "hand": Timed(lambda s, i, f=hand_step: f(s, i, arrays, rows, key), begin, index, len(rounds)),
+            "ours scanned": Timed(lambda s, _, f=scan: f(s, arrays)[0], state, [None], len(rounds)),
+            "hand scanned": Timed(lambda s, i, f=scan_hand: f(s, i, arrays, rows, key), begin, [index], len(rounds)),
+        }
+        ends = {name: run(v) for name, v in variants.items()}
+        ends = {name: end[0] if "hand" in name else end.server["params"]["x"] for name, end in ends.items()}
+        difference = max(max_difference(end, ends["hand"]) for end in ends.values())
+        assert difference <= 1e-5, f"chunk {chunk}: our round and the one by hand differ by {difference:.1e}"
+        times = timings(variants, settings.repetitions)
+        for how in ("", " scanned"):
+            a, b = times["ours" + how], times["hand" + how]
+            low, ratio, high = np.quantile(a / b, (0.25, 0.5, 0.75), axis=0)
+            row = {"chunk": chunk, "rounds": "scanned" if how else "one by one"}
+            row |= {"ours CPU ms": median(a)[0], "hand CPU ms": median(b)[0], "CPU ratio": ratio[0]}
+            row |= {"CPU quartiles": f"{low[0]:.3f} to {high[0]:.3f}"}
+            row |= {"ours ms": median(a)[1], "hand ms": median(b)[1], "ratio": ratio[1]}
+            results.append(row | {"quartiles": f"{low[1]:.3f} to {high[1]:.3f}", "max difference": difference})
+    return results
+
+
+def clients_per_round(settings: Settings) -> list[dict]:
+    """More clients in a round, of larger populations, in one process: memory must not grow with them."""
+    results = []
+    for population in settings.populations:
+        data, method = workload(dataclasses.replace(settings, clients=population))
+        key, state = jax.random.key(settings.seed), method.init(jax.random.key(settings.seed + 1))
+        for taking_part in (c for c in settings.taking_part if c <= population):
+            # A round of many clients is timed fewer times: the time per client is what is compared.
+            rounds = rounds_of(data, dataclasses.replace(settings, per_round=taking_part, rounds=1))
+            variants, rows = {}, []
+            for chunk in sorted({1, min(max(settings.chunks), taking_part)}):
+                step, row = compiled(method, OverClients(chunk), state, rounds[0], key)
+                variants[chunk] = Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, taking_part)
+                rows.append({"population": population, "taking part": taking_part, "chunk": chunk, **row})
+            times = timings(variants, max(3, min(settings.repetitions, 300 // taking_part)))
+            for row in rows:
+                cpu, wall = median(times[row["chunk"]])
+                row |= {"CPU ms per client": cpu, "ms per client": wall, "peak RSS MB": peak_rss_mb()}
+            results += rows
+    return results
+
+
+def mapping(settings: Settings) -> list[dict]:
+    """The same rounds at every chunk and on several devices: times, and how far the weights come out apart."""
+    if jax.default_backend() == "cpu" and jax.device_count() < max(settings.devices):
+        return in_own_process("mapping", settings, max(settings.devices))
+    data, method = workload(settings)
+    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
+    state, variants = jax.jit(method.init)(jax.random.key(settings.seed + 1)), {}
+    for devices in (d for d in settings.devices if d <= jax.device_count()):
+        mesh = clients.make_mesh(devices) if devices > 1 else None
+        for chunk in (c for c in settings.chunks if c * devices <= settings.per_round or c == 1):
+            placed = (lambda tree: tree) if mesh is None else (lambda tree, mesh=mesh: replicated(tree, mesh))
+            start, inputs, same_key = placed((state, rounds, key))
+            step, _ = compiled(method, OverClients(chunk, mesh), start, inputs[0], same_key)
+            run_one = lambda s, r, step=step, key=same_key: step(s, r, key)[0]
+            variants[devices, chunk] = Timed(run_one, start, inputs, len(rounds))
+    ends = {where: jax.device_get(run(v).server["params"]) for where, v in variants.items()}
+    times = timings(variants, settings.repetitions)
+    results = []
+    for devices, chunk in variants:
+        cpu, wall = median(times[devices, chunk])
+        row = {"devices": devices, "chunk": chunk, "CPU ms": cpu, "ms": wall}
+        results.append(row | {"max difference": max_difference(ends[devices, chunk], ends[next(iter(variants))])})
+    return results
+
+
+def skew(settings: Settings) -> list[dict]:
+    """Clients of very different sizes: the share of steps spent waiting for the longest of a chunk, and the time."""
+    labels = synthetic(settings)["label"]
+    owned = partition.dirichlet(labels, settings.clients, settings.alpha, settings.seed)
+    data, method = workload(settings, owned)
+    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
+    state, variants = jax.jit(method.init)(jax.random.key(settings.seed + 1)), {}
+    for chunk in settings.chunks:
+        step, _ = compiled(method, OverClients(chunk), state, rounds[0], key)
+        variants[chunk] = Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, len(rounds))
+    times = timings(variants, settings.repetitions)
+    steps = [-(-r.cohorts[COHORT].count // settings.batch_size) for r in rounds]
+    rng = np.random.default_rng(settings.seed)
+    unsorted = [rng.permutation(s) for s in steps]
+    results = []
+    for chunk in settings.chunks:
+        cpu, wall = median(times[chunk])
+        row = {"chunk": chunk, "own steps per round": float(np.mean([s.sum() for s in steps]))}
+        row |= {"wasted share": wasted(steps, chunk), "wasted if not sorted": wasted(unsorted, chunk)}
+        results.append(row | {"CPU ms": cpu, "ms": wall})
+    return results
+
+
+SECTIONS: Mapping[str, Callable[[Settings], list[dict]]] = {
+    "handwritten": handwritten,
+    "clients_per_round": clients_per_round,
+    "mapping": mapping,
+    "skew": skew,
+}
+
+
+def synthetic(settings: Settings) -> dict[str, np.ndarray]:
+    """Random bytes as images [E, 784], labels [E] int32."""
+    rng = np.random.default_rng(settings.seed)
+    total = settings.clients * settings.examples
+    pixels = rng.integers(0, 256, (total, 784), np.uint8)
+    return {"x": pixels, "label": rng.integers(0, 10, total).astype(np.int32)}
+
+
+def network(settings: Settings) -> Model:
+    return mlp.classifier(settings.widths, 10)
+
+
+def workload(settings: Settings, owned: Sequence[np.ndarray] | None = None) -> tuple[FederatedData, Method]:
+    """FedAvg of the classifier. owned: rows of each client; None gives each the same number."""
+    owner = np.repeat(np.arange(settings.clients), settings.examples) if owned is None else owned
+    data = FederatedData.from_arrays(synthetic(settings), owner)
+    config = fedavg.FedAvgConfig(client_lr=settings.client_lr, batch_size=settings.batch_size)
+    identity = Model(init=lambda key, x: {}, apply=lambda params, x: x)
+    return data, fedavg.build(config, data, {"x": network(settings)}, identity)
+
+
+def rounds_of(data: FederatedData, settings: Settings) -> list[RoundData]:
+    return [
+        data.round(clients.choose(data.sizes, settings.per_round, r, settings.seed)) for r in range(settings.rounds)
+    ]
+
+
+def round_by_hand(settings: Settings, chunk: int) -> Callable:
+    """(weights, round), participants [C], arrays, rows [N, M], key -> the next (weights, round): FedAvg and no more.
+
+    Equal clients with whole batches, no padding, no check, no metrics. Its shuffles are ours, drawn from the same keys.
+    """
+    apply, batch_size, rate = network(settings).apply, settings.batch_size, settings.client_lr
+
+    def loss(weights, x, label):
+        return optax.softmax_cross_entropy_with_integer_labels(apply(weights, x), label).mean()
+
+    def client(weights, index, arrays, rows, key):
+        key = jax.random.fold_in(key, index)
+        for part in (0, 0, 0):  # local training, first epoch, shuffle
+            key = jax.random.fold_in(key, part)
+        order = rows[index][jnp.argsort(jax.random.uniform(key, (settings.examples,)))]
+
+        def step(weights, batch):
+            x, label = (jnp.take(arrays[name], batch, axis=0, mode="clip") for name in ("x", "label"))
+            gradient = jax.grad(loss)(weights, x, label)
+            return jax.tree.map(lambda w, g: w - rate * g, weights, gradient), None
+
+        return jax.lax.scan(step, weights, order.reshape(-1, batch_size))[0]
+
+    def one_round(state, index, arrays, rows, key):
+        weights, number = state
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
+        key = jax.random.fold_in(key, zlib.crc32(COHORT.encode()))
+        share = 1 / len(index)
+
+        def some(total, index):
+            if chunk == 1:
+                trained = client(weights, index[0], arrays, rows, key)
+                return jax.tree.map(lambda t, w: t + share * w, total, trained), None
+            trained = jax.vmap(client, (None, 0, None, None, None))(weights, index, arrays, rows, key)
+            return jax.tree.map(lambda t, w: t + share * w.sum(0), total, trained), None
+
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        return jax.lax.scan(some, zeros, index.reshape(-1, chunk))[0], number + 1
+
+    return one_round
+
+
+def compiled(method: Method, over: OverClients, state, data: RoundData, key) -> tuple[Callable, dict[str, float]]:
+    """(the compiled round, what compiling took and what it holds besides its arguments)."""
+    begun = time.perf_counter()
+    lowered = jax.jit(remap(method, over).round, donate_argnums=0).lower(state, data, key)
+    step = lowered.compile()
+    memory = step.memory_analysis()
+    cost = {"compile s": time.perf_counter() - begun, "temporary MB": memory.temp_size_in_bytes / 1e6}
+    return step, cost
+
+
+def scanned(one_round: Callable, rounds: Sequence[RoundData], key) -> Callable:
+    """(state, arrays) -> (state, metrics) after all rounds, one program."""
+    first = rounds[0].cohorts[COHORT]
+    fields = ("index", "weight", "rows", "count")
+    stacked = {f: np.stack([getattr(r.cohorts[COHORT], f) for r in rounds]) for f in fields}
+
+    def many(state, arrays):
+        with_arrays = lambda taken: RoundData({COHORT: dataclasses.replace(first, arrays=arrays, **taken)})
+        return jax.lax.scan(lambda state, taken: one_round(state, with_arrays(taken), key), state, stacked)
+
+    return jax.jit(many, donate_argnums=0)
+
+
+def scanned_hand(one_round: Callable) -> Callable:
+    def many(state, index, *inputs):
+        return jax.lax.scan(lambda state, i: (one_round(state, i, *inputs), None), state, index)[0]
+
+    return jax.jit(many, donate_argnums=0)
+
+
+def run(timed: Timed) -> PyTree:
+    """The state after all inputs."""
+    return _run(timed, jax.tree.map(jnp.copy, timed.start))
+
+
+def timings(variants: Mapping[Any, Timed], repetitions: int) -> dict[Any, np.ndarray]:
+    """[repetitions, 2] milliseconds per round of each variant, CPU and wall, after one run that is not counted."""
+    taken = {name: [] for name in variants}
+    for repetition in range(repetitions + 1):
+        for name in list(variants)[:: 1 if repetition % 2 else -1]:
+            start = jax.block_until_ready(jax.tree.map(jnp.copy, variants[name].start))
+            cpu, wall = time.process_time(), time.perf_counter()
+            _run(variants[name], start)
+            taken[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {name: 1e3 * np.array(times[1:]) / variants[name].rounds for name, times in taken.items()}
+
+
+def _run(timed: Timed, state: PyTree) -> PyTree:
+    for x in timed.inputs:
+        state = timed.step(state, x)
+    return jax.block_until_ready(state)
+
+
+def median(times: np.ndarray) -> list[float]:
+    return np.median(times, axis=0).tolist()
+
+
+def wasted(steps: Sequence[np.ndarray], chunk: int) -> float:
+    """The share of executed steps that a client spends waiting for the longest of its chunk. steps: [C] per round."""
+    own = sum(s.sum() for s in steps)
+    executed = sum(chunk * s[i : i + chunk].max() for s in steps for i in range(0, len(s), chunk))
+    return float(1 - own / executed)
+
+
+def max_difference(a: PyTree, b: PyTree) -> float:
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(*map(jax.tree.leaves, (a, b))))
+
+
+def replicated(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def in_own_process(section: str, settings: Settings, devices: int) -> list[dict]:
+    """The rows of one section, measured by a process with so many forced host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    with tempfile.TemporaryDirectory() as out:
+        own = dataclasses.replace(settings, only=(section,), out=out)
+        code = f"from experiments.throughput import *; main({own!r})"
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": flags}, check=True)
+        return json.loads((pathlib.Path(out) / "throughput.json").read_text())["sections"][section]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
