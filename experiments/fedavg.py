@@ -21,6 +21,7 @@ class Settings:
     method: FedAvgConfig
 
 
+NAMES = {"sgd": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam", "yogi": "FedYogi"}
 ADAM = {"server_optimizer": "adam"}
 PRESETS = {  # rates chosen on the validation split
     "digits": Settings(
@@ -45,7 +46,8 @@ PRESETS = {  # rates chosen on the validation split
 def main(settings: Settings) -> list[dict]:
     """Runs FedAvg and the controls, prints the table and writes the report."""
     problems.cache_compilations()
-    variants = {**problems.controls(settings.method), "FedAvg": problems.fedavg_variant(settings.method)}
+    name = NAMES[settings.method.server_optimizer]
+    variants = {**problems.controls(settings.method), name: problems.fedavg_variant(settings.method)}
     rows = problems.compare(settings.problem, variants)
     problems.write(settings.problem, variants, rows, "Multimodal FedAvg")
     return rows

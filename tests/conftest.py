@@ -14,7 +14,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "fedjax_mm_test_cache"))
+cache = os.path.join(tempfile.gettempdir(), f"fedjax_mm_tests_{jax.__version__}")
+jax.config.update("jax_compilation_cache_dir", cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -41,24 +41,6 @@ def test_gradient_inside_a_mesh_is_each_clients_own():
     np.testing.assert_allclose(each, np.ones((4, 3)))
 
 
-def test_mean_slots_never_hold_all_clients_at_once():
-    """Peak memory grows by O(chunk) models, not by C."""
-    size = 50_000
-
-    def temp_bytes(num_clients, chunk):
-        def one(weights, x):
-            return jnp.tanh(weights * x) + jnp.sin(weights + x), 0.0  # a model's worth per client
-
-        mapped = lambda w, xs: clients.map_reduce(one, w, xs, chunk=chunk)[0]
-        compiled = jax.jit(mapped).lower(jnp.zeros(size), jnp.zeros(num_clients)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    model = 4 * size
-    assert temp_bytes(64, 1) < temp_bytes(8, 1) + model
-    assert temp_bytes(64, 8) < temp_bytes(8, 8) + 3 * model
-    assert temp_bytes(64, 64) > 32 * model  # what a plain vmap would take
-
-
 def test_choose_is_a_function_of_seed_and_round_without_replacement():
     sizes = {"A": 10, "B": 5}
     drawn = [clients.choose(sizes, 6, r, seed) for r in range(50) for seed in range(20)]

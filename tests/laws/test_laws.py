@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_methods import SIZES, TINY
 
-from fedjax_mm import clients, costs, run, trees
+from fedjax_mm import clients, costs, records, run, trees
 from fedjax_mm.federate import remap
 from fedjax_mm.methods import METHODS
 from fedjax_mm.types import ClientData, Each, Mean, OverClients
@@ -177,7 +177,7 @@ def test_run_in_two_parts_equals_the_uninterrupted_run_bit_for_bit(name, tmp_pat
     run.train(method, data, rounds=2, directory=tmp_path / "parts", **settings)
     parts = run.train(method, data, rounds=4, directory=tmp_path / "parts", **settings)
     chex.assert_trees_all_equal(parts, whole)
-    rows = lambda d: [{k: v for k, v in row.items() if k != "seconds"} for row in run.read_metrics(tmp_path / d)]
+    rows = lambda d: [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_metrics(tmp_path / d)]
     assert rows("parts") == rows("whole") and len(rows("parts")) == 4
 
 
