@@ -34,28 +34,32 @@ def plot_split(split: Mapping[str, Any], path: str | os.PathLike, classes: Seque
     classes: K names; by default numbers.
     """
     figure = Figure((9, 0.5 + 1.9 * len(split)), layout="constrained")
-    panels = figure.subplots(len(split), 1, sharey=True, squeeze=False)[:, 0]
+    tops = [max(holds["examples"]) for holds in split.values()]
+    alike = max(tops) <= 5 * min(tops)  # one scale, unless it would flatten a cohort
+    panels = figure.subplots(len(split), 1, sharey=alike, squeeze=False)[:, 0]
     most = max(len(holds["examples"]) for holds in split.values())
     count = max(len(holds["classes"][0]) if "classes" in holds else 0 for holds in split.values())
     palette = COLOURS if count <= len(COLOURS) else matplotlib.colormaps["viridis"](np.linspace(0, 1, count))
-    for panel, (cohort, holds) in zip(panels, split.items(), strict=True):
+    for panel, top, (cohort, holds) in zip(panels, tops, split.items(), strict=True):
         sizes = np.asarray(holds["examples"])
         by_class = np.asarray(holds.get("classes", sizes[:, None]))  # [N, K]
         bottom = np.zeros(len(sizes))
         for k, held in enumerate(by_class.T):
             some = np.flatnonzero(held)
             edge = {"edgecolor": "white", "linewidth": 0.4 if most <= 50 else 0}
-            panel.bar(some, held[some], 0.82, bottom[some], color=palette[k] if count else COLOURS[0], **edge)
+            panel.bar(some, held[some], 0.82, bottom[some], color=palette[k] if "classes" in holds else GREY, **edge)
             bottom += held
         for client, size in enumerate(sizes if most <= 50 else ()):
             place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "rotation": 90 * (most > 20)}
             panel.annotate(f"{size}", (client, size), fontsize=8, color=INK, **place)
-        _style(panel, f"{cohort}: {', '.join(modalities(holds))}", "", "examples")
+        held = ", ".join(modalities(holds))  # which often is the cohort's name
+        _style(panel, cohort if cohort == held.replace(", ", "+") else f"{cohort}: {held}", "", "examples")
         about = f"{len(sizes)} clients, {sizes.sum():,} examples, {sizes.min():,} to {sizes.max():,} each"
         panel.set_title(about, loc="right", fontsize=9, color=INK)
         panel.set_xlim(-0.7, max(most, 10) - 0.3)  # a bar is as wide in every panel
-        panel.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    panels[0].set_ylim(0, 1.22 * max(max(holds["examples"]) for holds in split.values()))
+        panel.set_ylim(0, 1.22 * (max(tops) if alike else top))
+        panel.set_xticks(range(0, len(sizes), -(-most // 20)))
+        panel.grid(False, axis="x")
     panels[-1].set_xlabel("client of the cohort", fontsize=9, color=INK)
     if 1 < count <= 20:
         names = classes if classes is not None else [str(k) for k in range(count)]
@@ -96,7 +100,12 @@ def plot_curves(
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
     names = [f"{name} ({len(groups[name])} seeds)" if len(groups[name]) > 1 else name for name in lines]
-    place = {"loc": "outside lower center", "ncols": min(len(names), across + 1), "frameon": False, "fontsize": 9}
+    place = {
+        "loc": "outside lower center",
+        "ncols": min(len(names), 4 if across == 3 else 3),
+        "frameon": False,
+        "fontsize": 9,
+    }
     figure.legend(list(lines.values()), names, **place)
     _save(figure, path)
 
@@ -135,7 +144,8 @@ def plot_bars(
         ends = np.nan_to_num(ends)
         for y, end, text in zip(at, ends, texts, strict=True):
             axis.annotate(text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK)
-        axis.set_xlim(0, 1.35 * max(ends.max(), 1e-9))  # room for the numbers
+        axis.set_xlim(0, 1.4 * max(ends.max(), 1e-9))  # room for the numbers
+        axis.set_xticks([tick for tick in axis.get_xticks() if tick <= 1.1 * ends.max()])
     _style(left, "", quality_axis or heading(quality), "")
     _style(right, "", cost_axis, "")
     left.set_yticks(at, names, fontsize=10.5)

@@ -134,14 +134,15 @@ def plot_curves(runs: Sequence[Run], metric: str | Sequence[str], path: str | os
 def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
     """The report.md written to `out`, its pictures beside it: results, curves, costs, and who holds what."""
     runs, out = [load(directory) for directory in directories], pathlib.Path(out)
+    if not runs:
+        raise ValueError("no run is given; give at least one directory that run.train wrote")
     groups, rows = group(runs), summary(runs)
     out.mkdir(parents=True, exist_ok=True)
     keys = _keys([row for run in runs for row in run.rows])
     tests = [key for key in keys if key.startswith("test/")]
     text = ["# Report", table(_settings_table(groups)), "## Results"]
     text += ["At the last test: mean ± sample standard deviation over seeds."]
-    for i in range(0, max(len(tests), 1), 6):  # a wider table does not fit a page
-        text += [table(rows, {k: k for k in ("run", "seeds", "rounds")} | {k: heading(k) for k in tests[i : i + 6]})]
+    text += [table(rows, columns) for columns in _result_columns(tests)]
     losses = [key for key in keys if key.endswith("/loss") and key not in tests]
     for name, metrics in {"test": tests, "loss": losses}.items():
         if metrics:
@@ -149,7 +150,11 @@ def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> p
             text += [f"![{name} over rounds](curves-{name}.png)"]
     text += ["Lines are means over seeds, bands go from the least to the most.", "## Costs"]
     text += ["Of one client: MB (10^6 bytes) per round, matrix-multiplication FLOP and memory of a local step."]
-    text += [table(costs_table(runs)), "Of all, in seconds (median):", table(rows, ["run", "s per round"])]
+    text += [
+        table(costs_table(runs)),
+        "A whole round with all its participants takes, in seconds (median):",
+        table(rows, ["run", "s per round"]),
+    ]
     shown = []
     for first in (same[0] for same in groups.values()):
         if first.split not in shown:
@@ -172,7 +177,10 @@ def main(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path
         report = write(runs, out)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    show(summary([load(directory) for directory in runs]))
+    rows = summary([load(directory) for directory in runs])
+    for columns in _result_columns([key for key in _keys(rows) if key.startswith("test/")]):
+        show(rows, columns)
+    show(rows, ["run", "MB down", "MB up", "GFLOP per step", "peak MB", "s per round"])
     print(f"written to {report}")
 
 
@@ -221,6 +229,12 @@ def _over_seeds(values: Sequence[float | None]) -> Cell:
     if None in values:
         return None
     return values[0] if len(values) == 1 else (float(np.mean(values)), float(np.std(values, ddof=1)))
+
+
+def _result_columns(tests: Sequence[str]) -> list[dict[str, str]]:
+    """The columns of the results, in as many tables as fit a page."""
+    parts = [tests[i : i + 4] for i in range(0, max(len(tests), 1), 4)]
+    return [{k: k for k in ("run", "seeds", "rounds")} | {k: heading(k) for k in part} for part in parts]
 
 
 def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:

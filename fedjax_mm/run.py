@@ -66,7 +66,7 @@ def train(
     if directory is not None:
         settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "config": config}
         files = RunDirectory(directory, settings)
-        files.write("split.json", _split(data))
+        files.write("split.json", data.split())
         state = files.restore(state, log)
     start = int(state.round)
     if start >= rounds:
@@ -146,21 +146,6 @@ def _placed(data, mesh: Mesh | None):
 def _local(state: FedState, mesh: Mesh | None) -> FedState:
     """The state on this process's own device, for evaluation."""
     return state if mesh is None else jax.tree.map(lambda x: x.addressable_data(0), state)
-
-
-def _split(data) -> dict[str, Any]:
-    """Examples per client, and per class where there are labels."""
-    table = {}
-    for name, cohort in data.cohorts.items():
-        table[name] = {"examples": cohort.counts.tolist(), "arrays": sorted(cohort.arrays)}
-        labels = cohort.arrays.get("label")
-        if labels is not None and np.ndim(labels) == 1:
-            labels = np.asarray(labels)[cohort.rows]
-            owner = np.repeat(np.arange(len(cohort.counts)), cohort.counts)
-            classes = np.zeros((len(cohort.counts), int(labels.max()) + 1), int)
-            np.add.at(classes, (owner, labels), 1)
-            table[name]["classes"] = classes.tolist()
-    return table
 
 
 def _check_diverged(row: Mapping[str, float], sizes: Iterable[str], round: int) -> None:

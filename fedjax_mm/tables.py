@@ -27,24 +27,27 @@ def table(rows: Sequence[Row], columns: Columns = None) -> str:
 def show(rows: Sequence[Row], columns: Columns = None) -> None:
     """Prints the table that `table` writes, for a terminal."""
     heads = _headings(rows, columns)
-    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key, head in heads.items():
-        grid.add_column(rich.text.Text(head), justify="right" if _is_number(rows, key) else "left")
+        grid.add_column(rich.text.Text(head), justify="right" if _is_number(rows, key) else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(rich.text.Text(cell_text(row.get(key))) for key in heads))
     rich.console.Console().print(grid)
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell as people write it: 0.831; 0.831 ± 0.012 with two digits of the std, at most four of the mean; – for None."""
+    """A cell as people write it: 0.831 for a number, 0.831 ± 0.012 for (mean, std), – for None.
+
+    Three digits, or as many as the std has; never less than one of the std.
+    """
     if cell is None:
         return "–"
     if not isinstance(cell, tuple):
         return str(cell) if isinstance(cell, str | Integral) else _fixed(cell, _decimals(cell, 3))
     mean, std = cell
-    decimals = _decimals(std, 2) if std else _decimals(mean, 3)
-    if std < abs(mean):
-        decimals = min(decimals, _decimals(mean, 4))
+    if not std > 0:
+        return f"{_fixed(mean, _decimals(mean, 3))} ± {std:.0f}"
+    decimals = min(_decimals(std, 2), max(_decimals(mean, 3), _decimals(std, 1)))
     return f"{_fixed(mean, decimals)} ± {_fixed(std, decimals)}"
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.types import Arrays, CohortRound, RoundData
+from fedjax_mm.data.partition import split_table
+from fedjax_mm.types import Arrays, ClientData, CohortRound, RoundData
 
 RESERVED = "mask"  # local_steps adds it to every batch
 
@@ -79,6 +80,23 @@ class FederatedData:
     def sizes(self) -> dict[str, int]:
         """Clients per cohort, N."""
         return {name: len(c.counts) for name, c in self.cohorts.items()}
+
+    def split(self) -> dict[str, dict]:
+        """Who holds what, by cohort: "examples" [N] of each client, the names of its "arrays", and where these have
+        a `label`, "classes" [N, K], how many of each class; plain lists, as `report.plot_split` takes them."""
+        table = {}
+        for name, cohort in self.cohorts.items():
+            table[name] = {"examples": cohort.counts.tolist(), "arrays": sorted(cohort.arrays)}
+            if "label" in cohort.arrays and np.ndim(cohort.arrays["label"]) == 1:
+                labels, parts = np.asarray(cohort.arrays["label"]), np.split(cohort.rows, cohort.offsets[1:-1])
+                table[name]["classes"] = split_table(parts, labels, int(labels.max()) + 1).tolist()
+        return table
+
+    def client(self, cohort: str, number: int) -> ClientData:
+        """What client `number` of a cohort sees, for calling its update by hand."""
+        part = self._cohort_round(cohort, np.array([number]))
+        scalars = jnp.asarray(part.count[0]), jnp.asarray(part.weight[0])
+        return ClientData(part.arrays, jnp.asarray(part.rows[0]), *scalars, self.public, part.uniform)
 
     def round(self, chosen: Mapping[str, np.ndarray]) -> RoundData:
         """The data of a round in which clients `chosen` (per cohort [C] client numbers, N for nobody) take part.

@@ -84,3 +84,13 @@ def test_round_refuses_unknown_clients_and_cohorts():
 def test_device_arrays_are_accepted():
     data = FederatedData.from_arrays({"x": jnp.asarray(X)}, PARTS)
     assert data.round({"all": [0]}).cohorts["all"].count.tolist() == [2]
+
+
+def test_split_counts_classes_and_client_is_one_clients_view():
+    data = FederatedData.from_arrays({"x": X, "label": LABEL}, PARTS, public={"x": X[:2]})
+    held = data.split()["all"]
+    assert held["examples"] == [2, 0, 4, 1] and held["arrays"] == ["label", "x"]
+    assert held["classes"] == [np.bincount(LABEL[p], minlength=3).tolist() if p else [0, 0, 0] for p in PARTS]
+    one = data.client("all", 2)
+    own = np.asarray(one.arrays["x"])[np.asarray(one.rows)[: int(one.count)]]
+    assert own.tolist() == X[[0, 3, 4, 5]].tolist() and float(one.weight) == 4 and one.public["x"].shape == (2, 2)

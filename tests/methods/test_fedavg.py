@@ -30,7 +30,7 @@ def two_modalities(parts=3):
 
 def one_round(config, data, encoders=ENCODERS, state=None, **settings):
     method = build(config, data, encoders, heads.linear(3), **settings)
-    state = state or method.init(jax.random.key(0))
+    state = state or jax.jit(method.init)(jax.random.key(0))
     everyone = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
     return state, *jax.jit(method.round)(state, everyone, KEY)
 
@@ -131,15 +131,12 @@ def test_local_only_training_sends_nothing_and_clients_differ():
 
 
 def test_an_example_that_lacks_a_modality_is_seen_through_the_other():
-    data = two_modalities()
-    method = build(FedAvgConfig(), data, ENCODERS, heads.linear(3))
-    state = method.init(jax.random.key(0))
     lacking = {"a": np.full_like(A, 1e6), "b": B, "has_a": np.zeros(90, bool), "label": LABEL}
     arrays = {"AB": lacking}
     clients_of = {"AB": [np.arange(45), np.arange(45, 90)]}
     multimodal = FederatedData.from_arrays(arrays, clients_of)
     method = build(FedAvgConfig(batch_size=45), multimodal, ENCODERS, heads.linear(3))
-    state = method.init(jax.random.key(0))
+    state = jax.jit(method.init)(jax.random.key(0))
     new, metrics = jax.jit(method.round)(state, multimodal.round({"AB": np.arange(2)}), KEY)
     assert float(metrics["AB"]["left_out"]) == 0
     chex.assert_trees_all_equal(new.server["params"]["a"], state.server["params"]["a"])
@@ -152,7 +149,7 @@ def test_learns_and_beats_its_start_on_every_modality():
     method = build(FedAvgConfig(client_lr=0.2, batch_size=10, epochs=2), data, ENCODERS, heads.linear(3))
     test = {"a": A, "b": B, "label": LABEL}
     state = run.train(method, data, rounds=15, per_round={"A": 2, "B": 2, "AB": 2}, log=lambda line: None)
-    before, after = method.evaluate(method.init(jax.random.key(0)), test), method.evaluate(state, test)
+    before, after = method.evaluate(jax.jit(method.init)(jax.random.key(0)), test), method.evaluate(state, test)
     for tested in ("a", "b", "a+b"):
         assert after[f"{tested}/accuracy"] > 0.75 > before[f"{tested}/accuracy"] + 0.1
 
