@@ -16,7 +16,6 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import remap
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, mlp
-from fedjax_mm.types import Method, OverClients, PyTree, RoundData
+from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
 
 Section = Literal["handwritten", "clients_per_round", "mapping", "skew"]
 COHORT = "all"  # the name FederatedData gives a cohort that is alone
@@ -87,7 +86,7 @@ def main(settings: Settings) -> pathlib.Path:
         sections[name] = SECTIONS[name](settings)
         load.append(os.getloadavg())
         print(f"{name} (load average {load[-1][0]:.1f} on {os.cpu_count()} CPUs)")
-        report.show(sections[name])
+        report.show(sections[name], COLUMNS.get(name))
     result = {
         "settings": dataclasses.asdict(settings),
         "versions": {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")},
@@ -104,43 +103,42 @@ def main(settings: Settings) -> pathlib.Path:
 
 
 def handwritten(settings: Settings) -> list[dict]:
-    """Our round beside one written by hand for this workload alone, each round dispatched on its own or all scanned.
+    """Our round beside one written by hand for this workload alone, each round dispatched by itself or all scanned.
 
-    Raises AssertionError where their weights differ by more than 1e-5 after all rounds.
+    Raises ArithmeticError where the weights differ by more than 1e-5 after all rounds.
     """
     data, method = workload(settings)
-    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
-    state = jax.jit(method.init)(jax.random.key(settings.seed + 1))
+    key, rounds, state = jax.random.key(settings.seed), rounds_of(data, settings), start_of(method, settings)
     index = np.stack([r.cohorts[COHORT].index for r in rounds])
     own = data.cohorts[COHORT]
-    arrays, rows = own.arrays, jnp.asarray(own.rows.reshape(settings.clients, settings.examples))
+    fixed = (own.arrays, jnp.asarray(own.rows.reshape(settings.clients, settings.examples)), key)
     begin = (state.server["params"]["x"], jnp.int32(0))  # the same weights, and the number of the round
     results = []
     for chunk in settings.chunks:
-        ours = remap(method, OverClients(chunk)).round
-        hand = round_by_hand(settings, chunk)
-        step, _ = compiled(method, OverClients(chunk), state, rounds[0], key)
-        hand_step = jax.jit(hand, donate_argnums=0)
-        scan, scan_hand = scanned(ours, rounds, key), scanned_hand(hand)
+        by_hand = round_by_hand(settings, chunk)
+        one, all_ours = jax.jit(by_hand, donate_argnums=0), scanned(method, chunk, rounds, key)
+        all_by_hand = lambda s, i, *fixed, f=by_hand: jax.lax.scan(lambda s, i: (f(s, i, *fixed), None), s, i)[0]
+        all_by_hand = jax.jit(all_by_hand, donate_argnums=0)
         variants = {
-            "ours": Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, len(rounds)),
-            "hand": Timed(lambda s, i, f=hand_step: f(s, i, arrays, rows, key), begin, index, len(rounds)),
-            "ours scanned": Timed(lambda s, _, f=scan: f(s, arrays)[0], state, [None], len(rounds)),
-            "hand scanned": Timed(lambda s, i, f=scan_hand: f(s, i, arrays, rows, key), begin, [index], len(rounds)),
+            "ours": ours(method, OverClients(chunk), state, rounds, key)[0],
+            "hand": Timed(lambda s, i, f=one: f(s, i, *fixed), begin, index, len(rounds)),
+            "ours scanned": Timed(lambda s, arrays, f=all_ours: f(s, arrays)[0], state, [own.arrays], len(rounds)),
+            "hand scanned": Timed(lambda s, i, f=all_by_hand: f(s, i, *fixed), begin, [index], len(rounds)),
         }
-        ends = {name: run(v) for name, v in variants.items()}
+        ends = {name: after(v) for name, v in variants.items()}
         ends = {name: end[0] if "hand" in name else end.server["params"]["x"] for name, end in ends.items()}
         difference = max(max_difference(end, ends["hand"]) for end in ends.values())
-        assert difference <= 1e-5, f"chunk {chunk}: our round and the one by hand differ by {difference:.1e}"
+        if not difference <= 1e-5:
+            raise ArithmeticError(f"chunk {chunk}: our round and the one by hand differ by {difference:.1e}")
         times = timings(variants, settings.repetitions)
-        for how in ("", " scanned"):
+        for name, how in {"separate": "", "scanned": " scanned"}.items():
             a, b = times["ours" + how], times["hand" + how]
-            low, ratio, high = np.quantile(a / b, (0.25, 0.5, 0.75), axis=0)
-            row = {"chunk": chunk, "rounds": "scanned" if how else "one by one"}
-            row |= {"ours CPU ms": median(a)[0], "hand CPU ms": median(b)[0], "CPU ratio": ratio[0]}
-            row |= {"CPU quartiles": f"{low[0]:.3f} to {high[0]:.3f}"}
-            row |= {"ours ms": median(a)[1], "hand ms": median(b)[1], "ratio": ratio[1]}
-            results.append(row | {"quartiles": f"{low[1]:.3f} to {high[1]:.3f}", "max difference": difference})
+            row = {"chunk": chunk, "rounds": name, "difference": difference}
+            for i, clock in enumerate(("CPU ", "")):
+                low, ratio, high = np.quantile(a[:, i] / b[:, i], (0.25, 0.5, 0.75)).tolist()
+                row |= {f"ours {clock}ms": median(a)[i], f"hand {clock}ms": median(b)[i]}
+                row |= {f"{clock}ratio": ratio, f"{clock}low": low, f"{clock}high": high}
+            results.append(row)
     return results
 
 
@@ -149,67 +147,60 @@ def clients_per_round(settings: Settings) -> list[dict]:
     results = []
     for population in settings.populations:
         data, method = workload(dataclasses.replace(settings, clients=population))
-        key, state = jax.random.key(settings.seed), method.init(jax.random.key(settings.seed + 1))
+        key, state = jax.random.key(settings.seed), start_of(method, settings)
         for taking_part in (c for c in settings.taking_part if c <= population):
-            # A round of many clients is timed fewer times: the time per client is what is compared.
             rounds = rounds_of(data, dataclasses.replace(settings, per_round=taking_part, rounds=1))
             variants, rows = {}, []
             for chunk in sorted({1, min(max(settings.chunks), taking_part)}):
-                step, row = compiled(method, OverClients(chunk), state, rounds[0], key)
-                variants[chunk] = Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, taking_part)
-                rows.append({"population": population, "taking part": taking_part, "chunk": chunk, **row})
+                timed, cost = ours(method, OverClients(chunk), state, rounds, key)
+                variants[chunk] = timed._replace(rounds=taking_part)  # so that times are per client
+                rows.append({"population": population, "taking part": taking_part, "chunk": chunk, **cost})
+            # Large rounds fewer times: one is an average over many clients already.
             times = timings(variants, max(3, min(settings.repetitions, 300 // taking_part)))
             for row in rows:
                 cpu, wall = median(times[row["chunk"]])
-                row |= {"CPU ms per client": cpu, "ms per client": wall, "peak RSS MB": peak_rss_mb()}
-            results += rows
+                results.append(row | {"CPU ms per client": cpu, "ms per client": wall, "peak RSS MB": peak_rss_mb()})
     return results
 
 
 def mapping(settings: Settings) -> list[dict]:
     """The same rounds at every chunk and on several devices: times, and how far the weights come out apart."""
     if jax.default_backend() == "cpu" and jax.device_count() < max(settings.devices):
-        return in_own_process("mapping", settings, max(settings.devices))
+        return in_own_process(settings)
     data, method = workload(settings)
-    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
-    state, variants = jax.jit(method.init)(jax.random.key(settings.seed + 1)), {}
+    key, state, variants = jax.random.key(settings.seed), start_of(method, settings), {}
     for devices in (d for d in settings.devices if d <= jax.device_count()):
-        mesh = clients.make_mesh(devices) if devices > 1 else None
-        for chunk in (c for c in settings.chunks if c * devices <= settings.per_round or c == 1):
-            placed = (lambda tree: tree) if mesh is None else (lambda tree, mesh=mesh: replicated(tree, mesh))
-            start, inputs, same_key = placed((state, rounds, key))
-            step, _ = compiled(method, OverClients(chunk, mesh), start, inputs[0], same_key)
-            run_one = lambda s, r, step=step, key=same_key: step(s, r, key)[0]
-            variants[devices, chunk] = Timed(run_one, start, inputs, len(rounds))
-    ends = {where: jax.device_get(run(v).server["params"]) for where, v in variants.items()}
-    times = timings(variants, settings.repetitions)
-    results = []
+        mesh = clients.make_mesh(devices)
+        arrays = replicated(data.cohorts[COHORT].arrays, mesh)  # once, not in every round
+        here = {COHORT: dataclasses.replace(data.cohorts[COHORT], arrays=arrays)}
+        rounds = rounds_of(dataclasses.replace(data, cohorts=here), settings)
+        inputs = replicated((state, rounds, key), mesh)
+        for chunk in (c for c in settings.chunks if c == 1 or c * devices <= settings.per_round):
+            over = OverClients(chunk, mesh if devices > 1 else None)
+            variants[devices, chunk] = ours(method, over, *inputs)[0]
+    ends = {where: jax.device_get(after(v).server["params"]) for where, v in variants.items()}
+    first, times, results = next(iter(ends.values())), timings(variants, settings.repetitions), []
     for devices, chunk in variants:
         cpu, wall = median(times[devices, chunk])
         row = {"devices": devices, "chunk": chunk, "CPU ms": cpu, "ms": wall}
-        results.append(row | {"max difference": max_difference(ends[devices, chunk], ends[next(iter(variants))])})
+        results.append(row | {"difference": max_difference(ends[devices, chunk], first)})
     return results
 
 
 def skew(settings: Settings) -> list[dict]:
     """Clients of very different sizes: the share of steps spent waiting for the longest of a chunk, and the time."""
     labels = synthetic(settings)["label"]
-    owned = partition.dirichlet(labels, settings.clients, settings.alpha, settings.seed)
-    data, method = workload(settings, owned)
-    key, rounds = jax.random.key(settings.seed), rounds_of(data, settings)
-    state, variants = jax.jit(method.init)(jax.random.key(settings.seed + 1)), {}
-    for chunk in settings.chunks:
-        step, _ = compiled(method, OverClients(chunk), state, rounds[0], key)
-        variants[chunk] = Timed(lambda s, r, step=step: step(s, r, key)[0], state, rounds, len(rounds))
+    data, method = workload(settings, partition.dirichlet(labels, settings.clients, settings.alpha, settings.seed))
+    key, rounds, state = jax.random.key(settings.seed), rounds_of(data, settings), start_of(method, settings)
+    variants = {c: ours(method, OverClients(c), state, rounds, key)[0] for c in settings.chunks}
     times = timings(variants, settings.repetitions)
     steps = [-(-r.cohorts[COHORT].count // settings.batch_size) for r in rounds]
-    rng = np.random.default_rng(settings.seed)
-    unsorted = [rng.permutation(s) for s in steps]
-    results = []
+    rng, results = np.random.default_rng(settings.seed), []
+    shuffled = [rng.permutation(s) for s in steps]
     for chunk in settings.chunks:
         cpu, wall = median(times[chunk])
         row = {"chunk": chunk, "own steps per round": float(np.mean([s.sum() for s in steps]))}
-        row |= {"wasted share": wasted(steps, chunk), "wasted if not sorted": wasted(unsorted, chunk)}
+        row |= {"wasted share": wasted(steps, chunk), "wasted if not sorted": wasted(shuffled, chunk)}
         results.append(row | {"CPU ms": cpu, "ms": wall})
     return results
 
@@ -219,6 +210,9 @@ SECTIONS: Mapping[str, Callable[[Settings], list[dict]]] = {
     "clients_per_round": clients_per_round,
     "mapping": mapping,
     "skew": skew,
+}
+COLUMNS = {  # of the printed table; the file has all
+    "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio")
 }
 
 
@@ -243,10 +237,13 @@ def workload(settings: Settings, owned: Sequence[np.ndarray] | None = None) -> t
     return data, fedavg.build(config, data, {"x": network(settings)}, identity)
 
 
+def start_of(method: Method, settings: Settings) -> FedState:
+    return jax.jit(method.init)(jax.random.key(settings.seed + 1))
+
+
 def rounds_of(data: FederatedData, settings: Settings) -> list[RoundData]:
-    return [
-        data.round(clients.choose(data.sizes, settings.per_round, r, settings.seed)) for r in range(settings.rounds)
-    ]
+    chosen = (clients.choose(data.sizes, settings.per_round, r, settings.seed) for r in range(settings.rounds))
+    return [data.round(who) for who in chosen]
 
 
 def round_by_hand(settings: Settings, chunk: int) -> Callable:
@@ -283,7 +280,8 @@ def round_by_hand(settings: Settings, chunk: int) -> Callable:
                 trained = client(weights, index[0], arrays, rows, key)
                 return jax.tree.map(lambda t, w: t + share * w, total, trained), None
             trained = jax.vmap(client, (None, 0, None, None, None))(weights, index, arrays, rows, key)
-            return jax.tree.map(lambda t, w: t + share * w.sum(0), total, trained), None
+            add = lambda t, w: t + jnp.tensordot(jnp.full(chunk, share), w, 1, precision="highest")
+            return jax.tree.map(add, total, trained), None
 
         zeros = jax.tree.map(jnp.zeros_like, weights)
         return jax.lax.scan(some, zeros, index.reshape(-1, chunk))[0], number + 1
@@ -291,19 +289,18 @@ def round_by_hand(settings: Settings, chunk: int) -> Callable:
     return one_round
 
 
-def compiled(method: Method, over: OverClients, state, data: RoundData, key) -> tuple[Callable, dict[str, float]]:
-    """(the compiled round, what compiling took and what it holds besides its arguments)."""
+def ours(method: Method, over: OverClients, state: FedState, rounds: Sequence[RoundData], key) -> tuple[Timed, dict]:
+    """(the engine's round as run.train runs it, what compiling took and what it holds besides its arguments)."""
     begun = time.perf_counter()
-    lowered = jax.jit(remap(method, over).round, donate_argnums=0).lower(state, data, key)
-    step = lowered.compile()
-    memory = step.memory_analysis()
-    cost = {"compile s": time.perf_counter() - begun, "temporary MB": memory.temp_size_in_bytes / 1e6}
-    return step, cost
+    step = jax.jit(remap(method, over).round, donate_argnums=0).lower(state, rounds[0], key).compile()
+    cost = {"compile s": time.perf_counter() - begun}
+    cost["temporary MB"] = step.memory_analysis().temp_size_in_bytes / 1e6
+    return Timed(lambda state, taken: step(state, taken, key)[0], state, rounds, len(rounds)), cost
 
 
-def scanned(one_round: Callable, rounds: Sequence[RoundData], key) -> Callable:
-    """(state, arrays) -> (state, metrics) after all rounds, one program."""
-    first = rounds[0].cohorts[COHORT]
+def scanned(method: Method, chunk: int, rounds: Sequence[RoundData], key) -> Callable:
+    """(state, arrays) -> (state, metrics) of all rounds in one program."""
+    one_round, first = remap(method, OverClients(chunk)).round, rounds[0].cohorts[COHORT]
     fields = ("index", "weight", "rows", "count")
     stacked = {f: np.stack([getattr(r.cohorts[COHORT], f) for r in rounds]) for f in fields}
 
@@ -314,14 +311,7 @@ def scanned(one_round: Callable, rounds: Sequence[RoundData], key) -> Callable:
     return jax.jit(many, donate_argnums=0)
 
 
-def scanned_hand(one_round: Callable) -> Callable:
-    def many(state, index, *inputs):
-        return jax.lax.scan(lambda state, i: (one_round(state, i, *inputs), None), state, index)[0]
-
-    return jax.jit(many, donate_argnums=0)
-
-
-def run(timed: Timed) -> PyTree:
+def after(timed: Timed) -> PyTree:
     """The state after all inputs."""
     return _run(timed, jax.tree.map(jnp.copy, timed.start))
 
@@ -356,7 +346,7 @@ def wasted(steps: Sequence[np.ndarray], chunk: int) -> float:
 
 
 def max_difference(a: PyTree, b: PyTree) -> float:
-    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(*map(jax.tree.leaves, (a, b))))
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b)))
 
 
 def replicated(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
@@ -369,14 +359,13 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def in_own_process(section: str, settings: Settings, devices: int) -> list[dict]:
-    """The rows of one section, measured by a process with so many forced host devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    with tempfile.TemporaryDirectory() as out:
-        own = dataclasses.replace(settings, only=(section,), out=out)
-        code = f"from experiments.throughput import *; main({own!r})"
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": flags}, check=True)
-        return json.loads((pathlib.Path(out) / "throughput.json").read_text())["sections"][section]
+def in_own_process(settings: Settings) -> list[dict]:
+    """What `mapping` returns in a process that has enough forced host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(settings.devices)}"
+    code = f"import json; from experiments.throughput import *; print(json.dumps(mapping({settings!r})))"
+    command, environment = [sys.executable, "-c", code], {**os.environ, "XLA_FLAGS": flags}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

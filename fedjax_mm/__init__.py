@@ -7,7 +7,7 @@ state = run.train(method, data, rounds=100, per_round=10, directory="runs/first"
 
 from fedjax_mm import aggregate, clients, costs, data, evaluate, losses, methods, models, run, trees
 from fedjax_mm.data import Dataset, FederatedData
-from fedjax_mm.federate import federate, remap
+from fedjax_mm.federate import federate, on_change, remap
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.types import (
     ClientData,
@@ -48,6 +48,7 @@ __all__ = [
     "losses",
     "methods",
     "models",
+    "on_change",
     "remap",
     "run",
     "trees",

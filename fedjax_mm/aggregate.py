@@ -61,9 +61,10 @@ def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
     share = weight / jnp.where(total > 0, total, 1)
 
     def mean(leaf, other):
-        # A sum of products, not a matmul: accelerators round the inputs of a float32 matmul to fewer bits.
-        along = lambda vector: vector.reshape(-1, *[1] * (leaf.ndim - 1))
-        summed = jnp.sum(along(share) * jnp.where(along(weight > 0), leaf, 0), axis=0)
+        # A matmul, because XLA's sum over a leading axis is 30 times slower on CPU (measured); at the highest
+        # precision, because accelerators otherwise round its inputs.
+        sent = jnp.where((weight > 0).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+        summed = jnp.tensordot(share, sent.astype(jnp.promote_types(leaf.dtype, share.dtype)), 1, precision="highest")
         return jnp.where(total > 0, summed, other).astype(leaf.dtype)
 
     return jax.tree.map(mean, stack, default)

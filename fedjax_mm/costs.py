@@ -52,7 +52,7 @@ def _of_cohort(method: Method, name: str, download: Download, state: FedState, d
     def update(download, mine, seen, key):
         uploads, _, _ = method.cohorts[name].update(download, mine, seen, key)
         values = {slot: upload.value for slot, upload in uploads.items()}
-        return method.upload.update(values, method.upload.init(values), None, key=key)[0]
+        return method.upload.update(values, method.upload.init(values), download.sent, key=key)[0]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jaxpr, upload = jax.make_jaxpr(update, return_shape=True)(download, mine, seen, key)

@@ -34,8 +34,9 @@ def federate(
     """Ties a server and its cohorts into a Method.
 
     upload: a chain of pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and
-        its aggregation, applied to every slot's value; it starts afresh each round and gets `key=` as an extra
-        argument. What must last from round to round belongs in the client's state.
+        its aggregation, applied to {slot: value}; it starts afresh each round and gets what the server sent as `params`
+        and `key=` as an extra argument (see `on_change`). What must last from round to round belongs in the client's
+        state.
     over: how the round maps over clients; never changes a result.
     """
     over = over or OverClients()
@@ -72,6 +73,22 @@ def remap(method: Method, over: OverClients) -> Method:
     return federate(method.server, method.cohorts, method.evaluate, upload=method.upload, over=over)
 
 
+def on_change(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An upload transform that sees what a client changed of each slot the server had sent it under the same name.
+
+    For methods whose clients send weights: on_change(optax.clip_by_global_norm(1.0)) clips the change of all slots
+    together, and what is sent is old plus clipped change.
+    """
+    transform = optax.with_extra_args_support(transform)
+
+    def update(values, state, received=None, **extra):
+        old = {slot: received[slot] for slot in values}
+        change, state = transform.update(optax.tree.sub(values, old), state, None, **extra)
+        return optax.tree.add(old, change), state
+
+    return optax.GradientTransformationExtraArgs(transform.init, update)
+
+
 def cohort_pass(
     cohort: Cohort,
     name: str,
@@ -98,7 +115,7 @@ def cohort_pass(
         seen = ClientData(arrays, rows, count, weight, public, data.uniform)
         update = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
-        sent = _transformed(upload, sent, jax.random.fold_in(key, 1))
+        sent = _transformed(upload, sent, download.sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
         counts = present & trees.all_finite((sent, new))
         w = jnp.where(counts, weight, 0.0)
@@ -129,9 +146,9 @@ def _client_key(key, cohort: str, index):
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(cohort.encode())), index)
 
 
-def _transformed(upload, sent, key):
-    state = upload.init({slot: s.value for slot, s in sent.items()})
-    values, _ = upload.update({slot: s.value for slot, s in sent.items()}, state, None, key=key)
+def _transformed(upload, sent, received, key):
+    values = {slot: s.value for slot, s in sent.items()}
+    values, _ = upload.update(values, upload.init(values), received, key=key)
     return {slot: s._replace(value=values[slot]) for slot, s in sent.items()}
 
 
@@ -156,4 +173,3 @@ def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[in
     return chunk, CohortRound(
         fill(data.index, size), fill(data.weight, 0), fill(data.rows, 0), fill(data.count, 0), data.arrays, data.uniform
     )
-

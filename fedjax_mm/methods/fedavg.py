@@ -8,9 +8,9 @@ One round, for parts w = {an encoder per modality, head}:
   1. The server sends each client the parts it uses: the encoders of its modalities, and the head.
   2. A client k runs E epochs of SGD on cross-entropy + mu/2 |w - w_global|^2, its n_k examples in batches of B.
      An example's embedding is the mean of its modalities' embeddings, so clients of all kinds share the head.
-  3. It sends back the change of each part, weighted by n_k (times `multimodal_weight` if it has several modalities).
-  4. The mean change of a part over the clients that have it is the server optimiser's (negative) gradient. A part
-     nobody sent stays as it is, moments included.
+  3. It sends back each part, weighted by n_k (times `multimodal_weight` if it has several modalities).
+  4. Old part minus the mean over the clients that have it is the server optimiser's gradient. A part nobody sent stays
+     as it is, moments included.
 
 With `shared=()` nothing travels: local-only training, the control. With `shared=("image", "text")` the head is
 personal (FedPer).
@@ -129,8 +129,7 @@ def build(
                 batch_size=config.batch_size,
                 epochs=config.epochs,
             )
-            change = optax.tree.sub(params, start)
-            upload = {part: Mean(change[part], boost * data.weight) for part in travels}
+            upload = {part: Mean(params[part], boost * data.weight) for part in travels}
             return upload, {part: params[part] for part in own}, metrics
 
         personal = tuple(p for p in mine if p not in shared)
@@ -148,9 +147,9 @@ def build(
         params, opt = {}, {}
         for part in shared:
             old, moments = state["params"][part], state["opt"][part]
-            change = aggregate.collect(uploads, part)
-            updates, new_moments = server_tx.update(optax.tree.scale(-1.0, change.value), moments, old)
-            sent = change.weight > 0
+            mean = aggregate.collect(uploads, part)
+            updates, new_moments = server_tx.update(optax.tree.sub(old, mean.value), moments, old)
+            sent = mean.weight > 0
             params[part] = trees.where(sent, optax.apply_updates(old, updates), old)
             opt[part] = trees.where(sent, new_moments, moments)
         return {"params": params, "opt": opt}, {}
@@ -171,9 +170,7 @@ def build(
             else:
                 like = [name for name in holds if holds[name] == tested]
                 params = state.server["params"]
-                predictions = [
-                    p for name in like for p in np.asarray(predict_each(params, state.clients[name], batch))
-                ]
+                predictions = [p for name in like for p in np.asarray(predict_each(params, state.clients[name], batch))]
             scores = [evaluate.classification(labels, p, classes) for p in predictions]
             results |= {f"{'+'.join(tested)}/{k}": float(np.mean([s[k] for s in scores])) for k in (scores or [{}])[0]}
         return results
