@@ -32,7 +32,10 @@ def show(rows: Sequence[Row], columns: Columns = None) -> None:
         grid.add_column(rich.text.Text(head), justify="right" if _is_number(rows, key) else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(rich.text.Text(cell_text(row.get(key))) for key in heads))
-    rich.console.Console().print(grid)
+    console = rich.console.Console()
+    if not console.is_terminal:  # a log has no edge to wrap at
+        console = rich.console.Console(width=240)
+    console.print(grid)
 
 
 def cell_text(cell: Cell) -> str:

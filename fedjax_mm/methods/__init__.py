@@ -1,5 +1,7 @@
 """One paper a file: what ONE client does and what the server does."""
 
-from fedjax_mm.methods import fedavg
+from fedjax_mm.methods import fedavg, fedmekt, mmfl
 
-METHODS = {"fedavg": fedavg}  # the property tests run over every one of these
+METHODS = {"fedavg": fedavg}  # what experiments.compare shows; fedmekt and mmfl join with their experiments
+
+__all__ = ["METHODS", "fedavg", "fedmekt", "mmfl"]

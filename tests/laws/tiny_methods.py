@@ -15,8 +15,9 @@ from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.methods import fedavg
+from fedjax_mm.methods import fedavg, fedmekt, mmfl
 from fedjax_mm.models import heads, mlp
+from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Cohort, Download, Each, Mean, Method, Server
 
 SIZES = {"A": 5, "B": 4, "AB": 6}
@@ -27,11 +28,11 @@ class Tiny(NamedTuple):
     data: FederatedData
 
 
-def _data() -> FederatedData:
+def _data(shape_a=(4,)) -> FederatedData:
     """Three cohorts over one pool of 120 examples; clients own 1 to 14 of them, one of A none."""
     rng = np.random.default_rng(0)
     arrays = {
-        "a": rng.normal(size=(120, 4)).astype(np.float32),
+        "a": rng.normal(size=(120, *shape_a)).astype(np.float32),
         "b": rng.normal(size=(120, 3, 2)).astype(np.float32),
         "label": rng.integers(0, 3, 120).astype(np.int32),
     }
@@ -48,6 +49,42 @@ def _fedavg(**settings) -> Method:
     config = fedavg.FedAvgConfig(client_lr=0.1, batch_size=4, epochs=2, **settings)
     encoders = {"a": mlp.encoder((6,), 5), "b": mlp.encoder((), 5)}
     return fedavg.build(config, _data(), encoders, heads.linear(3))
+
+
+def _autoencoder() -> AutoEncoder:
+    """Maps step by step in place of the LSTMs, which take a minute to compile in every law."""
+    features = {"a": 4, "b": 2}
+
+    def init(key):
+        draw = lambda i, shape: jax.random.normal(jax.random.fold_in(key, i), shape) / 2
+        halves = [(f"encoder_{m}", (f, 3)) for m, f in features.items()]
+        halves += [(f"decoder_{m}", (3, f)) for m, f in features.items()]
+        return {part: draw(i, shape) for i, (part, shape) in enumerate(halves)}
+
+    def encode(params, m, x):
+        h = jnp.tanh(x @ params[f"encoder_{m}"])
+        return h.cumsum(1), h
+
+    def decode(params, m, code, steps):
+        return jnp.repeat(code[:, None], steps, 1) @ params[f"decoder_{m}"]
+
+    return AutoEncoder(tuple(features), init, encode, decode)
+
+
+def _autoencoding(paper, config) -> Tiny:
+    data = _data(shape_a=(3, 4))
+    labelled = {**data.public, "label": np.arange(10) % 3}
+    return Tiny(paper.build(config, data, _autoencoder(), labelled, 3), data)
+
+
+def _fedmekt() -> Tiny:
+    probe = fedmekt.Probe(unit="window")
+    return _autoencoding(fedmekt, fedmekt.FedMEKTConfig(batch_size=4, epochs=1, proxy_batch=6, probe=probe))
+
+
+def _mmfl() -> Tiny:
+    probe = mmfl.Probe(unit="window")
+    return _autoencoding(mmfl, mmfl.MMFLConfig(prox=0.1, moon=0.1, batch_size=4, epochs=1, probe=probe))
 
 
 def _exchange() -> Method:
@@ -136,6 +173,8 @@ def _staged() -> Method:
 TINY = {
     "fedavg": lambda: Tiny(_fedavg(server_optimizer="adam", server_lr=0.1, prox=0.1), _data()),
     "fedavg_personal_head": lambda: Tiny(_fedavg(shared=("a", "b")), _data()),
+    "fedmekt": _fedmekt,
+    "mmfl": _mmfl,
     "exchange": lambda: Tiny(_exchange(), _data()),
     "staged": lambda: Tiny(_staged(), _data()),
 }

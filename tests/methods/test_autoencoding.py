@@ -1,0 +1,176 @@
+"""Local objectives against NumPy and SciPy, gradients against finite differences, and the linear evaluation."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+from linear_autoencoder import linear_ae
+from sklearn.metrics import f1_score
+
+from fedjax_mm.methods import autoencoding
+from fedjax_mm.methods.linear_evaluation import Probe, chunked_f1, linear_evaluation
+
+RNG = np.random.default_rng(0)
+MASK = np.array([1, 1, 1, 1, 1, 0], np.float32)
+
+
+AE = linear_ae()
+PARAMS = AE.init(jax.random.key(0))
+READS_A = {**PARAMS, "encoder_a": {"U": jnp.eye(3, 4), "V": jnp.array([[1.0, 0], [0, 1], [-1, -1], [0, 0]])}}
+X = {"a": RNG.normal(size=(6, 4, 3)).astype(np.float32), "b": RNG.normal(size=(6, 5, 2)).astype(np.float32)}
+CODES = {m: np.asarray(AE.encode(PARAMS, m, X[m])[0][:, -1]) for m in X}
+
+
+def rec(m, n):
+    out = np.repeat(CODES[m][:5, None], X[n].shape[1], 1) @ np.asarray(PARAMS[f"decoder_{n}"]["W"])
+    return np.mean((out - X[n][:5, ::-1]) ** 2)
+
+
+def test_split_sums_reconstructions_within_and_across_over_real_rows():
+    of = lambda x, sources: autoencoding.objective("split", AE, PARAMS, CODES, x, MASK, sources)
+    everything = sum(rec(m, n) for m in "ab" for n in "ab")
+    np.testing.assert_allclose(of(X, ("a", "b")), everything, rtol=1e-5)
+    np.testing.assert_allclose(of(X, ("b",)), rec("b", "a") + rec("b", "b"), rtol=1e-5)
+    np.testing.assert_allclose(of({"a": X["a"]}, ("a",)), rec("a", "a"), rtol=1e-5)
+
+
+def test_the_target_is_reversed_in_time():
+    ramp = types.SimpleNamespace(
+        decode=lambda params, m, code, steps: jnp.ones((1, 1, 1)) * jnp.arange(3)[None, :, None]
+    )
+    falling = {"a": np.array([2.0, 1.0, 0.0], np.float32).reshape(1, 3, 1)}
+    of = lambda x: autoencoding.objective("split", ramp, {}, {"a": np.ones((1, 2))}, x, np.ones(1), ("a",))
+    assert float(of(falling)) == 0 and float(of({"a": falling["a"][:, ::-1]})) > 1
+
+
+def reference_correlation(a, b, ridge=1e-3):
+    a, b = (x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (a, b))
+    m = len(a) - 1
+    root = lambda s: np.linalg.inv(scipy.linalg.sqrtm(s / m + ridge * np.eye(len(s))).real)
+    t = root(a.T @ a) @ (a.T @ b / m) @ root(b.T @ b)
+    return np.sqrt(np.linalg.eigvalsh(t.T @ t + ridge * np.eye(len(t)))).sum()
+
+
+def test_correlation_equals_scipy_and_ignores_padding():
+    a = 0.1 * RNG.normal(size=(20, 3)).astype(np.float32)  # small, so that the ridge counts
+    b = (a @ RNG.normal(size=(3, 3)) + 0.1 * RNG.normal(size=(20, 3))).astype(np.float32)
+    np.testing.assert_allclose(autoencoding.correlation(a, b), reference_correlation(a, b), rtol=1e-4)
+    padded = [np.concatenate([x, np.full((4, 3), 50, np.float32)]) for x in (a, b)]
+    mask = np.repeat([1.0, 0.0], [20, 4]).astype(np.float32)
+    np.testing.assert_allclose(autoencoding.correlation(*padded, mask), reference_correlation(a, b), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["random", "equal eigenvalues", "identical", "constant"])
+def test_correlation_has_the_gradient_of_finite_differences(kind):
+    a = RNG.normal(size=(12, 3))
+    b = a[:, ::-1] + RNG.normal(size=(12, 3))
+    if kind == "equal eigenvalues":  # orthonormal columns and b = -a/2: three equal canonical correlations
+        a = np.linalg.qr(a - a.mean(0))[0]
+        b = -a / 2
+    elif kind == "identical":
+        b = a.copy()
+    elif kind == "constant":
+        a = np.ones((12, 3))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    grad = np.asarray(jax.jit(jax.grad(autoencoding.correlation))(a, b))
+    assert np.isfinite(grad).all()
+    direction = RNG.normal(size=a.shape)
+    eps = 1e-5
+    far = [reference_correlation(a.astype(np.float64) + s * eps * direction, b.astype(np.float64)) for s in (1, -1)]
+    np.testing.assert_allclose((grad * direction).sum(), (far[0] - far[1]) / (2 * eps), rtol=2e-2, atol=2e-3)
+
+
+def test_dcc_is_small_own_reconstruction_less_the_correlation():
+    got = autoencoding.objective("dcc", AE, PARAMS, CODES, X, MASK, ("a", "b"))
+    expected = 0.01 * (rec("a", "a") + rec("b", "b")) - reference_correlation(CODES["a"][:5], CODES["b"][:5])
+    np.testing.assert_allclose(got, expected, rtol=1e-3)
+    alone = autoencoding.objective("dcc", AE, PARAMS, {"a": CODES["a"]}, {"a": X["a"]}, MASK, ("a",))
+    np.testing.assert_allclose(alone, rec("a", "a"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["feature", "time"])
+def test_distillation_over_features_and_over_time_equals_numpy(axis):
+    teacher, student = RNG.normal(size=(2, 6, 4, 3))
+    softmax = lambda x: np.exp(x) / np.exp(x).sum({"feature": -1, "time": 1}[axis], keepdims=True)
+    p, q = softmax(teacher[:5] / 3), softmax(student[:5] / 3)
+    expected = 9 * (p * np.log(p / q)).sum() / (5 if axis == "time" else 5 * 4)
+    got = autoencoding.distill(*(jnp.asarray(x, jnp.float32) for x in (teacher, student)), MASK, 3.0, axis)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_variant_s_trains_one_encoder_at_a_time_and_c_all():
+    (first, second) = autoencoding.phases("S", AE, ("a", "b"))
+    assert first[0] == ("a",) and set(first[1]) == {"encoder_a", "decoder_a", "decoder_b"}
+    assert second[0] == ("b",) and set(second[1]) == {"encoder_b", "decoder_a", "decoder_b"}
+    ((sources, parts),) = autoencoding.phases("C", AE, ("a", "b"))
+    assert sources == ("a", "b") and set(parts) == set(PARAMS)
+
+
+def test_a_phased_step_is_one_descent_after_the_other():
+    tx = optax.sgd(0.1)
+    loss = lambda p, batch, key, sources: (sum((p[f"encoder_{m}"]["U"] ** 2).sum() for m in sources), {})
+    step = autoencoding.phased_step(loss, tx, autoencoding.phases("S", AE, ("a", "b")))
+    (new, _), metrics = step((PARAMS, autoencoding.init_opt(tx, PARAMS)), None, None)
+    for m in "ab":
+        np.testing.assert_allclose(new[f"encoder_{m}"]["U"], 0.8 * PARAMS[f"encoder_{m}"]["U"], rtol=1e-5)
+        np.testing.assert_array_equal(new[f"decoder_{m}"]["W"], PARAMS[f"decoder_{m}"]["W"])
+    squares = [float((PARAMS[f"encoder_{m}"]["U"] ** 2).sum()) for m in "ab"]
+    np.testing.assert_allclose(metrics["loss"], np.mean(squares), rtol=1e-5)
+
+
+def separable(rows, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, (rows, 4))
+    corner = np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3]])[labels]
+    return {
+        "a": (corner + 0.1 * rng.normal(size=(rows, 4, 3))).astype(np.float32),
+        "b": rng.normal(size=(rows, 4, 2)).astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "label": labels[:, -1].astype(np.int32),
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"unit": "window"}, {"classifier": "adam", "lr": 0.05}])
+def test_linear_evaluation_reads_what_is_linear_and_nothing_from_noise(settings):
+    probe = Probe(labelled=("a",), **settings)
+    scores = linear_evaluation(probe, AE, separable(60, 1), 3)(READS_A, separable(90, 2))
+    assert scores["a/macro_f1"] > 0.97 and scores["a/accuracy"] > 0.97
+    assert scores["b/macro_f1"] < 0.6
+    assert {key.split("/")[0] for key in scores} == {"a", "b", "a+b"}
+    assert {key.split("/")[1] for key in scores} == {"accuracy", "macro_f1", "weighted_f1", "official_f1"}
+
+
+def test_classifiers_of_their_own_are_those_learnt_from_one_modality():
+    of = lambda probe: linear_evaluation(probe, AE, separable(60, 1), 3)(PARAMS, separable(90, 2))
+    own, shared = of(Probe(own=True)), of(Probe())
+    for m in "ab":
+        alone = of(Probe(labelled=(m,)))
+        assert own[f"{m}/accuracy"] == alone[f"{m}/accuracy"]
+    assert own["a/accuracy"] > shared["a/accuracy"]
+
+
+def test_a_class_that_was_never_labelled_is_never_predicted():
+    labelled = separable(60, 1)
+    keep = labelled["label"] != 2
+    labelled = {k: v[keep] for k, v in labelled.items()}
+    probe = Probe(unit="window", labelled=("a",))
+    scores = linear_evaluation(probe, AE, labelled, 3)(READS_A, separable(90, 2))
+    assert scores["a/macro_f1"] <= 2 / 3 and scores["a/accuracy"] > 0.5
+
+
+def test_chunked_f1_is_the_plain_mean_over_chunks():
+    labels, predictions = RNG.integers(0, 3, (2, 25))
+    f1 = lambda cut: f1_score(labels[cut], predictions[cut], average="weighted", zero_division=0)
+    expected = np.mean([f1(slice(0, 10)), f1(slice(10, 20)), f1(slice(20, 25))])
+    assert chunked_f1(labels, predictions, 10) == pytest.approx(expected)
+
+
+def test_missing_labels_and_unknown_modalities_are_errors_in_words():
+    with pytest.raises(ValueError, match="labelled set has no \\['labels'\\]"):
+        linear_evaluation(Probe(), AE, {"a": X["a"], "b": X["b"]}, 3)
+    with pytest.raises(ValueError, match="probe.labelled names 'c'"):
+        linear_evaluation(Probe(labelled=("c",)), AE, separable(5, 0), 3)
