@@ -95,22 +95,27 @@ def choose(
 
     per_round: a number draws that many from all clients at once (how many come from one cohort then varies, so
         each cohort keeps min(number, N) places); a mapping draws its number from each cohort. A function of
-        (seed, round) alone, without replacement.
+        (seed, round) alone, without replacement. A cohort always keeps one place, if only for nobody.
     """
     rng = np.random.default_rng([seed, round, 0x636C69])
     if isinstance(per_round, Mapping):
         if set(per_round) != set(sizes):
             raise ValueError(f"per_round names cohorts {sorted(per_round)}; the data has {sorted(sizes)}")
         _check_number(sizes, per_round)
-        return {name: np.sort(rng.permutation(n)[: per_round[name]]).astype(np.int32) for name, n in sizes.items()}
+        drawn = {name: np.sort(rng.permutation(n)[: per_round[name]]) for name, n in sizes.items()}
+        return {name: _filled(who, max(1, per_round[name]), sizes[name]) for name, who in drawn.items()}
     _check_number({"all cohorts": sum(sizes.values())}, {"all cohorts": per_round})
     drawn = rng.permutation(sum(sizes.values()))[:per_round]
     chosen, start = {}, 0
     for name, n in sizes.items():
         mine = np.sort(drawn[(start <= drawn) & (drawn < start + n)]) - start
-        chosen[name] = np.pad(mine, (0, min(per_round, n) - len(mine)), constant_values=n).astype(np.int32)
+        chosen[name] = _filled(mine, max(1, min(per_round, n)), n)
         start += n
     return chosen
+
+
+def _filled(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
+    return np.pad(who, (0, places - len(who)), constant_values=nobody).astype(np.int32)
 
 
 def _check_number(sizes: Mapping[str, Any], per_round: Mapping[str, int]) -> None:

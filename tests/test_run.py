@@ -208,6 +208,15 @@ def test_more_participants_than_clients_is_an_error():
         train(per_round=7)
 
 
+def test_a_cohort_nobody_is_drawn_from_is_a_normal_run():
+    arrays = {"A": {"x": X, "label": LABEL}, "B": {"x": X, "label": LABEL}}
+    data = FederatedData.from_arrays(arrays, {"A": np.split(np.arange(40), 4), "B": [np.arange(40, 60)]})
+    method = build(SMALL_BATCH, data, {"x": mlp.encoder((), 5)}, heads.linear(3))
+    rows = []
+    state = run.train(method, data, rounds=1, per_round={"A": 2, "B": 0}, log=rows.append)
+    assert int(state.round) == 1 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.server))
+
+
 def test_zero_rounds_is_an_error():
     with pytest.raises(ValueError, match="rounds must be at least 1"):
         train(rounds=0)
