@@ -22,8 +22,9 @@ class RunDirectory:
         self.path, settings = pathlib.Path(directory).absolute(), _plain(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json.tmp").touch()
-            (self.path / "config.json.tmp").unlink()
+            probe = self.path / f"writable{jax.process_index()}.tmp"  # its own: processes share the directory
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise OSError(f"cannot write to {self.path} ({error.strerror}); give another directory") from error
         config = self.path / "config.json"
@@ -44,8 +45,14 @@ class RunDirectory:
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a line to metrics.jsonl."""
         if jax.process_index() == 0:
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with open(self.path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"could not write round {row['round']} to {self.path / 'metrics.jsonl'} ({error.strerror}); free "
+                    "some space and run again to go on from the last checkpoint"
+                ) from error
 
     def save(self, state: FedState) -> None:
         """Writes a checkpoint; the previous one stays until this one is complete."""

@@ -185,8 +185,8 @@ def main(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Setting -> value, without the seed and what merely tells where the run ran."""
-    own = {key: value for key, value in run.config.items() if key not in ("seed", "versions", "device")}
+    """Setting -> value, without the seed, what it drew, and what merely tells where the run ran."""
+    own = {key: value for key, value in run.config.items() if key not in ("seed", "owners", "versions", "device")}
     config = own.pop("config", None)
     config = {key: v for key, v in config.items() if key != "seed"} if isinstance(config, Mapping) else config
     return _flat(own) | (_flat(config) if isinstance(config, Mapping) else {"config": config})

@@ -9,6 +9,7 @@ are all that a continuation needs: killed at any point, a run resumes bit for bi
 import dataclasses
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -64,7 +65,8 @@ def train(
     state = _replicated(jax.jit(method.init)(init_key), mesh)
     files = None
     if directory is not None:
-        settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "config": config}
+        owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
+        settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
         files = RunDirectory(directory, settings)
         files.write("split.json", data.split())
         state = files.restore(state, log)

@@ -146,7 +146,11 @@ def test_two_processes_give_the_single_process_numbers(tmp_path):
     outs = [str(tmp_path / f"out{i}.npz") for i in range(2)]
     make = lambda i: body.format(port=port, i=i, directory=str(tmp_path / "run"), out=outs[i])
     processes = [child(make(i), flags) for i in range(2)]
-    logs = [p.communicate(timeout=240)[0].decode() for p in processes]
+    try:
+        logs = [p.communicate(timeout=240)[0].decode() for p in processes]
+    finally:
+        for process in processes:  # one that waits for a peer that died
+            process.kill()
     assert [p.returncode for p in processes] == [0, 0], "\n".join(logs)
     expected = jax.tree.leaves(train().server)
     for out in outs:
@@ -190,6 +194,26 @@ def test_a_directory_of_another_run_is_refused(tmp_path):
     train(tmp_path, rounds=1)
     with pytest.raises(ValueError, match="holds another run .seed was 0, now 7.; give another directory"):
         train(tmp_path, seed=7)
+
+
+def test_a_directory_of_the_same_settings_but_another_split_is_refused(tmp_path):
+    method, data = problem()
+    settings = dict(per_round=4, directory=tmp_path, log=lambda line: None)
+    run.train(method, data, rounds=1, **settings)
+    moved = np.roll(np.repeat(np.arange(6), [4, 20, 6, 16, 10, 4]), 1)
+    other = FederatedData.from_arrays({"x": X, "label": LABEL}, moved)
+    with pytest.raises(ValueError, match="holds another run .owners was"):
+        run.train(method, other, rounds=2, **settings)
+
+
+def test_a_log_that_cannot_be_written_says_how_to_go_on(tmp_path):
+    train(tmp_path, rounds=1)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    files = records.RunDirectory.__new__(records.RunDirectory)
+    files.path = tmp_path
+    with pytest.raises(OSError, match="could not write round 2 .*No space left on device.*; free some space"):
+        files.append({"round": 2})
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
