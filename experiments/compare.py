@@ -15,7 +15,7 @@ from experiments import fedavg, problems
 
 
 def variants(data: str) -> dict[str, problems.Variant]:
-    """Every registered method with the rates its own script has for this dataset, and the controls."""
+    """Every registered method with the rates of its own script for this dataset, and the controls."""
     adam = fedavg.PRESETS[data].method
     base = dataclasses.replace(adam, server_optimizer="sgd", server_lr=1.0)
     change = lambda **settings: problems.fedavg_variant(dataclasses.replace(base, **settings))

@@ -133,7 +133,6 @@ def fedavg_variant(config: fedavg.FedAvgConfig, **settings) -> Variant:
 
 def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
     """The controls of every table, with the same model, rate, batch size and epochs."""
-
     plain = dataclasses.replace(config, prox=0.0, server_optimizer="sgd", server_lr=1.0, multimodal_weight=1.0)
     return {
         "constant": Variant(None),

@@ -62,3 +62,5 @@ def test_all_finite_sees_one_bad_number_and_ignores_integers():
     assert not trees.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.inf])})
     assert not trees.all_finite({"a": jnp.array(jnp.nan)})
     assert trees.all_finite(())
+    assert trees.all_finite({"empty": jnp.zeros((3, 0)), "half": jnp.full((2, 100), 6e4, jnp.float16)})
+    assert not trees.all_finite({"empty": jnp.zeros((3, 0)), "half": jnp.full((2, 100), jnp.inf, jnp.float16)})
