@@ -74,16 +74,11 @@ def load(
     npz = arrays.load_npz(path, ("inertial", "skeleton", "meta"))
     trials, subjects = _trials(npz, path)
     present = np.unique(subjects)
-    splits = {}
-    for split, members in windows.split_groups(present, ["subject"] * len(present), sizes, seed).items():
-        rows = np.flatnonzero(np.isin(subjects, members))
-        cuts = windows.cut([trials[i] for i in rows], window, stride)
-        trial = rows[cuts.pop("sequence")].astype(np.int32)
-        splits[split] = {**cuts, "label": cuts["labels"][:, -1], "group": subjects[trial], "trial": trial}
-    for modality in ("inertial", "skeleton"):
-        normalised = windows.zscore(*(split[modality] for split in splits.values()))  # train is the first
-        for split, values in zip(splits.values(), normalised, strict=True):
-            split[modality] = values
+    ids = windows.split_groups(present, ["subject"] * len(present), sizes, seed)
+    of_subjects = {split: np.flatnonzero(np.isin(subjects, members)) for split, members in ids.items()}
+    splits = windows.cut_splits(dict(enumerate(trials)), of_subjects, ("inertial", "skeleton"), window, stride)
+    for split in splits.values():
+        split["trial"], split["group"] = split["group"], subjects[split["group"]]
     return Dataset("utd_mhad", splits, ("inertial", "skeleton"), CLASSES)
 
 

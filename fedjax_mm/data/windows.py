@@ -4,8 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from fedjax_mm.data.dataset import Dataset
-
 Sizes = Mapping[str, int | float]  # split -> groups of every stratum: a number of them, or a fraction
 
 
@@ -96,39 +94,36 @@ def _number(size: int | float, members: int, split: str) -> int:
     raise ValueError(f"sizes[{split!r}] is {size!r}; give a whole number from 1 on, or a fraction between 0 and 1")
 
 
-def to_dataset(
-    name: str,
+def cut_splits(
     recordings: Mapping[int, Mapping[str, np.ndarray]],
-    strata: Sequence[Hashable],
+    ids: Mapping[str, Sequence[int]],
     modalities: Sequence[str],
-    classes: Sequence[str],
-    sizes: Sizes,
     window: int,
     stride: int,
-    seed: int,
-) -> Dataset:
-    """Windows of labelled recordings, split by whole recordings and normalised with training statistics.
+    lead_in: bool = False,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Windows of labelled recordings, split -> arrays, normalised with the statistics of the split `train`.
 
-    recordings: id -> arrays with leaves [T, ...]: one per modality, and `label` [T]. strata: one per recording.
+    recordings: id -> arrays with leaves [T, ...]: one per modality, and `labels` [T]. ids: split -> recordings.
+    lead_in: a recording's first step is repeated `window` - 1 times before it, so that every step can be a last one;
+    without, windows never end within the first `window` - 1 steps.
     In every split: modalities [M, window, D] float32; `labels` [M, window] int32, one per time step; `label` [M], that
     of the last step; `group` [M] int32, the recording's id.
 
     The last step's label and not the majority's: it is what a causal model knows at the end of the window, there are
     no ties, and short phases (a fall takes about one window) are not voted away.
     """
-    ids = split_groups(list(recordings), strata, sizes, seed)
-    cuts = {split: cut([recordings[int(i)] for i in members], window, stride) for split, members in ids.items()}
-    splits = {
-        split: {
-            "labels": arrays["label"].astype(np.int32),
-            "label": arrays["label"][:, -1].astype(np.int32),
-            "group": ids[split][arrays["sequence"]],
-        }
-        for split, arrays in cuts.items()
-    }
-    others = [split for split in cuts if split != "train"]
+    padded = lambda a: np.concatenate([np.repeat(a[:1], window - 1, axis=0), a]) if lead_in else a
+    splits = {}
+    for split, members in ids.items():
+        chosen = [{name: padded(a) for name, a in recordings[int(i)].items()} for i in members]
+        arrays = cut(chosen, window, stride)
+        labels = arrays["labels"].astype(np.int32)
+        group = np.asarray(members, np.int32)[arrays.pop("sequence")]
+        splits[split] = {**arrays, "labels": labels, "label": labels[:, -1], "group": group}
     for modality in modalities:
-        normalised = zscore(cuts["train"][modality], *(cuts[split][modality] for split in others))
+        others = [split for split in splits if split != "train"]
+        normalised = zscore(splits["train"][modality], *(splits[split][modality] for split in others))
         for split, array in zip(("train", *others), normalised, strict=True):
             splits[split][modality] = array
-    return Dataset(name, splits, tuple(modalities), tuple(classes))
+    return splits

@@ -1,6 +1,20 @@
 """Models as pairs of pure functions. Flax stays inside this package."""
 
-from fedjax_mm.models import cnn, heads, lstm, mlp, text
+from fedjax_mm.models import ast, bert, cnn, heads, lstm, mlp, pretrained, text, transformer, vit
 from fedjax_mm.models.layers import Model
+from fedjax_mm.models.transformer import Transformer
 
-__all__ = ["Model", "cnn", "heads", "lstm", "mlp", "text"]
+__all__ = [
+    "Model",
+    "Transformer",
+    "ast",
+    "bert",
+    "cnn",
+    "heads",
+    "lstm",
+    "mlp",
+    "pretrained",
+    "text",
+    "transformer",
+    "vit",
+]

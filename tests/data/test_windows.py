@@ -8,18 +8,18 @@ def recordings(number=12, channels=3, seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(9, 30, number)
     return {
-        10 + i: {"a": rng.normal(size=(t, channels)), "b": rng.normal(size=(t, 2)), "label": rng.integers(0, 3, t)}
+        10 + i: {"a": rng.normal(size=(t, channels)), "b": rng.normal(size=(t, 2)), "labels": rng.integers(0, 3, t)}
         for i, t in enumerate(lengths)
     }
 
 
 @pytest.mark.parametrize(("length", "stride"), [(1, 1), (4, 4), (5, 2), (9, 30)])
 def test_cut_is_the_plain_loop(length, stride):
-    sequences = [*recordings().values(), {"a": np.ones((2, 3)), "b": np.ones((2, 2)), "label": np.ones(2, int)}]
+    sequences = [*recordings().values(), {"a": np.ones((2, 3)), "b": np.ones((2, 2)), "labels": np.ones(2, int)}]
     expected = [(i, start) for i, s in enumerate(sequences) for start in range(0, len(s["a"]) - length + 1, stride)]
     got = windows.cut(sequences, length, stride)
     np.testing.assert_array_equal(got["sequence"], [i for i, _ in expected])
-    for name in ("a", "b", "label"):
+    for name in ("a", "b", "labels"):
         loop = np.stack([sequences[i][name][start : start + length] for i, start in expected])
         np.testing.assert_array_equal(got[name], loop)
 
@@ -86,36 +86,46 @@ def test_a_group_named_twice_is_refused():
         windows.split_groups([1, 1, 2], ["s"] * 3, {"test": 1}, seed=0)
 
 
-def dataset(data, seed=0):
-    sizes = {"valid": 2, "test": 0.25}
-    return windows.to_dataset("d", data, ["s"] * len(data), ("a", "b"), ("x", "y", "z"), sizes, 5, 2, seed)
+def splits_of(data, seed=0, lead_in=False):
+    ids = windows.split_groups(list(data), ["s"] * len(data), {"valid": 2, "test": 0.25}, seed)
+    return windows.cut_splits(data, ids, ("a", "b"), 5, 2, lead_in)
 
 
 def test_training_arrays_know_nothing_of_the_other_splits():
     data = recordings()
-    before = dataset(data)
-    groups = {split: set(arrays["group"]) for split, arrays in before.splits.items()}
+    before = splits_of(data)
+    groups = {split: set(arrays["group"]) for split, arrays in before.items()}
     assert set.union(*groups.values()) == set(data) and sum(map(len, groups.values())) == len(data)
 
     for recording in groups["valid"] | groups["test"]:
         data[recording]["a"] = data[recording]["a"] * 1e6 - 1e9
         data[recording]["b"] = np.full_like(data[recording]["b"], np.nan)
-    after = dataset(data)
-    for name, array in before.splits["train"].items():
-        np.testing.assert_array_equal(array, after.splits["train"][name])
-    assert not np.array_equal(before.splits["test"]["a"], after.splits["test"]["a"])
+    after = splits_of(data)
+    for name, array in before["train"].items():
+        np.testing.assert_array_equal(array, after["train"][name])
+    assert not np.array_equal(before["test"]["a"], after["test"]["a"])
 
 
 def test_windows_carry_the_rows_labels_and_group_of_their_recording():
     data = recordings()
-    splits = dataset(data).splits
+    splits = splits_of(data)
     raw = np.concatenate([data[i]["a"] for i in data if i in set(splits["test"]["group"])])
     scale = np.concatenate([windows.cut([data[i]], 5, 2)["a"] for i in sorted(set(splits["train"]["group"]))])
     first = sorted(set(splits["test"]["group"]))[0]
     np.testing.assert_allclose(
         splits["test"]["a"][0], (raw[:5] - scale.mean((0, 1))) / scale.std((0, 1)), rtol=1e-4, atol=1e-6
     )
-    np.testing.assert_array_equal(splits["test"]["labels"][0], data[first]["label"][:5])
+    np.testing.assert_array_equal(splits["test"]["labels"][0], data[first]["labels"][:5])
     for arrays in splits.values():
         np.testing.assert_array_equal(arrays["label"], arrays["labels"][:, -1])
         assert all(arrays[name].dtype == np.int32 for name in ("label", "labels", "group"))
+
+
+def test_with_a_lead_in_every_step_is_the_last_of_a_window():
+    data = recordings()
+    splits = splits_of(data, lead_in=True)
+    first = sorted(set(splits["test"]["group"]))[0]
+    mine = splits["test"]["group"] == first
+    np.testing.assert_array_equal(splits["test"]["label"][mine], data[first]["labels"][::2])
+    opening = splits["test"]["a"][mine][0]
+    np.testing.assert_array_equal(opening, np.broadcast_to(opening[-1:], opening.shape))

@@ -36,10 +36,11 @@ def load(
     files = None if data_dir is None else prepared.find(data_dir, builder.REQUIRED, (), builder.SOURCE)
     folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
     rows = sorted(prepared.examples("mhealth", folder, "train"), key=lambda row: row["subject"])
-    recordings = {int(row["subject"]): {name: row[name] for name in (*builder.COLUMNS, "label")} for row in rows}
-    strata = ["subject"] * len(recordings)
     modalities = tuple(builder.COLUMNS)
-    return windows.to_dataset("mhealth", recordings, strata, modalities, builder.CLASSES, sizes, window, stride, seed)
+    recordings = {int(row["subject"]): {**{m: row[m] for m in modalities}, "labels": row["label"]} for row in rows}
+    ids = windows.split_groups(list(recordings), ["subject"] * len(recordings), sizes, seed)
+    splits = windows.cut_splits(recordings, ids, modalities, window, stride)
+    return Dataset("mhealth", splits, modalities, builder.CLASSES)
 
 
 def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = SIZES) -> Dataset:

@@ -68,13 +68,5 @@ def load(
     fixed = {split: [builder.RECORDINGS.index(pair) for pair in pairs] for split, pairs in FIXED.items()}
     free = sorted(set(recordings) - {i for ids in fixed.values() for i in ids})
     ids = {**windows.split_groups(free, ["recording"] * len(free), sizes, seed), **fixed}
-    splits = {}
-    for split, members in ids.items():
-        arrays = windows.cut([recordings[i] for i in members], window, stride)
-        group = np.asarray(members, np.int32)[arrays.pop("sequence")]
-        splits[split] = {**arrays, "label": arrays["labels"][:, -1], "group": group}
-    for modality in columns:
-        normalised = windows.zscore(*(arrays[modality] for arrays in splits.values()))  # train is the first
-        for arrays, array in zip(splits.values(), normalised, strict=True):
-            arrays[modality] = array
+    splits = windows.cut_splits(recordings, ids, tuple(columns), window, stride)
     return Dataset("opportunity", splits, tuple(columns), builder.CLASSES)

@@ -18,13 +18,15 @@ def load(
     stride: int = 12,
     seed: int = 0,
     sizes: windows.Sizes = SIZES,
+    lead_in: bool = False,
 ) -> Dataset:
     """UR Fall as windows of depth frames, split by sequence with falls and everyday acts in proportion.
 
     data_dir: the folder with urfall-cam0-falls.csv, urfall-cam0-adls.csv and the *-acc.csv (*-data.csv where there
     are some); None: what lies prepared, downloaded if nothing does. prepared_dir: where the dataset is prepared, once
     (None: the user's cache). window, stride: in frames of about 33 ms. sizes: split -> sequences of each kind, as
-    fraction or number; `train` gets the rest.
+    fraction or number; `train` gets the rest. lead_in: every frame is the last of a window, a recording's first
+    frame being repeated before it; without, the first window - 1 frames (nobody lies in most of them) are never tested.
 
     Splits train, valid, proxy, labelled, test: `accelerometer` [M, window, 3] (x, y, z) and `depth` [M, window, 8],
     float32, z-scores by training statistics (FedMEKT: per sequence, test included); `labels` [M, window], `label` [M]
@@ -40,6 +42,8 @@ def load(
     dropped = sum(row["dropped"] for row in rows)
     logging.getLogger(__name__).info("ur_fall: %d frames have no accelerometer row and were dropped", dropped)
     modalities = ("accelerometer", "depth")
-    recordings = {int(row["number"]): {name: row[name] for name in (*modalities, "label")} for row in rows}
+    recordings = {int(row["number"]): {**{m: row[m] for m in modalities}, "labels": row["label"]} for row in rows}
     falls = [number < builder.KINDS["fall"] for number in recordings]
-    return windows.to_dataset("ur_fall", recordings, falls, modalities, builder.CLASSES, sizes, window, stride, seed)
+    ids = windows.split_groups(list(recordings), falls, sizes, seed)
+    splits = windows.cut_splits(recordings, ids, modalities, window, stride, lead_in)
+    return Dataset("ur_fall", splits, modalities, builder.CLASSES)

@@ -1,0 +1,96 @@
+"""Sound as the Audio Spectrogram Transformer sees it: log-mel features in NumPy, resampling, wav files."""
+
+import math
+import os
+import pathlib
+import struct
+import warnings
+
+import numpy as np
+from scipy import signal
+from scipy.io import wavfile
+
+MEAN, STD = -4.2677393, 4.5689974  # of log-mel features of AudioSet
+LOWEST_HZ = 20.0
+PREEMPHASIS = 0.97
+FLOOR = float(np.finfo(np.float32).eps)
+
+
+def log_mel(
+    waveform: np.ndarray,
+    rate: int = 16_000,
+    frames: int = 1024,
+    mels: int = 128,
+    mean: float = MEAN,
+    std: float = STD,
+) -> np.ndarray:
+    """Normalised log-mel features [frames, mels] float32 of a mono waveform [T] in -1..1, (x - mean) / (2 std).
+
+    rate: samples a second; the mel bands go from 20 Hz to half of it. frames: of 25 ms, one each 10 ms; of a longer
+    sound the first so many, a shorter one is filled up with x = 0, as Hugging Face's ASTFeatureExtractor does (that is
+    a middling loudness, no silence). Kaldi's filter bank, without dither: each frame minus its mean, preemphasis
+    0.97, Hann window, power spectrum, triangles on Kaldi's mel scale, natural logarithm.
+    Source: Gong 2021 (AST); torchaudio.compliance.kaldi.fbank; Hugging Face transformers, ASTFeatureExtractor.
+    """
+    waveform = np.asarray(waveform)
+    if waveform.ndim != 1 or waveform.dtype.kind != "f":
+        raise ValueError(
+            f"the waveform is {waveform.dtype} {list(waveform.shape)}; give floats [T] in -1..1, one channel"
+        )
+    width, hop = rate * 25 // 1000, rate // 100
+    size = 1 << (width - 1).bit_length()
+    features = np.zeros((frames, mels), np.float32)
+    if len(waveform) >= width:
+        cut = np.lib.stride_tricks.sliding_window_view(waveform, width)[::hop][:frames].astype(np.float64)
+        cut = cut - cut.mean(1, keepdims=True)
+        cut = cut - PREEMPHASIS * cut[:, np.r_[0, : width - 1]]
+        power = np.abs(np.fft.rfft(cut * np.hanning(width), size)) ** 2
+        features[: len(cut)] = np.log(np.maximum(power @ mel_filters(rate, size, mels), FLOOR))
+    return ((features - mean) / (2 * std)).astype(np.float32)
+
+
+def mel_filters(rate: int, size: int, mels: int) -> np.ndarray:
+    """Kaldi's filter bank [size // 2 + 1, mels]: triangles of height 1 on the mel scale, 1127 ln(1 + f / 700).
+
+    The lowest of many bands may lie between two frequencies of the spectrum and be 0 throughout (one of AST's 128).
+    """
+    mel = lambda hertz: 1127.0 * np.log(1.0 + hertz / 700.0)
+    corners = np.linspace(mel(LOWEST_HZ), mel(rate / 2), mels + 2)
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    bins = mel(np.arange(size // 2 + 1) * rate / size)[:, None]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """A waveform [T] at another rate (samples a second), [ceil(T to / from)], by a polyphase low-pass filter."""
+    if from_rate < 1 or to_rate < 1:
+        raise ValueError(f"cannot resample from {from_rate} to {to_rate} samples a second; both must be positive")
+    if from_rate == to_rate:
+        return waveform
+    common = math.gcd(from_rate, to_rate)
+    return signal.resample_poly(waveform, to_rate // common, from_rate // common).astype(waveform.dtype)
+
+
+def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """A wav file as (waveform [T] float32 in -1..1, the mean of its channels; samples a second).
+
+    Raises FileNotFoundError, or ValueError where it is cut off or no wav file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of other programs
+            warnings.filterwarnings("error", "Reached EOF prematurely")  # else it hands out what there is
+            rate, samples = wavfile.read(path)
+    except (ValueError, EOFError, struct.error, wavfile.WavFileWarning) as error:
+        raise ValueError(f"{path} is cut off or no wav file ({error}); copy or download it again") from error
+    if samples.dtype == np.uint8:
+        waveform = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        waveform = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    else:
+        waveform = samples.astype(np.float32)
+    return (waveform.mean(1) if waveform.ndim == 2 else waveform), rate

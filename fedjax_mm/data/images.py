@@ -1,0 +1,76 @@
+"""Pictures from files: decoded to one size, and kept in a memory map where they are too many for the memory."""
+
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from fedjax_mm.data import prepared
+
+
+def decode(content: bytes, size: int, name: str | os.PathLike) -> np.ndarray:
+    """An encoded picture as uint8 [size, size, 3], squashed to a square where it is none (bilinear, antialiased).
+
+    A JPEG more than twice too large is decoded at a reduced scale. Raises ValueError with its name where it is cut off
+    or no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (size, size))
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} is cut off or no picture ({error}); copy or download it again") from error
+
+
+def read(path: str | os.PathLike, size: int) -> np.ndarray:
+    """The picture of a file, as `decode` has it. Raises FileNotFoundError too."""
+    return decode(pathlib.Path(path).read_bytes(), size, path)
+
+
+def memory_map(path: str | os.PathLike, number: int, row: Callable[[int], np.ndarray]) -> np.ndarray:
+    """row(0) .. row(number - 1), of one shape and type, as a read-only memory map [number, ...] of an npy file.
+
+    The file is written if it is not there, by as many threads as there are processors; a run that breaks off leaves
+    none. Raises OSError where the disk has no room for it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first = row(0)
+        needed, free = number * first.nbytes, shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(
+                f"{path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose smaller pictures, fewer "
+                "of them, or another cache_dir"
+            )
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            rows = np.lib.format.open_memmap(unfinished, "w+", first.dtype, (number, *first.shape))
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                for _ in threads.map(lambda i: rows.__setitem__(i, row(i)), range(number)):
+                    pass
+            rows.flush()
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def cache_file(cache_dir: str | os.PathLike | None, *parts: object) -> pathlib.Path:
+    """The file of a memory map: what it holds, joined by "_", in `cache_dir` (None: the user's cache)."""
+    return pathlib.Path(cache_dir or prepared.cache_dir()) / ("_".join(map(str, parts)) + ".npy")
+
+
+def listing(paths: Iterable[pathlib.Path]) -> str:
+    """16 hexadecimal digits of the files' places, sizes and times: which files they are, without reading them."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        status = path.stat()
+        total.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return total.hexdigest()[:16]

@@ -1,0 +1,105 @@
+"""Audio spectrogram transformers (Gong et al. 2021)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_mm.models import pretrained
+from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
+from fedjax_mm.models.transformer import Layer, Transformer, stack
+from fedjax_mm.models.vit import layer_names
+
+
+def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
+    """Windows along one axis, without padding: [..., n, ..., F] -> [..., (n - size) // stride + 1, ..., size F]."""
+    count = (x.shape[axis] - size) // stride + 1
+    cut = lambda start: jax.lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
+    return jnp.concatenate([cut(start) for start in range(size)], axis=-1)
+
+
+class Patches(nn.Module):
+    """Overlapping patches of [B, frames, mels] -> [B, bands x steps, D], the lowest band's steps first.
+
+    One matmul of windows, no convolution. Parameters: kernel [patch mels, patch frames, 1, D], bias [D].
+    """
+
+    patch: int
+    stride: int
+    dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.patch, self.patch, 1, self.dim)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.dim,)).astype(self.dtype)
+        x = windows(x.astype(self.dtype).swapaxes(1, 2)[..., None], 2, self.patch, self.stride)
+        x = windows(x, 1, self.patch, self.stride)  # [B, bands, steps, patch mels x patch frames]
+        return x.reshape(x.shape[0], -1, x.shape[-1]) @ kernel.reshape(-1, self.dim) + bias[None, None]
+
+
+class Embeddings(nn.Module):
+    """Spectrograms [B, frames, mels] -> [B, 2 + patches, D]: two special tokens and the patches, plus positions.
+
+    Parameters: patch (kernel, bias), cls [1, D], distillation [1, D], positions [2 + patches, D].
+    """
+
+    mels: int
+    frames: int
+    patch: int
+    stride: int
+    dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, spectrograms: jax.Array) -> jax.Array:
+        if spectrograms.shape[1:] != (self.frames, self.mels):
+            raise ValueError(f"spectrograms must be [B, {self.frames}, {self.mels}], got {spectrograms.shape}")
+        x = Patches(self.patch, self.stride, self.dim, self.dtype, name="patch")(spectrograms)
+        vectors = lambda name, rows: self.param(name, nn.initializers.normal(0.02), (rows, self.dim))
+        special = jnp.concatenate([vectors("cls", 1), vectors("distillation", 1)])[None]
+        x = jnp.concatenate([jnp.broadcast_to(special, (x.shape[0], 2, self.dim)), x], axis=1)
+        return x + vectors("positions", x.shape[1])[None]
+
+
+def encoder(
+    mels: int = 128,
+    frames: int = 1024,
+    patch: int = 16,
+    stride: int = 10,
+    dim: int = 768,
+    depth: int = 6,
+    heads: int = 12,
+    mlp: int = 3072,
+    epsilon: float = 1e-12,
+    repository: str = "",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Transformer:
+    """An encoder of log-mel spectrograms [B, frames, mels], float; token 0 is the class token, token 1 distillation's.
+
+    The pretrained ones want 16 kHz audio, 10 ms steps and (x + 4.2677) / (2 * 4.5690), as Hugging Face's
+    ASTFeatureExtractor gives. `repository` is where on huggingface.co its weights are.
+    """
+    if min(mels, frames) < patch:
+        raise ValueError(f"mels {mels} and frames {frames} must be at least a patch, {patch}")
+    names = (
+        linear("embeddings.patch_embeddings.projection", "embeddings/patch", CONV)
+        | tensor("embeddings.cls_token", "embeddings/cls", BATCHED)
+        | tensor("embeddings.distillation_token", "embeddings/distillation", BATCHED)
+        | tensor("embeddings.position_embeddings", "embeddings/positions", BATCHED)
+        | layer_names(depth)
+        | pretrained.norm("layernorm", "norm")
+    )
+    return stack(
+        Embeddings(mels, frames, patch, stride, dim, dtype),
+        Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
+        depth,
+        dim,
+        jax.ShapeDtypeStruct((1, frames, mels), jnp.float32),
+        Checkpoint(names, "audio_spectrogram_transformer.", ("classifier.",), repository),
+    )
+
+
+def distilled(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
+    """Distil-AST on AudioSet: 6 layers of width 768, 1214 tokens."""
+    return encoder(repository="bookbot/distil-ast-audioset", dtype=dtype)

@@ -1,0 +1,129 @@
+"""BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) on token ids, with 0 for padding."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_mm.models.pretrained import Checkpoint, Names, linear, norm, tensor
+from fedjax_mm.models.transformer import Layer, Transformer, stack
+
+
+class Embeddings(nn.Module):
+    """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0).
+
+    Parameters: word [vocabulary, D], positions [positions, D], types [types, D] if any, norm (scale, bias).
+    """
+
+    vocabulary: int
+    dim: int
+    positions: int
+    types: int
+    epsilon: float
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] > self.positions:
+            wanted = f"integers [B, T] with T at most {self.positions}"
+            raise ValueError(f"tokens must be {wanted}, got {tokens.dtype} {tokens.shape}")
+        table = lambda name, rows: self.param(name, nn.initializers.normal(0.02), (rows, self.dim))
+        # Ids outside the vocabulary give NaN, not another word's embedding.
+        x = jnp.take(table("word", self.vocabulary), tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        x += table("positions", self.positions)[None, : tokens.shape[1]]
+        if self.types:
+            x += table("types", self.types)[None, :1]
+        return nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+
+
+def encoder(
+    vocabulary: int = 30522,
+    dim: int = 768,
+    depth: int = 6,
+    heads: int = 12,
+    mlp: int = 3072,
+    positions: int = 512,
+    types: int = 0,
+    pooler: bool = False,
+    dropout: float = 0.1,
+    epsilon: float = 1e-12,
+    repository: str = "",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Transformer:
+    """An encoder of token ids [B, T] in 0..vocabulary-1, T <= positions; 0 is [PAD] and takes part in nothing.
+
+    `types` 0 is DistilBERT: neither token types nor a pooler, and no dropout on attention's output. With types, every
+    token is of type 0, a single sentence. `repository` is where on huggingface.co its weights are.
+    """
+    if pooler and not types:
+        raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
+    if types:
+        rates, prefix, names = (dropout, dropout, dropout), "bert.", _bert_names(depth)
+        other = ("cls.", "pooler.", "classifier.", "qa_outputs.")
+    else:
+        rates, prefix, names = (dropout, 0.0, dropout), "distilbert.", _distilbert_names(depth)
+        other = (
+            "vocab_transform.",
+            "vocab_layer_norm.",
+            "vocab_projector.",
+            "pre_classifier.",
+            "classifier.",
+            "qa_outputs.",
+        )
+    names |= (
+        tensor("embeddings.word_embeddings.weight", "embeddings/word")
+        | tensor("embeddings.position_embeddings.weight", "embeddings/positions")
+        | tensor("embeddings.token_type_embeddings.weight", "embeddings/types")
+        | norm("embeddings.LayerNorm", "embeddings/norm")
+        | linear("pooler.dense", "pooler")
+    )
+    return stack(
+        Embeddings(vocabulary, dim, positions, types, epsilon, dtype),
+        Layer(heads, mlp, pre_norm=False, epsilon=epsilon, dropout=rates, dtype=dtype),
+        depth,
+        dim,
+        jax.ShapeDtypeStruct((1, positions), jnp.int32),
+        Checkpoint(names, prefix, other, repository, optional=("pooler",)),
+        pooler,
+        embeddings_dropout=dropout,
+        mask=lambda tokens: tokens != 0,
+    )
+
+
+def distilbert(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
+    """DistilBERT-base, uncased: 6 layers of width 768."""
+    return encoder(dropout=dropout, repository="distilbert-base-uncased", dtype=dtype)
+
+
+def base(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
+    """BERT-base, uncased: 12 layers of width 768, token types and a pooler."""
+    return encoder(depth=12, types=2, pooler=True, dropout=dropout, repository="bert-base-uncased", dtype=dtype)
+
+
+def _distilbert_names(depth: int) -> Names:
+    names = {}
+    for i in range(depth):
+        theirs, ours = f"transformer.layer.{i}", f"layers/{i:02d}"
+        names |= linear(f"{theirs}.attention.q_lin", f"{ours}/query")
+        names |= linear(f"{theirs}.attention.k_lin", f"{ours}/key")
+        names |= linear(f"{theirs}.attention.v_lin", f"{ours}/value")
+        names |= linear(f"{theirs}.attention.out_lin", f"{ours}/out")
+        names |= norm(f"{theirs}.sa_layer_norm", f"{ours}/norm_1")
+        names |= linear(f"{theirs}.ffn.lin1", f"{ours}/fc_1")
+        names |= linear(f"{theirs}.ffn.lin2", f"{ours}/fc_2")
+        names |= norm(f"{theirs}.output_layer_norm", f"{ours}/norm_2")
+    return names
+
+
+def _bert_names(depth: int) -> Names:
+    names = {}
+    for i in range(depth):
+        theirs, ours = f"encoder.layer.{i}", f"layers/{i:02d}"
+        names |= linear(f"{theirs}.attention.self.query", f"{ours}/query")
+        names |= linear(f"{theirs}.attention.self.key", f"{ours}/key")
+        names |= linear(f"{theirs}.attention.self.value", f"{ours}/value")
+        names |= linear(f"{theirs}.attention.output.dense", f"{ours}/out")
+        names |= norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/norm_1")
+        names |= linear(f"{theirs}.intermediate.dense", f"{ours}/fc_1")
+        names |= linear(f"{theirs}.output.dense", f"{ours}/fc_2")
+        names |= norm(f"{theirs}.output.LayerNorm", f"{ours}/norm_2")
+    return names

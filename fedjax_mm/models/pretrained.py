@@ -1,0 +1,187 @@
+"""Checkpoints under Hugging Face's names: read into our parameter trees, and written from them.
+
+A model carries its `Checkpoint`: which tensor of a file is which of its parameters. To support another family, write
+its table of names out of `tensor`, `linear` and `norm`.
+"""
+
+import importlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedjax_mm.types import PyTree
+
+
+class Layout(NamedTuple):
+    """How a tensor lies in the file and how in our tree."""
+
+    read: Callable
+    write: Callable
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+MATRIX = Layout(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
+CONV = Layout(
+    lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+)  # [out, in, h, w] <-> [h, w, in, out]
+BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # [1, ...] <-> [...]
+
+Names = Mapping[
+    str, tuple[str, Layout]
+]  # our path "layers/00/fc_1/kernel" -> (name in the file, without prefix; layout)
+
+
+def tensor(theirs: str, ours: str, layout: Layout = SAME) -> dict[str, tuple[str, Layout]]:
+    """The entry of one tensor in a table of names."""
+    return {ours: (theirs, layout)}
+
+
+def linear(theirs: str, ours: str, layout: Layout = MATRIX) -> dict[str, tuple[str, Layout]]:
+    """The entries of a linear layer: weight and bias -> kernel and bias. A convolution is one with layout `CONV`."""
+    return tensor(f"{theirs}.weight", f"{ours}/kernel", layout) | tensor(f"{theirs}.bias", f"{ours}/bias")
+
+
+def norm(theirs: str, ours: str) -> dict[str, tuple[str, Layout]]:
+    """The entries of a layer norm: weight and bias -> scale and bias."""
+    return tensor(f"{theirs}.weight", f"{ours}/scale") | tensor(f"{theirs}.bias", f"{ours}/bias")
+
+
+class Checkpoint(NamedTuple):
+    """Where a model's pretrained weights are and what they are called there."""
+
+    names: Names
+    prefix: str  # of the trunk's tensors in files that hold a head too, such as "vit."
+    heads: tuple[str, ...]  # beginnings of the names, prefix stripped, of tensors the model has no use for
+    repository: str = ""  # on huggingface.co, "" where there is none
+    optional: tuple[str, ...] = ()  # parts of our tree that some of the family's files lack
+
+
+def load(model, path: str | pathlib.Path) -> PyTree:
+    """The model's parameters from a checkpoint, float32. A model is anything with `init`, `example` and `checkpoint`.
+
+    `path` is a .safetensors file, a PyTorch .bin file (which needs torch), the .index.json of a sharded one, or a
+    folder that holds one of these. Other heads' tensors are dropped. An optional part (the pooler) that the file lacks
+    is left out of the result: `trees.grow(load(model, path), model.init(key, batch))` puts a fresh one there.
+
+    Raises FileNotFoundError where there is no such file, and ValueError for a damaged one, for tensors that are missing
+    or have another shape, and for tensors that found no place.
+    """
+    spec: Checkpoint = model.checkpoint
+    found = _strip(_read(pathlib.Path(path), spec), spec.prefix, path)
+    expected = _flatten(jax.eval_shape(model.init, jax.random.key(0), model.example))
+    for part in spec.optional:
+        mine = {ours for ours in expected if ours.startswith(f"{part}/")}
+        if not any(spec.names[ours][0] in found for ours in mine):
+            expected = {ours: leaf for ours, leaf in expected.items() if ours not in mine}
+
+    problems, params = [], {}
+    for ours, leaf in expected.items():
+        theirs, layout = spec.names[ours]
+        shape = jax.eval_shape(layout.write, leaf).shape
+        if theirs not in found:
+            problems.append(f"{theirs} {shape} is missing")
+        elif found[theirs].shape != shape:
+            problems.append(f"{theirs} must be {shape}, found {found[theirs].shape}")
+        else:
+            params[ours] = jnp.asarray(layout.read(found[theirs]), jnp.float32)
+    wanted = {spec.names[ours][0] for ours in expected}
+    for theirs in sorted(found.keys() - wanted):
+        if not theirs.startswith(spec.heads) and not theirs.endswith(("position_ids", "token_type_ids")):
+            problems.append(f"{theirs} {found[theirs].shape} has no place in the model")
+    if problems:
+        listed = "\n  ".join(problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20))
+        raise ValueError(
+            f"{path} is not a checkpoint of this model; its depth and sizes must be the file's:\n  {listed}"
+        )
+    return _nest(params)
+
+
+def save(params: PyTree, model, path: str | pathlib.Path) -> None:
+    """Writes the parameters there are, with all layers or the first ones, as a .safetensors file for `load` to read.
+
+    Names and layouts are Hugging Face's, whose `from_pretrained` reads it too.
+
+    Raises ValueError for another file name, and for parameters the model does not have.
+    """
+    if pathlib.Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors")
+    names, leaves = model.checkpoint.names, _flatten(params)
+    if unknown := sorted(leaves.keys() - names.keys()):
+        raise ValueError(f"the model has no parameters {unknown}")
+    written = {names[ours][0]: names[ours][1].write(np.asarray(leaf, np.float32)) for ours, leaf in leaves.items()}
+    # Hugging Face refuses files that do not say which framework they are for.
+    save_file({name: np.ascontiguousarray(x) for name, x in written.items()}, path, {"format": "pt"})
+
+
+def _read(path: pathlib.Path, spec: Checkpoint) -> dict[str, np.ndarray]:
+    """All tensors of a file, of a folder, or of the shards an index names."""
+    files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    here = [path / name for name in files if (path / name).is_file()] if path.is_dir() else [path]
+    if not here or not here[0].is_file():
+        what = f"none of {', '.join(files)}" if path.is_dir() else "no such file"
+        where = f" of https://huggingface.co/{spec.repository}" if spec.repository else ""
+        raise FileNotFoundError(f"{path}: {what}. Download model.safetensors{where} and pass its local path")
+    file = here[0]
+    if file.name.endswith(".index.json"):
+        shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        return {name: x for shard in shards for name, x in _read(file.parent / shard, spec).items()}
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix == ".bin":
+        return _read_torch(file)
+    raise ValueError(f"{file} must be a .safetensors, .bin or .index.json file")
+
+
+def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or incomplete ({error}); download it again") from error
+
+
+def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        torch = importlib.import_module("torch")  # only for this old format, so not among what the library needs
+    except ImportError as error:
+        raise ImportError(f"{file} needs torch to be read; install torch, or convert it to safetensors") from error
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise ValueError(f"{file} is damaged, incomplete or holds more than weights ({error})") from error
+    return {name: x.float().numpy() for name, x in tensors.items()}
+
+
+def _strip(tensors: Mapping[str, np.ndarray], prefix: str, path) -> dict[str, np.ndarray]:
+    """The tensors without the prefix, and under the newer names of a layer norm's weight and bias."""
+    stripped = {}
+    for name, x in tensors.items():
+        new = name.removeprefix(prefix)
+        new = new.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if new in stripped:
+            raise ValueError(f"{path} holds {new} twice, with and without the prefix {prefix!r} or under an old name")
+        stripped[new] = x
+    return stripped
+
+
+def _flatten(tree: PyTree) -> dict[str, jax.Array]:
+    """{"layers/00/fc_1/kernel": leaf, ...}"""
+    return {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _nest(leaves: Mapping[str, jax.Array]) -> PyTree:
+    tree = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        branch[last] = leaf
+    return tree

@@ -1,0 +1,94 @@
+"""Vision transformers (Dosovitskiy et al. 2021)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_mm.models import pretrained
+from fedjax_mm.models.layers import Conv, pixels
+from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
+from fedjax_mm.models.transformer import Layer, Transformer, stack
+
+
+class Embeddings(nn.Module):
+    """Images [B, image, image, 3] -> [B, 1 + patches, D]: the class token, then patches row by row, plus positions.
+
+    Parameters: patch (kernel [patch, patch, 3, D], bias), cls [1, D], positions [1 + patches, D].
+    """
+
+    image: int
+    patch: int
+    dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        shape = (self.image, self.image, 3)
+        if images.shape[1:] != shape:
+            raise ValueError(f"images must be [B, {', '.join(map(str, shape))}], got {images.shape}")
+        x = Conv(self.dim, self.patch, self.patch, dtype=self.dtype, name="patch")(pixels(images, self.dtype))
+        x = x.reshape(x.shape[0], -1, self.dim)
+        cls = self.param("cls", nn.initializers.normal(0.02), (1, self.dim))
+        positions = self.param("positions", nn.initializers.normal(0.02), (1 + x.shape[1], self.dim))
+        x = jnp.concatenate([jnp.broadcast_to(cls[None], (x.shape[0], 1, self.dim)), x], axis=1)
+        return x + positions[None]
+
+
+def encoder(
+    image: int = 224,
+    patch: int = 16,
+    dim: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    mlp: int = 768,
+    pooler: bool = False,
+    epsilon: float = 1e-12,
+    repository: str = "",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Transformer:
+    """A transformer of images [B, image, image, 3], uint8 (scaled to [-1, 1]) or float; token 0 is the class token.
+
+    `repository` is where on huggingface.co its weights are. `dtype` is that of the arithmetic.
+    """
+    if image % patch:
+        raise ValueError(f"image {image} must be a multiple of patch {patch}")
+    names = (
+        linear("embeddings.patch_embeddings.projection", "embeddings/patch", CONV)
+        | tensor("embeddings.cls_token", "embeddings/cls", BATCHED)
+        | tensor("embeddings.position_embeddings", "embeddings/positions", BATCHED)
+        | layer_names(depth)
+        | pretrained.norm("layernorm", "norm")
+        | linear("pooler.dense", "pooler")
+    )
+    # ViTForImageClassification's files have no pooler, ViTModel's have one.
+    heads_of_others = ("classifier.", "pooler.", "decoder.", "embeddings.mask_token")
+    return stack(
+        Embeddings(image, patch, dim, dtype),
+        Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
+        depth,
+        dim,
+        jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),
+        Checkpoint(names, "vit.", heads_of_others, repository, optional=("pooler",)),
+        pooler,
+    )
+
+
+def tiny(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
+    """ViT-Tiny/16 at 224x224: 12 layers of width 192, with the pooler that nothing reads but costs are counted with."""
+    return encoder(pooler=True, repository="WinKawaks/vit-tiny-patch16-224", dtype=dtype)
+
+
+def layer_names(depth: int) -> pretrained.Names:
+    """Names of the layers' tensors in files of ViT, and of AST and ViLT, which took them over."""
+    names = {}
+    for i in range(depth):
+        theirs, ours = f"encoder.layer.{i}", f"layers/{i:02d}"
+        names |= pretrained.norm(f"{theirs}.layernorm_before", f"{ours}/norm_1")
+        names |= linear(f"{theirs}.attention.attention.query", f"{ours}/query")
+        names |= linear(f"{theirs}.attention.attention.key", f"{ours}/key")
+        names |= linear(f"{theirs}.attention.attention.value", f"{ours}/value")
+        names |= linear(f"{theirs}.attention.output.dense", f"{ours}/out")
+        names |= pretrained.norm(f"{theirs}.layernorm_after", f"{ours}/norm_2")
+        names |= linear(f"{theirs}.intermediate.dense", f"{ours}/fc_1")
+        names |= linear(f"{theirs}.output.dense", f"{ours}/fc_2")
+    return names
