@@ -140,6 +140,12 @@ def test_load_windows_splits_by_subject(npz):
         np.testing.assert_array_equal(split["accelerometer"], arrays["x_acce"][rows].astype(np.float32))
         np.testing.assert_array_equal(split["label"], split["group"] % 12)
         assert (split["labels"] == split["label"][:, None]).all() and split["labels"].shape[1] == 100
+    short = mhealth.load_windows(path, steps=25).splits["test"]
+    means = data.splits["test"]["gyroscope"][:, 4:8].mean(1)
+    np.testing.assert_allclose(short["gyroscope"][:, 1], means, rtol=1e-5, atol=1e-6)
+    assert short["gyroscope"].shape[1:] == (25, 3) and short["labels"].shape[1] == 25
+    with pytest.raises(ValueError, match="steps is 30; it must divide"):
+        mhealth.load_windows(path, steps=30)
 
 
 def test_load_windows_names_a_bad_file(npz, tmp_path):

@@ -97,3 +97,25 @@ def test_unknown_choices_are_refused_in_words(arguments, said):
 def test_flat_input_is_refused_in_words():
     with pytest.raises(ValueError, match=r"\[B, T, features\]"):
         lstm.encoder(4, 6).init(jax.random.key(0), jnp.zeros((2, 3)))
+
+
+def test_the_gradient_by_hand_equals_automatic_differentiation():
+    rng = np.random.default_rng(2)
+    projected, kernel, weigh = (rng.normal(size=s).astype(np.float32) for s in ((6, 3, 16), (4, 16), (6, 3, 4)))
+
+    def outputs(projected, kernel):
+        h, c, seen = jnp.zeros((3, 4)), jnp.zeros((3, 4)), []
+        for x in projected:
+            i, f, g, o = jnp.split(x + h @ kernel, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            seen.append(h)
+        return jnp.stack(seen)
+
+    loss = lambda f: lambda *a: (jnp.sin(f(*a)) * weigh).sum()
+    for got, expected in zip(
+        jax.grad(loss(lstm.recurrence), (0, 1))(projected, kernel),
+        jax.grad(loss(outputs), (0, 1))(projected, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)

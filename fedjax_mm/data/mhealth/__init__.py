@@ -43,27 +43,31 @@ def load(
     return Dataset("mhealth", splits, modalities, builder.CLASSES)
 
 
-def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = SIZES) -> Dataset:
+def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = SIZES, steps: int = 100) -> Dataset:
     """The reduced mHealth, chest accelerometer and wrist gyroscope, split by subject.
 
     path: an npz with windows already cut (2 s at 50 Hz, half overlapping) and z-scored per subject: x_acce, x_gyro
-    [M, 100, 3], y [M] 0..11, subject [M], classes [12].
-    Splits train, valid, proxy, labelled, test: `accelerometer`, `gyroscope` [M, 100, 3] float32, not normalised again;
-    `label` [M], `labels` [M, 100] (a window has one activity) int32; `group` [M], the subject 1..10.
+    [M, 100, 3], y [M] 0..11, subject [M], classes [12]. steps: time steps a window is averaged down to.
+    Splits train, valid, proxy, labelled, test: `accelerometer`, `gyroscope` [M, steps, 3] float32, not normalised
+    again; `label` [M], `labels` [M, steps] (a window has one activity) int32; `group` [M], the subject 1..10.
     Raises FileNotFoundError, KeyError or ValueError where the file is missing, another one, or cut off.
     """
     npz = arrays.load_npz(path, ("x_acce", "x_gyro", "y", "subject", "classes"))
     subjects = np.unique(npz["subject"])
     ids = windows.split_groups(subjects, ["subject"] * len(subjects), sizes, seed)
+    length = npz["x_acce"].shape[1]
+    if steps < 1 or length % steps:
+        raise ValueError(f"steps is {steps}; it must divide the windows' {length} rows")
+    averaged = lambda x: x.astype(np.float32).reshape(len(x), steps, length // steps, -1).mean(2)
     splits = {}
     for split, members in ids.items():
         rows = np.flatnonzero(np.isin(npz["subject"], members))
         label = npz["y"][rows].astype(np.int32)
         splits[split] = {
-            "accelerometer": npz["x_acce"][rows].astype(np.float32),
-            "gyroscope": npz["x_gyro"][rows].astype(np.float32),
+            "accelerometer": averaged(npz["x_acce"][rows]),
+            "gyroscope": averaged(npz["x_gyro"][rows]),
             "label": label,
-            "labels": np.repeat(label[:, None], npz["x_acce"].shape[1], axis=1),
+            "labels": np.repeat(label[:, None], steps, axis=1),
             "group": npz["subject"][rows].astype(np.int32),
         }
     classes = tuple(str(name) for name in npz["classes"])
