@@ -11,7 +11,7 @@ import time
 
 import tyro
 
-from experiments import fedavg, problems
+from experiments import fedavg, fedmekt, problems
 
 
 def variants(data: str) -> dict[str, problems.Variant]:
@@ -19,12 +19,17 @@ def variants(data: str) -> dict[str, problems.Variant]:
     adam = fedavg.PRESETS[data].method
     base = dataclasses.replace(adam, server_optimizer="sgd", server_lr=1.0)
     change = lambda **settings: problems.fedavg_variant(dataclasses.replace(base, **settings))
-    return {
+    chosen = {
         **problems.controls(base),
         "FedAvg": problems.fedavg_variant(base),
         "FedProx": change(prox=0.01),
         "FedAdam": problems.fedavg_variant(adam),
     }
+    if data in fedmekt.PRESETS:  # these learn without clients' labels; the server has some
+        unlabelled = fedmekt.variants(fedmekt.PRESETS[data])
+        chosen |= {"server only": unlabelled["server only"], "MMFL": unlabelled["FedAvg"]}
+        chosen["FedMEKT"] = unlabelled["FedMEKT"]
+    return chosen
 
 
 def main(settings: problems.Settings) -> list[dict]:

@@ -1,11 +1,12 @@
 """Multimodal FedAvg beside its controls: constant prediction, local-only and centralised training.
 
-python -m experiments.fedavg digits
-python -m experiments.fedavg ur_fall --data-dir DIR
+python -m experiments.fedavg
+python -m experiments.fedavg --data ur_fall --data-dir DIR
 python -m experiments.fedavg --help
 """
 
 import dataclasses
+from typing import Annotated
 
 import tyro
 
@@ -17,8 +18,8 @@ from fedjax_mm.methods.fedavg import FedAvgConfig
 class Settings:
     """A problem and the method's settings."""
 
-    problem: problems.Settings
-    method: FedAvgConfig
+    problem: Annotated[problems.Settings, tyro.conf.arg(name="")]
+    method: Annotated[FedAvgConfig, tyro.conf.arg(name="")]
 
 
 NAMES = {"sgd": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam", "yogi": "FedYogi"}
@@ -40,6 +41,14 @@ PRESETS = {  # ur_fall: chosen on the validation split; the others are untuned s
         problems.Settings("mhealth", rounds=60, seeds=5, alpha=0.5, out="runs/fedavg_mhealth"),
         FedAvgConfig(client_lr=0.1, batch_size=20, epochs=1, server_lr=0.01, **ADAM),
     ),
+    "utd_mhad": Settings(
+        problems.Settings("utd_mhad", rounds=100, seeds=5, alpha=0.5, out="runs/fedavg_utd_mhad"),
+        FedAvgConfig(client_lr=0.1, batch_size=20, epochs=2, server_lr=0.01, **ADAM),
+    ),
+    "opportunity": Settings(
+        problems.Settings("opportunity", rounds=100, seeds=5, out="runs/fedavg_opportunity"),
+        FedAvgConfig(client_lr=0.1, batch_size=20, epochs=1, server_lr=0.01, **ADAM),
+    ),
 }
 
 
@@ -54,5 +63,4 @@ def main(settings: Settings) -> list[dict]:
 
 
 if __name__ == "__main__":
-    named = {name: (f"the settings for {name}", preset) for name, preset in PRESETS.items()}
-    main(tyro.extras.overridable_config_cli(named, config=(tyro.conf.OmitArgPrefixes,)))
+    main(problems.settings_from(PRESETS, __doc__))

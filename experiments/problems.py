@@ -1,5 +1,6 @@
 """What the scripts share: datasets by name, clients by code, a model for each modality, several seeds in one table."""
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -13,18 +14,35 @@ import numpy as np
 import tyro
 
 from fedjax_mm import evaluate, report, run
-from fedjax_mm.data import Dataset, FederatedData, digits, mhealth, partition, pooled, scenes, ur_fall
+from fedjax_mm.data import (
+    Dataset,
+    FederatedData,
+    digits,
+    mhealth,
+    opportunity,
+    partition,
+    pooled,
+    scenes,
+    ur_fall,
+    utd_mhad,
+)
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, cnn, heads, lstm, mlp, text
 from fedjax_mm.types import Method
 
+SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # of recordings; clients have the rest
 DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
-    "digits": lambda data_dir, seed: digits.load("sequence", seed, {"test": 0.25, "valid": 0.1}),
+    "digits": lambda data_dir, seed: digits.load("sequence", seed),
     "scenes": lambda data_dir, seed: scenes.load(seed=seed),
-    "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes={"valid": 0.15, "test": 0.25}, stride=6),
+    "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes=SIZES, stride=6, lead_in=True),
     "mhealth": lambda data_dir, seed: mhealth.load_windows(
-        pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz", seed, {"valid": 1, "test": 2}
+        pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz",
+        seed,
+        {"test": 2, "proxy": 1, "labelled": 1, "valid": 1},
+        steps=25,
     ),
+    "utd_mhad": lambda data_dir, seed: utd_mhad.load(data_dir or ".", seed=seed),
+    "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
 }
 
 
@@ -32,7 +50,7 @@ DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
 class Settings:
     """What is trained on, by whom and for how long: the same flags in every script."""
 
-    data: Literal["digits", "scenes", "ur_fall", "mhealth"] = "digits"
+    data: Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"] = "digits"
     """digits and scenes are embedded; the others are read from --data-dir."""
     data_dir: str | None = None
     """Folder of the dataset's files."""
@@ -40,6 +58,8 @@ class Settings:
     """How many clients hold which modalities; A and B are the dataset's first and second."""
     alpha: float = 0.3
     """Dirichlet concentration of classes over clients where examples come in no groups; smaller is more skewed."""
+    proxy: int = 128
+    """Examples that the server and all clients share, evenly spaced over the split `proxy`."""
     rounds: int = 60
     fraction: float = 0.34
     """Share of each cohort's clients that takes part in a round."""
@@ -62,13 +82,18 @@ class Problem(NamedTuple):
     dataset: Dataset
 
 
+def load_problem(settings: Settings, seed: int) -> "Problem":
+    """The problem of one seed."""
+    return load(settings.data, settings.data_dir, settings.cohorts, settings.alpha, seed, settings.proxy)
+
+
 @functools.lru_cache(8)
-def load(name: str, data_dir: str | None, cohorts: str, alpha: float, seed: int) -> Problem:
+def load(name: str, data_dir: str | None, cohorts: str, alpha: float, seed: int, proxy: int = 128) -> Problem:
     """The named dataset with its training examples in the hands of the clients that `cohorts` describes.
 
     cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
     (subjects, recordings) a client owns whole groups, if there are enough; else the split is Dirichlet(alpha) by
-    class.
+    class. `proxy` examples of the split of that name, where there is one, are what the server and all clients share.
     """
     dataset = DATASETS[name](data_dir, seed)
     train = dataset.splits["train"]
@@ -79,10 +104,21 @@ def load(name: str, data_dir: str | None, cohorts: str, alpha: float, seed: int)
     else:
         parts = partition.dirichlet(train["label"], total, alpha, seed, min_size=2)
     who = partition.missing_modality(total, dataset.modalities, holders, seed)
-    arrays = {cohort: {k: train[k] for k in (*cohort.split("+"), "label")} for cohort in who}
+    kept = {key: _padded(train[key]) for key in (*dataset.modalities, "label")}
+    arrays = {cohort: {k: kept[k] for k in (*cohort.split("+"), "label")} for cohort in who}
     owned = {cohort: [parts[j] for j in ids] for cohort, ids in who.items()}
-    data = FederatedData.from_arrays(arrays, owned, num_classes=len(dataset.classes))
+    public = None
+    if "proxy" in dataset.splits:
+        windows = len(dataset.splits["proxy"]["label"])
+        rows = np.linspace(0, windows - 1, min(proxy, windows)).astype(int)
+        public = {m: dataset.splits["proxy"][m][rows] for m in dataset.modalities}
+    data = FederatedData.from_arrays(arrays, owned, public=public, num_classes=len(dataset.classes))
     return Problem(data, dataset)
+
+
+def _padded(array: np.ndarray, multiple: int = 256) -> np.ndarray:
+    """The array with rows that nobody owns, so that splits of nearly the same size compile to one program."""
+    return np.concatenate([array, np.zeros((-len(array) % multiple, *array.shape[1:]), array.dtype)])
 
 
 def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...], int]:
@@ -121,6 +157,11 @@ class Variant(NamedTuple):
     config: Any = None
     pool: bool = False  # all examples in one place
     everyone: bool = False  # all clients in every round, where a round stands for an epoch and nothing travels
+    control: bool = False  # shown beside the methods
+    travels: bool = True  # False: what clients send is not used, and not counted
+
+
+CONSTANT = Variant(None, control=True)
 
 
 def fedavg_variant(config: fedavg.FedAvgConfig, **settings) -> Variant:
@@ -135,9 +176,9 @@ def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
     """The controls of every table, with the same model, rate, batch size and epochs."""
     plain = dataclasses.replace(config, prox=0.0, server_optimizer="sgd", server_lr=1.0, multimodal_weight=1.0)
     return {
-        "constant": Variant(None),
-        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True),
-        "centralised": fedavg_variant(plain, pool=True),
+        "constant": CONSTANT,
+        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True, control=True),
+        "centralised": fedavg_variant(plain, pool=True, control=True),
     }
 
 
@@ -146,8 +187,7 @@ def compare(settings: Settings, variants: Mapping[str, Variant]) -> list[dict]:
 
     Each run is written to out/variant/seed<k>.
     """
-    problem_of = lambda seed: load(settings.data, settings.data_dir, settings.cohorts, settings.alpha, seed)
-    problems = [problem_of(seed) for seed in range(settings.seeds)]
+    problems = [load_problem(settings, seed) for seed in range(settings.seeds)]
     return _with_constant([_row(name, variant, problems, settings) for name, variant in variants.items()])
 
 
@@ -163,7 +203,7 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
         tested = problem.dataset.splits[settings.split]
         if variant.pool:
             problem = problem._replace(data=pooled(problem.data))
-        share = 1.0 if variant.pool or variant.everyone else settings.fraction
+        share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
         folders.append(pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}")
         run.train(
             variant.build(problem),
@@ -172,7 +212,7 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
             per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
             seed=seed,
             directory=folders[-1],
-            test={key: tested[key] for key in (*problem.dataset.modalities, "label")},
+            test={key: tested[key] for key in (*problem.dataset.modalities, "label", "labels") if key in tested},
             evaluate_every=max(1, settings.rounds // 6),
             chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
             devices=settings.devices,
@@ -181,38 +221,58 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
         )
         print(f"{name}, seed {seed}: done", flush=True)
     (row,) = report.summary([report.load(folder) for folder in folders])
-    return {**row, "method": name} | ({"MB down": None, "MB up": None} if variant.pool else {})
+    alone = variant.pool or not variant.travels
+    return {**row, "method": name} | ({"MB down": None, "MB up": None} if alone else {})
 
 
-def write(settings: Settings, variants: Mapping[str, Variant], rows: list[dict], title: str) -> None:
-    """Prints the table and writes report.md, table.json and the pictures to `out`."""
+def write(
+    settings: Settings,
+    variants: Mapping[str, Variant],
+    rows: list[dict],
+    title: str,
+    metrics: Sequence[str] = ("macro_f1",),
+    notes: Sequence[str] = (),
+) -> None:
+    """Prints the table of `metrics` and writes report.md (with all metrics), table.json and the pictures to `out`."""
     out = pathlib.Path(settings.out)
-    problem = load(settings.data, settings.data_dir, settings.cohorts, settings.alpha, 0)
-    tested = [key for key in rows[0] if key.endswith("/macro_f1")]
-    columns = {"method": "method"} | {key: report.heading(key) for key in tested}
-    columns |= {key: key for key in ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")}
+    problem = load_problem(settings, 0)
+    tested = list(dict.fromkeys(key for row in rows for key in row if key.startswith("test/")))
+    costs = {key: key for key in ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")}
+    columns = {"method": "method"}
+    columns |= {key: report.heading(key) for metric in metrics for key in tested if key.endswith(f"/{metric}")} | costs
     report.show(rows, columns)
-    both = "+".join(problem.dataset.modalities)
-    controls = [name for name, v in variants.items() if v.build is None or v.pool or v.everyone]
-    report.plot_bars(rows, out / "bars.png", quality=f"test/{both}/macro_f1", label="method", controls=controls)
+    shown = f"test/{'+'.join(problem.dataset.modalities)}/{metrics[0]}"
+    controls = [name for name, variant in variants.items() if variant.control]
+    report.plot_bars(rows, out / "bars.png", quality=shown, label="method", controls=controls)
     federated = next(name for name in variants if name not in controls)
     run_of = report.load(out / federated.replace(" ", "_") / "seed0")
     report.plot_split(run_of.split, out / "split.png", problem.dataset.classes)
     runs = [report.load(p) for name in variants for p in sorted((out / name.replace(" ", "_")).glob("seed*"))]
-    report.plot_curves(runs, [f"test/{both}/macro_f1"], out / "curves.png")
+    report.plot_curves(runs, [shown], out / "curves.png")
     sizes = ", ".join(f"{len(arrays['label'])} {name}" for name, arrays in problem.dataset.splits.items())
     about = (
         f"{settings.data}, clients {settings.cohorts}, {settings.rounds} rounds, {settings.seeds} seeds (mean ± sample "
         f"standard deviation), {settings.split} split. Examples at seed 0: {sizes}."
     )
-    text = [f"# {title}", about, report.table(rows, columns), "![scores and bytes](bars.png)", "## Over rounds"]
-    text += ["![curves](curves.png)", "## Who holds what (seed 0)", report.table(report.split_table(run_of.split))]
-    text += ["![split](split.png)", f"Run on {run_of.config['device']}, {run_of.config['versions']}."]
+    text = [f"# {title}", about, report.table(rows, columns), "![scores and bytes](bars.png)", *notes]
+    text += ["## Over rounds", "![curves](curves.png)"]
+    text += ["## Who holds what (seed 0)", report.table(report.split_table(run_of.split)), "![split](split.png)"]
+    text += ["Share of each class in each split:", report.table(_class_shares(problem.dataset))]
+    others = {key: report.heading(key) for key in tested if key not in columns}
+    text += ["## Other metrics", report.table(rows, {"method": "method"} | others)] if others else []
+    text += [f"Run on {run_of.config['device']}, {run_of.config['versions']}."]
     (out / "report.md").write_text("\n\n".join(text) + "\n")
     kept = {"settings": dataclasses.asdict(settings), "versions": run_of.config["versions"]}
     kept |= {"device": run_of.config["device"], "rows": rows}
     (out / "table.json").write_text(json.dumps(kept, indent=1))
     print(f"{about}\nWrote {out}/report.md and its pictures.")
+
+
+def _class_shares(dataset: Dataset) -> list[dict]:
+    shares = lambda labels: np.bincount(labels, minlength=len(dataset.classes)) / len(labels)
+    by_split = {split: shares(arrays["label"]) for split, arrays in dataset.splits.items()}
+    rows = [{"split": split, **dict(zip(dataset.classes, map(float, s), strict=True))} for split, s in by_split.items()]
+    return rows
 
 
 def _with_constant(rows: list[dict]) -> list[dict]:
@@ -222,8 +282,17 @@ def _with_constant(rows: list[dict]) -> list[dict]:
         if "constant" in row:
             values = row.pop("constant")
             spread = lambda x: (float(np.mean(x)), float(np.std(x, ddof=1))) if len(x) > 1 else float(x[0])
-            row |= {key: spread(values[key.rpartition("/")[2]]) for key in dict.fromkeys(tested)}
+            known = {key: key.rpartition("/")[2] for key in tested}
+            row |= {key: spread(values[metric]) for key, metric in known.items() if metric in values}
     return rows
+
+
+def settings_from(presets: Mapping[str, Any], description: str | None) -> Any:
+    """The command line's settings: the preset of its --data, changed by the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data", default=next(iter(presets)))
+    default = presets.get(parser.parse_known_args()[0].data, next(iter(presets.values())))
+    return tyro.cli(type(default), default=default, description=description)
 
 
 def cache_compilations() -> None:

@@ -1,4 +1,4 @@
-"""How fast a round is: against a loop written by hand, with more clients, mapped in other ways, on skewed clients.
+"""How fast a round is: against a loop written by hand and clients one after another, with more and skewed clients.
 
     python -m experiments.throughput
     python -m experiments.throughput --only handwritten --repetitions 40
@@ -28,14 +28,15 @@ import numpy as np
 import optax
 import tyro
 
+from experiments import compare, problems
 from fedjax_mm import clients, report
 from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import remap
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, mlp
-from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
+from fedjax_mm.types import ClientData, FedState, Mean, Method, OverClients, PyTree, RoundData
 
-Section = Literal["handwritten", "clients_per_round", "mapping", "skew"]
+Section = Literal["handwritten", "clients_per_round", "mapping", "skew", "one_after_another"]
 COHORT = "all"  # the name FederatedData gives a cohort that is alone
 
 
@@ -43,7 +44,7 @@ COHORT = "all"  # the name FederatedData gives a cohort that is alone
 class Settings:
     """Settings of the measurement."""
 
-    only: tuple[Section, ...] = ("handwritten", "clients_per_round", "mapping", "skew")
+    only: tuple[Section, ...] = ("handwritten", "clients_per_round", "mapping", "skew", "one_after_another")
     clients: int = 100
     examples: int = 60
     """Examples of each client; where sizes are skewed, their mean."""
@@ -209,11 +210,75 @@ def skew(settings: Settings) -> list[dict]:
     return results
 
 
+def one_after_another(settings: Settings) -> list[dict]:
+    """Each method's round beside its clients one after another: a jitted call per client, then the server's.
+
+    The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison.
+    """
+    results = []
+    for name, variant in compare.variants("digits").items():
+        if variant.build is None or variant.pool or variant.everyone:
+            continue
+        problem = problems.load("digits", None, "A10_B10_AB10", 0.3, settings.seed)
+        method, data, key = variant.build(problem), problem.data, jax.random.key(settings.seed)
+        state = start_of(method, settings)
+        chosen = (clients.choose(data.sizes, 3, r, settings.seed) for r in range(max(1, settings.rounds // 4)))
+        rounds = [data.round(who) for who in chosen]
+        variants = {f"chunk {chunk}": ours(method, OverClients(chunk), state, rounds, key)[0] for chunk in (1, 3)}
+        variants["one after another"] = Timed(serial(method, key), state, rounds, len(rounds))
+        ends = {how: after(timed).server for how, timed in variants.items()}
+        difference = max(max_difference(end, ends["chunk 1"]) for end in ends.values())
+        times = timings(variants, max(3, settings.repetitions // 3))
+        row = {"method": name, "difference": difference}
+        for how in variants:
+            cpu, wall = median(times[how])
+            row |= {f"{how} CPU ms": cpu, f"{how} ms": wall}
+        results.append(row)
+    return results
+
+
+def serial(method: Method, key) -> Callable[[FedState, RoundData], FedState]:
+    """The round as a loop in Python over its clients, with the same draws as the engine's."""
+    download, server_update = jax.jit(method.server.download), jax.jit(method.server.update)
+    updates = {name: jax.jit(cohort.update) for name, cohort in method.cohorts.items()}
+
+    def one_round(state: FedState, data: RoundData) -> FedState:
+        round_key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
+        downloads, uploads, states = download(state.server, data.public), {}, dict(state.clients)
+        for name, taken in data.cohorts.items():
+            sent = []
+            cohort_key = jax.random.fold_in(round_key, zlib.crc32(name.encode()))
+            for i, index in enumerate(taken.index):
+                client_key = jax.random.fold_in(jax.random.fold_in(cohort_key, index), 0)
+                own = (taken.rows[i], jnp.int32(taken.count[i]), jnp.float32(taken.weight[i]))
+                seen = ClientData(taken.arrays, *own, data.public, taken.uniform)
+                mine = jax.tree.map(lambda x, index=index: x[index], states[name])
+                upload, new, _ = updates[name](downloads[name], mine, seen, client_key)
+                states[name] = jax.tree.map(lambda x, n, index=index: x.at[index].set(n), states[name], new)
+                sent.append(upload)
+            uploads[name] = {slot: _mean([upload[slot] for upload in sent]) for slot in sent[0]}
+        new, _ = server_update(state.server, uploads, data.public, jax.random.fold_in(round_key, 0))
+        return FedState(new, states, state.round + 1)
+
+    return one_round
+
+
+def _mean(sent: Sequence[Mean]) -> Mean:
+    total = sum(s.weight for s in sent)
+    return Mean(
+        jax.tree.map(
+            lambda *x: sum(s.weight * v for s, v in zip(sent, x, strict=True)) / total, *[s.value for s in sent]
+        ),
+        total,
+    )
+
+
 SECTIONS: Mapping[str, Callable[[Settings], list[dict]]] = {
     "handwritten": handwritten,
     "clients_per_round": clients_per_round,
     "mapping": mapping,
     "skew": skew,
+    "one_after_another": one_after_another,
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio")

@@ -2,6 +2,6 @@
 
 from fedjax_mm.methods import fedavg, fedmekt, mmfl
 
-METHODS = {"fedavg": fedavg}  # what experiments.compare shows; fedmekt and mmfl join with their experiments
+METHODS = {"fedavg": fedavg, "fedmekt": fedmekt, "mmfl": mmfl}  # what experiments.compare shows
 
 __all__ = ["METHODS", "fedavg", "fedmekt", "mmfl"]

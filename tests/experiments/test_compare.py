@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import compare, fedavg, problems
+from experiments import compare, fedavg, fedmekt, problems
 from fedjax_mm import records
 from fedjax_mm.data import pooled
 from fedjax_mm.methods import METHODS
@@ -40,12 +40,15 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
 
 def test_compare_has_every_registered_method_and_every_control():
     variants = compare.variants("digits")
-    papers = {type(v.config).__module__.rpartition(".")[2] for v in variants.values() if v.build}
+    configs = [v.config["method"] if isinstance(v.config, dict) else v.config for v in variants.values() if v.build]
+    papers = {type(config).__module__.rpartition(".")[2] for config in configs}
     assert papers == set(METHODS) and {"constant", "local only", "centralised"} < set(variants)
 
 
 def test_every_preset_is_for_its_dataset():
-    assert {name: preset.problem.data for name, preset in fedavg.PRESETS.items()} == {n: n for n in problems.DATASETS}
+    datasets = {name: name for name in problems.DATASETS}
+    assert {name: preset.problem.data for name, preset in fedavg.PRESETS.items()} == datasets
+    assert {name: preset.problem.data for name, preset in fedmekt.PRESETS.items()}.items() <= datasets.items()
 
 
 def test_clients_hold_what_the_code_says():

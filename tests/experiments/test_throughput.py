@@ -3,13 +3,17 @@
 import dataclasses
 import json
 
+import chex
+import jax
 import numpy as np
 import pytest
 
 from experiments import throughput
 from experiments.throughput import Settings
+from fedjax_mm.types import OverClients
 
 TINY = Settings(
+    only=("handwritten", "clients_per_round", "mapping", "skew"),
     clients=4,
     examples=4,
     per_round=2,
@@ -88,3 +92,11 @@ def test_more_devices_than_there_are_are_measured_in_a_process_that_has_them(mon
     monkeypatch.setattr(throughput.subprocess, "run", fake)
     assert throughput.mapping(dataclasses.replace(TINY, devices=(1, 8))) == [{"devices": 8}]
     assert ran["flags"].endswith("device_count=8") and "devices=(1, 8)" in ran["code"]
+
+
+def test_clients_one_after_another_end_where_the_round_ends():
+    data, method = throughput.workload(TINY, [np.arange(5), np.arange(5, 8), np.arange(8, 9), np.arange(9, 16)])
+    key, rounds, state = jax.random.key(0), throughput.rounds_of(data, TINY), throughput.start_of(method, TINY)
+    serial = throughput.Timed(throughput.serial(method, key), state, rounds, len(rounds))
+    ours = throughput.ours(method, OverClients(1), state, rounds, key)[0]
+    chex.assert_trees_all_close(throughput.after(serial), throughput.after(ours), atol=1e-6)
