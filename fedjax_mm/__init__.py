@@ -5,10 +5,11 @@ method = methods.fedavg.build(config, data, encoders, head)  # what a client and
 state = run.train(method, data, rounds=100, per_round=10, directory="runs/first")
 """
 
-from fedjax_mm import aggregate, clients, costs, data, evaluate, losses, methods, models, run, trees
+from fedjax_mm import aggregate, clients, costs, data, evaluate, losses, methods, models, run, stages, trees
 from fedjax_mm.data import Dataset, FederatedData
 from fedjax_mm.federate import federate, on_change, remap
 from fedjax_mm.local import gradient_step, local_steps
+from fedjax_mm.stages import Stage
 from fedjax_mm.types import (
     ClientData,
     Cohort,
@@ -37,6 +38,7 @@ __all__ = [
     "OverClients",
     "RoundData",
     "Server",
+    "Stage",
     "aggregate",
     "clients",
     "costs",
@@ -51,5 +53,6 @@ __all__ = [
     "on_change",
     "remap",
     "run",
+    "stages",
     "trees",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import hypergeom
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -79,6 +79,48 @@ def classification(labels: np.ndarray, predictions: np.ndarray, num_classes: int
     _check_classes("labels", labels, num_classes)
     _check_classes("predictions", predictions, num_classes)
     return _scores(labels, predictions, np.arange(num_classes))
+
+
+def precision_recall(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
+    """{"macro_precision", "macro_recall"} over all K classes, arguments as of `classification`."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    scores = precision_recall_fscore_support(
+        labels, predictions, labels=np.arange(num_classes), average="macro", zero_division=0
+    )
+    return {"macro_precision": float(scores[0]), "macro_recall": float(scores[1])}
+
+
+def batch_means(labels: np.ndarray, predictions: np.ndarray, batch: int = 16) -> dict[str, float]:
+    """{"batch16_accuracy", "batch16_macro_precision", "batch16_macro_recall", "batch16_macro_f1"}: plain means over
+    batches of rows in their order, each macro average over the classes present or predicted in its batch.
+
+    What training code that scores batch by batch reports; it depends on the order of the rows and is no score of the
+    whole set. labels, predictions [M] int.
+    """
+    cuts = [slice(start, start + batch) for start in range(0, len(labels), batch)]
+    pairs = [(np.asarray(labels)[cut], np.asarray(predictions)[cut]) for cut in cuts]
+    macro = [precision_recall_fscore_support(*pair, average="macro", zero_division=0)[:3] for pair in pairs]
+    accuracy = [accuracy_score(*pair) for pair in pairs]
+    names = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+    means = (np.mean(accuracy), *np.mean(macro, axis=0))
+    return {f"batch{batch}_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+
+
+def zero_shot(image: np.ndarray, prompts: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{"zero_shot_accuracy"}: how often an image is nearest, by cosine, to the prompt of its own class.
+
+    image [I, D], prompts [K, D], one for each class, labels [I] int in 0..K-1. Prompts level with the best share the
+    hit, so that an encoder that maps everything to one point scores at chance. (Radford 2021, CLIP)
+    """
+    image, prompts, labels = np.asarray(image), np.asarray(prompts), np.asarray(labels)
+    if image.ndim != 2 or prompts.ndim != 2 or image.shape[1] != prompts.shape[1] or labels.shape != image.shape[:1]:
+        raise ValueError(
+            f"image {image.shape}, prompts {prompts.shape}, labels {labels.shape} do not fit; "
+            "they must be [I, D], [K, D] and [I]."
+        )
+    _check_classes("labels", labels, len(prompts))
+    ahead, level, right = _ranks(_unit(image), _unit(prompts), labels, np.arange(len(prompts)))
+    return {"zero_shot_accuracy": float(np.mean(_hit(ahead, level, right, 1)))}
 
 
 def constant(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> dict[str, float]:

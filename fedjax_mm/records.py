@@ -7,12 +7,25 @@ import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from fedjax_mm.types import FedState
+
+
+class Folder(NamedTuple):
+    """A folder of JSON files."""
+
+    path: pathlib.Path
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        if jax.process_index() == 0:
+            temporary = self.path / f"{name}.tmp"
+            temporary.write_text(json.dumps(content, indent=1))
+            temporary.replace(self.path / name)
 
 
 class RunDirectory:
@@ -35,12 +48,24 @@ class RunDirectory:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.checkpoints = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
+    @property
+    def saved_round(self) -> int:
+        """How many rounds the last checkpoint has behind it; 0 where there is none."""
+        return self.checkpoints.latest_step() or 0
+
+    def folder(self, name: str) -> Folder:
+        """A folder within this one."""
+        (self.path / name).mkdir(exist_ok=True)
+        return Folder(self.path / name)
+
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        if jax.process_index() == 0:
-            temporary = self.path / f"{name}.tmp"
-            temporary.write_text(json.dumps(content, indent=1))
-            temporary.replace(self.path / name)
+        Folder(self.path).write(name, content)
+
+    def add(self, name: str, content: Mapping[str, Any]) -> None:
+        """Adds keys to a JSON file, in place of those of the same names."""
+        file = self.path / name
+        self.write(name, (json.loads(file.read_text()) if file.exists() else {}) | content)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a line to metrics.jsonl."""

@@ -4,31 +4,35 @@ A run's directory holds `config.json` (settings, seed, versions), `split.json` (
 `costs.json`, `chunk.json` (how "auto" mapped clients, and what it measured), `metrics.jsonl` (a line per round)
 and `checkpoints/`. Since a round's draws come from the seed and the round's number, the FedState and the round
 are all that a continuation needs: killed at any point, a run resumes bit for bit.
+
+With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts go by "<stage>/<cohort>",
+and each stage's `chunk.json` is in a folder of its name.
 """
 
 import dataclasses
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import clients, costs
+from fedjax_mm import clients, costs, stages
 from fedjax_mm.federate import remap
-from fedjax_mm.records import RunDirectory
+from fedjax_mm.records import Folder, RunDirectory
+from fedjax_mm.stages import Stage
 from fedjax_mm.tune import chosen_chunks
-from fedjax_mm.types import FedState, Method, OverClients, PyTree
+from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
 
 
 def train(
-    method: Method,
+    method: Method | Sequence[Stage],
     data,
     *,
-    rounds: int,
+    rounds: int | None = None,
     per_round: int | Mapping[str, int],
     seed: int = 0,
     directory: str | os.PathLike | None = None,
@@ -43,6 +47,8 @@ def train(
 ) -> FedState:
     """The FedState after `rounds` rounds.
 
+    method: one, or stages, run one after the other, each compiled once; with stages, rounds may be left out (all they
+        have), and fewer end the run early.
     data: a FederatedData. per_round: how many clients take part (see clients.choose).
     directory: where the run is written; if it holds this run already, it goes on from its last checkpoint. None
         keeps nothing.
@@ -55,20 +61,25 @@ def train(
     Raises ValueError for settings that do not fit the data or the directory, FloatingPointError when every
     participant of a round diverged, OSError when a file cannot be written (what was saved before stays).
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    plan = stages.plan(method, rounds)
+    rounds = rounds or sum(stage.rounds for stage in plan)
     clients.choose(data.sizes, per_round, 0, seed)  # bad settings fail before anything is written
     mesh = devices if isinstance(devices, Mesh) or devices is None else clients.make_mesh(devices)
     data = _placed(data, mesh)
     round_data = lambda r: _replicated(data.round(clients.choose(data.sizes, per_round, r, seed)), mesh)
     init_key, round_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (0, 1))
-    state = _replicated(jax.jit(method.init)(init_key), mesh)
-    files = None
+    fresh = lambda at: _replicated(jax.jit(plan[at].method.init)(init_key), mesh)
+    files, several = None, len(plan) > 1
     if directory is not None:
         owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
         settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
+        if several:
+            settings["stages"] = {stage.name: stage.rounds for stage in plan}
         files = RunDirectory(directory, settings)
         files.write("split.json", data.split())
+    at = stages.index(plan, max(0, files.saved_round - 1) if files else 0)  # the stage a checkpoint was written in
+    state = fresh(at)
+    if files:
         state = files.restore(state, log)
     start = int(state.round)
     if start >= rounds:
@@ -76,30 +87,29 @@ def train(
         files.close()
         return state
 
-    first = round_data(start)
-    over = OverClients(chunk if chunk != "auto" else 1, mesh)
-    if chunk == "auto":
-        over = over._replace(chunk=chosen_chunks(method, state, first, round_key, mesh, files, log))
-    if files and start == 0:
-        files.write("costs.json", {name: cost._asdict() for name, cost in costs.of(method, first, state).items()})
-
-    begun = time.perf_counter()
-    step = jax.jit(remap(method, over).round, donate_argnums=0).lower(state, first, round_key).compile()
-    log(f"compiled the round in {time.perf_counter() - begun:.1f} s")
     evaluate_every = evaluate_every or rounds
     checkpoint_every = checkpoint_every or max(1, rounds // 10)
     writer = _tensorboard(files, start) if tensorboard else None
-    this_round = first
+    this_round, step = round_data(start), None
     for r in range(start, rounds):
+        if entered := (here := stages.index(plan, r)) != at:
+            state, at, step = stages.enter(state, fresh(here)), here, None
+        if files and (entered or r == 0):
+            prefix = f"{plan[at].name}/" if several else ""
+            cost = costs.of(plan[at].method, this_round, state)
+            files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
+        if step is None:
+            folder = files.folder(plan[at].name) if files and several and chunk == "auto" else files
+            step = _compiled(plan[at], state, this_round, round_key, chunk, mesh, folder, log)
         begun = time.perf_counter()
         state, metrics = step(state, this_round, round_key)
         last = r + 1 == rounds
         if not last:  # the next round's rows are laid out while this one computes
             this_round = round_data(r + 1)
-        row = {"round": r + 1, **_flat(jax.device_get(metrics))}
+        row = {"round": r + 1, **({"stage": at + 1} if several else {}), **_flat(jax.device_get(metrics))}
         row["seconds"] = round(time.perf_counter() - begun, 4)
         if test is not None and (last or (r + 1) % evaluate_every == 0):
-            row |= {f"test/{k}": v for k, v in method.evaluate(_local(state, mesh), test).items()}
+            row |= {f"test/{k}": v for k, v in plan[at].method.evaluate(_local(state, mesh), test).items()}
             log(f"round {r + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith("test/")))
         for name in data.sizes:
             if row[f"{name}/left_out"]:
@@ -117,6 +127,26 @@ def train(
     if writer:
         writer.close()
     return state
+
+
+def _compiled(
+    stage: Stage,
+    state: FedState,
+    data: RoundData,
+    key: jax.Array,
+    chunk: int | Mapping[str, int] | str,
+    mesh: Mesh | None,
+    files: RunDirectory | Folder | None,
+    log: Callable[[str], None],
+):
+    """The stage's round, compiled; `files` remember how "auto" maps clients."""
+    if chunk == "auto":
+        chunk = chosen_chunks(stage.method, state, data, key, mesh, files, log)
+    begun = time.perf_counter()
+    step = jax.jit(remap(stage.method, OverClients(chunk, mesh)).round, donate_argnums=0)
+    step = step.lower(state, data, key).compile()
+    log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {time.perf_counter() - begun:.1f} s")
+    return step
 
 
 def _replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:

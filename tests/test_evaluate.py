@@ -142,3 +142,43 @@ def test_linear_probe_reads_what_is_linear_and_nothing_else():
         np.array([[0.0], [9.0]]), np.array([0, 1]), np.array([[0.0], [9.0], [0.0]]), np.array([0, 1, 2])
     )
     np.testing.assert_allclose([far["accuracy"], far["macro_f1"]], [2 / 3, (2 / 3 + 1 + 0) / 3])
+
+
+def test_macro_precision_and_recall_count_by_hand():
+    labels, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 1])
+    # precision 2/2, 1/3, 0/1, and 0 for class 3, which is not there; recall 2/3, 1/2, 0/1, 0
+    scores = evaluate.precision_recall(labels, predictions, 4)
+    assert scores == {
+        "macro_precision": pytest.approx((1 + 1 / 3) / 4),
+        "macro_recall": pytest.approx((2 / 3 + 1 / 2) / 4),
+    }
+
+
+def test_batch_means_average_what_each_batch_says_of_its_own_classes():
+    labels, predictions = np.array([0, 0, 1, 1, 5]), np.array([0, 0, 1, 2, 5])
+    # Batches of two: all right; class 1 half recalled and class 2 never there; all right, one row.
+    scores = evaluate.batch_means(labels, predictions, 2)
+    assert scores == {
+        "batch2_accuracy": pytest.approx((1 + 0.5 + 1) / 3),
+        "batch2_macro_precision": pytest.approx((1 + (1 + 0) / 2 + 1) / 3),
+        "batch2_macro_recall": pytest.approx((1 + (0.5 + 0) / 2 + 1) / 3),
+        "batch2_macro_f1": pytest.approx((1 + (2 / 3 + 0) / 2 + 1) / 3),
+    }
+
+
+def test_zero_shot_is_the_nearest_prompt_and_chance_where_all_are_equal():
+    prompts, labels = draw(4, 8), np.arange(60) % 4
+    image = (prompts[labels] + 0.8 * draw(60, 8, seed=2)) * np.linspace(0.1, 9, 60)[:, None]
+    cosine = [[v @ p / np.linalg.norm(p) for p in prompts] for v in image]
+    expected = np.mean(np.argmax(cosine, axis=1) == labels)
+    assert 0.3 < expected < 1
+    assert evaluate.zero_shot(image, prompts, labels) == {"zero_shot_accuracy": pytest.approx(expected)}
+    same = evaluate.zero_shot(np.ones((60, 8)), np.ones((4, 8)), labels)
+    assert same == {"zero_shot_accuracy": pytest.approx(1 / 4)}
+
+
+def test_zero_shot_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="do not fit"):
+        evaluate.zero_shot(draw(5, 8), draw(3, 7), np.zeros(5, int))
+    with pytest.raises(ValueError, match=r"it must hold integers in 0\.\.2"):
+        evaluate.zero_shot(draw(5, 8), draw(3, 8), np.full(5, 3))

@@ -12,13 +12,18 @@ import textwrap
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from orbax.checkpoint import CheckpointManager
 
 from fedjax_mm import records, run
 from fedjax_mm.data.federated import FederatedData
+from fedjax_mm.federate import federate
+from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import heads, mlp
+from fedjax_mm.stages import Stage
+from fedjax_mm.types import Cohort, Download, Mean, Server
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -252,3 +257,146 @@ def test_a_run_in_which_everybody_diverges_stops(tmp_path):
     with pytest.raises(FloatingPointError, match="every participant .* is not finite; lower the learning rate"):
         run.train(method, data, rounds=3, per_round=4, directory=tmp_path, log=lines.append)
     assert any("left out" in line for line in lines)
+
+
+# Stages
+
+
+def staged(rounds=(2, 0, 2, 1), traces=None):
+    """A linear map per stage, x W_1 ... W_s, of which stage s trains the last; a count of clients' past rounds."""
+
+    def method(s):
+        names, tx = [f"w{i}" for i in range(1, s + 1)], optax.adam(0.05)
+
+        def update(download, state, data, key):
+            def loss(w, batch, key):
+                h = batch["x"]
+                for name in names[:-1]:
+                    h = jax.numpy.tanh(h @ download.held[name])
+                return ((h @ w) ** 2 + (h @ w)).mean(), {}
+
+            carry = (download.sent["w"], tx.init(download.sent["w"]))
+            (w, _), metrics = local_steps(gradient_step(loss, tx), carry, data, key, batch_size=4)
+            return {"w": Mean(w, data.weight)}, state + 1, metrics
+
+        def init(key):
+            return {n: jax.random.normal(jax.random.fold_in(key, i), (4, 4)) / 2 for i, n in enumerate(names)}
+
+        def download(params, public):
+            return {"all": Download({"w": params[names[-1]]}, {n: params[n] for n in names[:-1]})}
+
+        def server_update(params, uploads, public, key):
+            if traces is not None:
+                traces.append(s)
+            return {**params, names[-1]: uploads["all"]["w"].value}, {}
+
+        cohort = Cohort(6, lambda key: jax.numpy.zeros(()), update)
+        return federate(Server(init, download, server_update), {"all": cohort}, lambda state, test: {"stage": float(s)})
+
+    return [Stage(f"stage {s}", method(s), n) for s, n in enumerate(rounds, 1)]
+
+
+def train_stages(directory=None, log=lambda line: None, plan=None, **settings):
+    settings = {"per_round": 4, "checkpoint_every": 1, **settings}
+    return run.train(plan or staged(), problem()[1], directory=directory, log=log, **settings)
+
+
+def rows_of(directory):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_metrics(directory)]
+
+
+def test_stages_follow_each_other_and_say_which_they_are(tmp_path):
+    lines, traces = [], []
+    state = train_stages(tmp_path, lines.append, staged(traces=traces), test=TEST, evaluate_every=2)
+    rows = rows_of(tmp_path)
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5] and int(state.round) == 5
+    assert [row["stage"] for row in rows] == [1, 1, 3, 3, 4]
+    assert [row.get("test/stage") for row in rows] == [None, 1, None, 3, 4]
+    assert [line.split(" in ")[0] for line in lines if "compiled" in line] == [
+        f"compiled the round of stage {s}" for s in (1, 3, 4)
+    ]
+    assert traces == [1, 3, 4]  # one trace for each stage that has rounds
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert {name: (c["bytes_up"], c["bytes_held"]) for name, c in costs.items()} == {
+        f"stage {s}/all": (4 * 16, (s - 1) * 4 * 16) for s in (1, 3, 4)
+    }
+    assert json.loads((tmp_path / "config.json").read_text())["stages"] == {
+        "stage 1": 2, "stage 2": 0, "stage 3": 2, "stage 4": 1
+    }  # fmt: skip
+
+
+def test_a_stage_keeps_what_came_before_and_attaches_layers_of_skipped_ones():
+    plan, init_key = staged(), jax.random.fold_in(jax.random.key(0), 0)
+    first, whole = (train_stages(rounds=r).server for r in (2, None))
+    fresh = jax.jit(plan[-1].method.init)(init_key).server
+    assert set(first) == {"w1"} and set(whole) == {"w1", "w2", "w3", "w4"}
+    np.testing.assert_array_equal(whole["w1"], first["w1"])
+    np.testing.assert_array_equal(whole["w2"], fresh["w2"])
+    for name in ("w1", "w3", "w4"):
+        assert (whole[name] != fresh[name]).any()
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_a_run_killed_in_any_stage_resumes_bit_for_bit(tmp_path, monkeypatch, checkpoint_every):
+    """Killed before a line of the log or as a stage begins; the last checkpoint is of any round, a stage's last too."""
+    settings = dict(checkpoint_every=checkpoint_every, test=TEST, plan=staged((2, 0, 2)))
+    whole = train_stages(tmp_path / "whole", **settings)
+    append = records.RunDirectory.append
+    for kill in (2, 3, 4):
+        parts = tmp_path / f"killed {kill}"
+
+        def die(self, row, kill=kill):
+            if row["round"] == kill:
+                raise KeyboardInterrupt
+            append(self, row)
+
+        def die_between(before, fresh):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(records.RunDirectory, "append", die)
+            train_stages(parts, **settings)
+        if kill == 2:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(run.stages, "enter", die_between)
+                train_stages(parts, **settings)
+        chex.assert_trees_all_equal(train_stages(parts, **settings), whole)
+        assert rows_of(parts) == rows_of(tmp_path / "whole")
+        costs = lambda name: json.loads((tmp_path / name / "costs.json").read_text())
+        assert costs(parts.name) == costs("whole")
+
+
+def test_stages_can_be_left_early_and_taken_up_again(tmp_path):
+    whole = train_stages(tmp_path / "whole")
+    for rounds in (1, 2, 3, 4, None):  # 2 and 4 end with a stage
+        state = train_stages(tmp_path / "parts", rounds=rounds, checkpoint_every=10)
+        assert int(state.round) == (rounds or 5)
+    chex.assert_trees_all_equal(state, whole)
+    lines = []
+    chex.assert_trees_all_equal(train_stages(tmp_path / "parts", lines.append), whole)
+    assert any("has its 5 rounds already" in line for line in lines)
+    with pytest.raises(ValueError, match="holds another run .stages was"):
+        train_stages(tmp_path / "parts", plan=staged((2, 0, 1, 2)))
+
+
+def test_auto_measures_and_remembers_the_chunks_of_every_stage(tmp_path):
+    train_stages(tmp_path, chunk="auto", plan=staged((1, 1)))
+    for stage in ("stage 1", "stage 2"):
+        assert set(json.loads((tmp_path / stage / "chunk.json").read_text())["all"]) == {"1", "4"}
+    (tmp_path / "stage 2" / "chunk.json").write_text(json.dumps({"all": {"1": 9.0, "4": 0.5}}))
+    lines, again = [], tmp_path / "again"
+    (tmp_path / "stage 2").rename(again.parent / "kept")
+    again.mkdir()
+    (tmp_path / "kept").rename(again / "stage 2")
+    train_stages(again, lines.append, chunk="auto", plan=staged((1, 1)))
+    assert any("chunk of all is 4 (ms per round at each chunk: 1: 9000.0, 4: 500.0)" in line for line in lines)
+
+
+def test_stages_on_several_devices_give_the_single_device_numbers():
+    chex.assert_trees_all_close(train_stages(devices=4), train_stages(), atol=1e-5)
+
+
+def test_one_stage_is_logged_as_a_plain_method_is(tmp_path):
+    train_stages(tmp_path, plan=staged((2,)))
+    assert all("stage" not in row for row in rows_of(tmp_path))
+    assert set(json.loads((tmp_path / "costs.json").read_text())) == {"all"}

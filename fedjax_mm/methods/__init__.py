@@ -1,7 +1,7 @@
 """One paper a file: what ONE client does and what the server does."""
 
-from fedjax_mm.methods import fedavg, fedmekt, mmfl
+from fedjax_mm.methods import fedavg, fedmekt, layerwise, mmfl
 
 METHODS = {"fedavg": fedavg, "fedmekt": fedmekt, "mmfl": mmfl}  # what experiments.compare shows
 
-__all__ = ["METHODS", "fedavg", "fedmekt", "mmfl"]
+__all__ = ["METHODS", "fedavg", "fedmekt", "layerwise", "mmfl"]

@@ -1,13 +1,16 @@
 """Heads on embeddings [B, D]."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model
+from fedjax_mm.models.layers import Model, as_model, one_of
 from fedjax_mm.models.mlp import MLP
+from fedjax_mm.models.transformer import dropout
+from fedjax_mm.types import Key, PyTree
 
 
 def linear(num_classes: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
@@ -18,3 +21,117 @@ def linear(num_classes: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Model
 def mlp(widths: Sequence[int], num_classes: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
     """A classifier [B, D] -> [B, num_classes] logits with relu layers of `widths`."""
     return as_model(MLP(tuple(widths), num_classes, nn.relu, dtype))
+
+
+class Head(NamedTuple):
+    """A head that is another function while it trains: it drops units, and may normalise by its batch.
+
+    `init(key, width)` gives the parameters for inputs [..., B, width]. Running statistics of a batch norm are leaves
+    among them (see `is_statistic`): `apply(params, x)` uses them, `train(params, x, key)` the batch's own, and gives,
+    beside the output, the parameters with new ones.
+    """
+
+    init: Callable[[Key, int], PyTree]
+    apply: Callable[[PyTree, jax.Array], jax.Array]
+    train: Callable[[PyTree, jax.Array, Key], tuple[jax.Array, PyTree]]
+
+
+def is_statistic(path: str) -> bool:
+    """Whether the leaf of a path, as trees.path_mask writes it, is a running statistic: averaged, never optimised."""
+    return path.rpartition("/")[2] in ("running_mean", "running_variance")
+
+
+def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float = 0.1) -> Head:
+    """A projection head [B, D] -> [B, dim] of `layers` linear layers without bias, each followed by a batch norm.
+
+    Between two layers: dropout, the norm with scale and bias, relu; the last norm has neither scale nor bias. Running
+    statistics keep 0.9 of their old value, and their variance is the unbiased one, as in PyTorch. (Tun 2025,
+    LW-FedMML) Parameters: dense_0 (kernel), norm_0 (scale, bias, running_mean, running_variance), dense_1, ...
+    """
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    widths = [hidden] * (layers - 1) + [dim]
+
+    def init(key: Key, width: int) -> PyTree:
+        params = {}
+        for i, (fan_in, out) in enumerate(zip([width, *widths], widths, strict=False)):
+            params[f"dense_{i}"] = {"kernel": _uniform(jax.random.fold_in(key, i), fan_in, out)}
+            params[f"norm_{i}"] = {"running_mean": jnp.zeros(out), "running_variance": jnp.ones(out)}
+            if i < layers - 1:
+                params[f"norm_{i}"] |= {"scale": jnp.ones(out), "bias": jnp.zeros(out)}
+        return params
+
+    def run(params: PyTree, x: jax.Array, key: Key | None) -> tuple[jax.Array, PyTree]:
+        new = {}
+        for i in range(layers):
+            norm, last = params[f"norm_{i}"], i == layers - 1
+            x = x @ params[f"dense_{i}"]["kernel"]
+            if key is not None and not last:
+                x = dropout(x, rate, jax.random.fold_in(key, i))
+            x, new[f"norm_{i}"] = _normalised(norm, x, train=key is not None)
+            x = x if last else nn.relu(x * norm["scale"][None] + norm["bias"][None])
+        return x, {**params, **new}
+
+    return Head(init, lambda params, x: run(params, x, None)[0], run)
+
+
+FUSIONS = ("concat", "add", "attention", "co-attention")
+
+
+def prediction(num_classes: int, fusion: str = "concat", hidden: int = 256, rate: float = 0.1) -> Head:
+    """A classifier of the modalities' embeddings [M, B, D] -> [B, num_classes] logits.
+
+    They are concatenated; with "add" their sum comes beside them; with "attention" the sum of a linear map of each,
+    weighted by a softmax over modalities; with "co-attention" each of two, weighted by a softmax over its features that
+    a linear map of the other gives. Then a layer of `hidden` units, dropout, relu, a linear layer. (Tun 2025, LW-FedMML,
+    which says of co-attention only how wide it is; its "attention" weighs by two columns of a wider softmax)
+    Parameters: dense_0, dense_1 (kernel, bias); with attention also map_0, map_1, ... and, for one of them, score.
+    """
+    one_of("fusion", fusion, FUSIONS)
+    linear = lambda key, fan_in, out: {"kernel": _uniform(key, fan_in, out), "bias": jnp.zeros(out)}
+    dense = lambda layer, x: x @ layer["kernel"] + layer["bias"][None]
+
+    def init(key: Key, width: int, modalities: int = 2) -> PyTree:
+        keys = jax.random.split(key, 3 + modalities)
+        if fusion == "co-attention" and modalities != 2:
+            raise ValueError(f"co-attention is of two modalities, not {modalities}")
+        vectors = modalities + {"concat": 0, "co-attention": 2}.get(fusion, 1)
+        params = {"dense_0": linear(keys[0], vectors * width, hidden), "dense_1": linear(keys[1], hidden, num_classes)}
+        if fusion in ("attention", "co-attention"):
+            params |= {f"map_{i}": linear(keys[3 + i], width, width) for i in range(modalities)}
+        if fusion == "attention":
+            params["score"] = linear(keys[2], width, 1)
+        return params
+
+    def run(params: PyTree, z: jax.Array, key: Key | None) -> tuple[jax.Array, PyTree]:
+        vectors = [*z]
+        if fusion == "add":
+            vectors.append(z.sum(0))
+        elif fusion == "attention":
+            mapped = jnp.stack([dense(params[f"map_{i}"], x) for i, x in enumerate(z)])
+            share = jax.nn.softmax(jnp.stack([dense(params["score"], x) for x in mapped]), axis=0)  # [M, B, 1]
+            vectors.append((share * mapped).sum(0))
+        elif fusion == "co-attention":
+            share = [jax.nn.softmax(dense(params[f"map_{i}"], x)) for i, x in enumerate(z)]
+            vectors += [share[1] * z[0], share[0] * z[1]]
+        x = dropout(dense(params["dense_0"], jnp.concatenate(vectors, axis=-1)), rate, key)
+        return dense(params["dense_1"], nn.relu(x)), params
+
+    return Head(init, lambda params, z: run(params, z, None)[0], run)
+
+
+def _uniform(key: Key, fan_in: int, out: int) -> jax.Array:
+    """PyTorch's initial weights of a linear layer."""
+    return jax.random.uniform(key, (fan_in, out), minval=-1, maxval=1) * fan_in**-0.5
+
+
+def _normalised(norm: PyTree, x: jax.Array, train: bool, epsilon: float = 1e-5) -> tuple[jax.Array, PyTree]:
+    """x [B, D] normalised by its own statistics (train) or the running ones, and `norm` with new running ones."""
+    mean, variance = norm["running_mean"], norm["running_variance"]
+    if train:
+        batch_mean, batch_variance = x.mean(0), x.var(0)
+        unbiased = batch_variance * len(x) / max(len(x) - 1, 1)
+        keep = lambda old, new: 0.9 * old + 0.1 * jax.lax.stop_gradient(new)
+        norm = {**norm, "running_mean": keep(mean, batch_mean), "running_variance": keep(variance, unbiased)}
+        mean, variance = batch_mean, batch_variance
+    return (x - mean[None]) * jax.lax.rsqrt(variance + epsilon)[None], norm

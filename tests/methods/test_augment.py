@@ -1,0 +1,59 @@
+"""Random views of examples: independent interpolation, ranges, one draw each."""
+
+import jax
+import numpy as np
+
+from fedjax_mm.methods.augment import one_of_several, random_resized_crop, resized_parts
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_resized_part_is_numpys_bilinear_interpolation():
+    image = RNG.normal(size=(6, 9, 2)).astype(np.float32)
+    top, tall, left, wide = 0.25, 0.5, 0.1, 0.7
+    at = lambda size, start, share: np.clip((start + (np.arange(size) + 0.5) / size * share) * size - 0.5, 0, size - 1)
+    rows, columns = at(6, top, tall), at(9, left, wide)
+    expected = np.empty_like(image)
+    for channel in range(2):
+        across = np.array([np.interp(columns, np.arange(9), line) for line in image[..., channel]])
+        expected[..., channel] = np.array([np.interp(rows, np.arange(6), line) for line in across.T]).T
+    places = (np.array([x], np.float32) for x in (top, tall, left, wide))
+    np.testing.assert_allclose(resized_parts(image[None], *places)[0], expected, atol=1e-5)
+
+
+def test_the_whole_image_is_itself_and_integers_stay_integers():
+    images = RNG.integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)
+    whole = random_resized_crop(jax.random.key(0), images, 1.0, 1.0)
+    assert whole.dtype == np.uint8
+    np.testing.assert_array_equal(whole, images)
+    white = np.full((3, 5, 7, 3), 255, np.uint8)
+    np.testing.assert_array_equal(random_resized_crop(jax.random.key(0), white), white)
+
+
+def test_parts_have_the_areas_aspects_and_places_asked_for():
+    """An image whose pixels are their own coordinates shows which part was cut."""
+    size, count = 64, 400
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).astype(np.float32)
+    parts = np.asarray(random_resized_crop(jax.random.key(1), np.broadcast_to(grid, (count, *grid.shape)), 0.25))
+    middle = slice(size // 4, 3 * size // 4)  # away from what the border clips
+    tall = (parts[:, 47, 0, 0] - parts[:, 16, 0, 0]) / 31
+    wide = (parts[:, 0, 47, 1] - parts[:, 0, 16, 1]) / 31
+    np.testing.assert_allclose(np.diff(parts[:, middle, 0, 0]), np.repeat(tall[:, None], size // 2 - 1, 1), atol=1e-3)
+    area, aspect = tall * wide, wide / tall
+    assert area.min() > 0.24 and area.max() <= 1.001 and 0.45 < area.mean() < 0.65
+    fits = (tall < 0.999) & (wide < 0.999)
+    assert aspect[fits].min() > 0.74 and aspect[fits].max() < 1.34 and np.std(np.log(aspect[fits])) > 0.1
+    start = parts[:, 32, 0, 0] + 0.5 - tall * 32.5  # where row 0 begins, in pixels
+    room = size * (1 - tall)
+    assert (start > -0.1).all() and (start < room + 0.1).all()
+    share = start[room > 10] / room[room > 10]
+    assert share.min() < 0.1 and share.max() > 0.9
+
+
+def test_one_caption_is_drawn_of_each_example():
+    captions = np.arange(40).reshape(8, 5, 1) + np.zeros((1, 1, 3), int)
+    draws = np.stack([one_of_several(jax.random.key(i), captions) for i in range(60)])
+    assert draws.shape == (60, 8, 3) and (draws == draws[..., :1]).all()
+    for example in range(8):
+        assert set(draws[:, example, 0]) == set(range(5 * example, 5 * example + 5))
+    assert len(set(draws[0, :, 0] % 5)) > 1  # each its own
