@@ -247,7 +247,8 @@ def write(
     federated = next(name for name in variants if name not in controls)
     run_of = report.load(out / federated.replace(" ", "_") / "seed0")
     report.plot_split(run_of.split, out / "split.png", problem.dataset.classes)
-    runs = [report.load(p) for name in variants for p in sorted((out / name.replace(" ", "_")).glob("seed*"))]
+    methods = [name.replace(" ", "_") for name in variants if name not in controls]
+    runs = [report.load(p) for name in methods for p in sorted((out / name).glob("seed*"))]
     report.plot_curves(runs, [shown], out / "curves.png")
     sizes = ", ".join(f"{len(arrays['label'])} {name}" for name, arrays in problem.dataset.splits.items())
     about = (

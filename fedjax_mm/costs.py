@@ -1,7 +1,7 @@
 """What a method costs, read off its types and its compiled client step; nothing is estimated by hand."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -39,6 +39,14 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     state, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, data))
     downloads = jax.eval_shape(method.server.download, state.server, data.public)
     return {name: _of_cohort(method, name, downloads[name], state, data) for name in method.cohorts}
+
+
+def matmul_flops(function: Callable, *args) -> float:
+    """FLOPs of the matrix multiplications and convolutions in `function(*args)`, traced and not run.
+
+    2 per multiply-add, inner scans times their length. Shapes are enough: args may hold `jax.ShapeDtypeStruct` leaves.
+    """
+    return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def _of_cohort(method: Method, name: str, download: Download, state: FedState, data: RoundData) -> Cost:

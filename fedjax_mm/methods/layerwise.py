@@ -42,7 +42,6 @@ from fedjax_mm.models import Transformer, heads
 from fedjax_mm.stages import Stage, blocks
 from fedjax_mm.types import Cohort, Download, Mean, Method, PyTree, Server
 
-
 SCHEDULES = {  # rounds of six stages; from scratch, see stages.uniform
     "90_lh10": (0, 0, 0, 10, 30, 50),
     "90_uni": (15, 15, 15, 15, 15, 15),

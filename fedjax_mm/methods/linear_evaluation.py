@@ -98,7 +98,7 @@ def _fit(probe: Probe, x: np.ndarray, y: np.ndarray, num_classes: int) -> Callab
 
         def logits(rows):
             full = np.full((len(rows), num_classes), -np.inf)
-            full[:, model.classes_] = model.predict_log_proba(rows)
+            full[:, model.classes_] = np.log(np.maximum(model.predict_proba(rows), 1e-30))  # one may underflow to 0
             return full
 
         return logits

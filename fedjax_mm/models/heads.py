@@ -82,9 +82,9 @@ def prediction(num_classes: int, fusion: str = "concat", hidden: int = 256, rate
     """A classifier of the modalities' embeddings [M, B, D] -> [B, num_classes] logits.
 
     They are concatenated; with "add" their sum comes beside them; with "attention" the sum of a linear map of each,
-    weighted by a softmax over modalities; with "co-attention" each of two, weighted by a softmax over its features that
-    a linear map of the other gives. Then a layer of `hidden` units, dropout, relu, a linear layer. (Tun 2025, LW-FedMML,
-    which says of co-attention only how wide it is; its "attention" weighs by two columns of a wider softmax)
+    weighted by a softmax over modalities; with "co-attention" each of two, weighted by a softmax over its features
+    that a linear map of the other gives. Then a layer of `hidden` units, dropout, relu, a linear layer. (Tun 2025,
+    LW-FedMML, whose code has "attention" weigh by two columns of a wider softmax; co-attention is our reading)
     Parameters: dense_0, dense_1 (kernel, bias); with attention also map_0, map_1, ... and, for one of them, score.
     """
     one_of("fusion", fusion, FUSIONS)

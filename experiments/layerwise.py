@@ -1,0 +1,363 @@
+"""Layer-wise and progressive training of two encoders beside end-to-end training (LW-FedMML, Prog-FedMML).
+
+python -m experiments.layerwise                                       one run, --plan and --data
+python -m experiments.layerwise compare --data flickr8k --data-dir DIR  the three plans at equal rounds
+python -m experiments.layerwise costs                                 bytes, FLOPs, memory of the full-size models
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import problems
+from fedjax_mm import costs, report, run, stages
+from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
+from fedjax_mm.methods import layerwise
+from fedjax_mm.methods.layerwise import LayerwiseConfig
+from fedjax_mm.models import Transformer, ast, bert, transformer, vit
+
+PLANS = ("end-to-end", "layer-wise", "progressive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Small encoders; every modality has the same width and depth."""
+
+    dim: int = 64
+    depth: int = 6
+    heads: int = 4
+    patch: int = 16
+    """Of images, in pixels; of sound, in frames and in bands."""
+    projection_hidden: int = 256
+    projection_dim: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained on, by whom and for how long."""
+
+    data: Literal["scenes", "flickr8k", "av_digits", "advance"] = "scenes"
+    """scenes are embedded; the others are read from --data-dir."""
+    data_dir: str | None = None
+    plan: Literal["end-to-end", "layer-wise", "progressive"] = "layer-wise"
+    """Of a single run; compare has all three."""
+    stages: int = 3
+    rounds: int = 30
+    """In all; spread evenly over the stages, as from scratch."""
+    clients: int = 10
+    per_round: int = 10
+    alpha: float = 0.5
+    """Dirichlet concentration of classes over clients, where there are classes."""
+    size: Size = Size()
+    encoder_lr: float = 4e-3
+    """Rates are for batches of 256 and scaled to batch_size, in every stage the same."""
+    head_lr: float = 4e-3
+    batch_size: int = 32
+    epochs: int = 1
+    crop: float | None = None
+    """The least share of an image's area a random crop keeps."""
+    seeds: int = 3
+    split: Literal["test", "valid"] = "test"
+    chunk: Annotated[int | str, tyro.conf.arg(metavar="INT|auto")] = 1
+    out: str = "runs/layerwise"
+
+
+PRESETS = {
+    "scenes": Settings(size=Size(patch=8)),
+    "flickr8k": Settings("flickr8k", per_round=4, crop=0.5, out="runs/layerwise_flickr8k"),
+    "av_digits": Settings(
+        "av_digits", clients=40, per_round=30, size=Size(patch=7), batch_size=16, out="runs/layerwise_av_digits"
+    ),
+    "advance": Settings("advance", clients=40, per_round=30, batch_size=16, out="runs/layerwise_advance"),
+}
+
+
+class Problem(NamedTuple):
+    """A dataset distributed over clients that hold both modalities."""
+
+    data: FederatedData
+    encoders: Mapping[str, Transformer]
+    test: Mapping[str, np.ndarray]
+    num_classes: int | None
+
+
+@functools.lru_cache(4)
+def load(settings: Settings, seed: int) -> Problem:
+    """The problem of one seed; contrastive with captions, supervised with classes."""
+    splits, num_classes = _dataset(settings, seed)
+    train, test = splits["train"], splits[settings.split]
+    keys = [k for k in train if k in ("image", "text", "audio")] + (["label"] if num_classes else [])
+    total = len(train["image"])
+    if num_classes:
+        owned = partition.dirichlet(train["label"], settings.clients, settings.alpha, seed, min_size=2)
+    else:
+        owned = partition.iid(total, settings.clients, seed)
+    data = FederatedData.from_arrays({k: train[k] for k in keys}, owned, num_classes=num_classes)
+    encoders = {k: _encoder(k, train[k], settings.size) for k in keys if k != "label"}
+    return Problem(data, encoders, {k: test[k] for k in keys}, num_classes)
+
+
+def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, np.ndarray]], int | None]:
+    if settings.data == "scenes":
+        return scenes.load(seed=seed).splits, None
+    if settings.data == "flickr8k":
+        return flickr8k.load(settings.data_dir, length=24, vocabulary=4000).splits, None
+    dataset = (av_digits if settings.data == "av_digits" else advance).load(settings.data_dir or ".", seed=seed)
+    colour = lambda x: np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
+    splits = {name: {**arrays, "image": colour(arrays["image"])} for name, arrays in dataset.splits.items()}
+    return splits, len(dataset.classes)
+
+
+def _encoder(modality: str, array: np.ndarray, size: Size) -> Transformer:
+    shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    if modality == "image":
+        return vit.encoder(array.shape[1], size.patch, **shape)
+    if modality == "audio":
+        return ast.encoder(array.shape[2], array.shape[1], 16, 16, **shape)
+    return bert.encoder(int(array.max()) + 1, positions=array.shape[-1], **shape)
+
+
+def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
+    """The method's settings for one plan; from scratch, so every stage has rounds."""
+    same = (settings.encoder_lr,) * settings.stages
+    return LayerwiseConfig(
+        plan=plan,
+        rounds=stages.uniform(settings.stages, settings.rounds),
+        encoder_lr={m: same for m in ("image", "text", "audio")},
+        head_lr=settings.head_lr,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        crop=settings.crop,
+        projection_hidden=settings.size.projection_hidden,
+        projection_dim=settings.size.projection_dim,
+    )
+
+
+def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
+    """The directory of a run that is finished."""
+    problem, config = load(settings, seed), config_of(settings, plan)
+    directory = pathlib.Path(settings.out) / plan / f"seed{seed}"
+    run.train(
+        layerwise.build(config, problem.data, problem.encoders, problem.num_classes),
+        problem.data,
+        per_round=settings.per_round,
+        seed=seed,
+        directory=directory,
+        test=problem.test,
+        evaluate_every=max(1, settings.rounds // (3 * settings.stages)),
+        chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
+        config={"settings": settings, "method": config},
+        log=lambda line: None,
+    )
+    print(f"{plan}, seed {seed}: done", flush=True)
+    return directory
+
+
+def compare(settings: Settings) -> list[dict]:
+    """All plans at equal rounds: a row each with scores, what a client pays over the whole schedule, and pictures."""
+    out = pathlib.Path(settings.out)
+    runs = {plan: [report.load(train(settings, plan, seed)) for seed in range(settings.seeds)] for plan in PLANS}
+    rows = [chance(settings)] + [_row(settings, plan, same) for plan, same in runs.items()]
+    tested = [key for key in rows[1] if key.startswith("test/")]
+    shown = [key for key in tested if key.endswith(("_r1", "_r10", "/accuracy", "/macro_f1"))]
+    paid = ["MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round"]
+    columns = {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
+    report.show(rows, columns)
+    report.plot_curves([r for same in runs.values() for r in same], ["all/loss", shown[0]], out / "curves.png")
+    report.plot_bars(rows[1:], out / "bars.png", quality=shown[0], label="plan", controls=())
+    about = (
+        f"{settings.data}, {settings.clients} clients, {settings.per_round} a round, {settings.rounds} rounds in "
+        f"{settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} split."
+    )
+    text = ["# Stage by stage", about, report.table(rows, columns), "![scores and bytes](bars.png)"]
+    text += ["![curves](curves.png)", "## All metrics", report.table(rows, {"plan": "plan"} | {k: k for k in tested})]
+    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    kept = {"settings": dataclasses.asdict(settings), "rows": rows}
+    kept |= {key: runs[PLANS[0]][0].config[key] for key in ("versions", "device")}
+    (out / "table.json").write_text(json.dumps(kept, indent=1))
+    print(f"{about}\nWrote {out}/report.md and its pictures.")
+    return rows
+
+
+def chance(settings: Settings) -> dict[str, Any]:
+    """The row of an encoder that knows nothing: any order of the candidates, or the commonest class."""
+    problem = load(settings, 0)
+    if problem.num_classes:
+        share = float(np.bincount(problem.test["label"]).max() / len(problem.test["label"]))
+        return {"plan": "constant", "test/accuracy": share}
+    images = len(problem.test["image"])
+    captions = problem.test["text"].size // problem.test["text"].shape[-1]
+    each = captions // images
+    scores = {}
+    for k in (1, 5, 10, 50):
+        missed = np.prod([(captions - each - i) / (captions - i) for i in range(k)])
+        scores |= {f"test/i2t_r{k}": 100 * float(1 - missed), f"test/t2i_r{k}": 100 * k / images}
+    return {"plan": "chance", **scores}
+
+
+def _row(settings: Settings, plan: str, same: list[report.Run]) -> dict[str, Any]:
+    """Scores, and what a client pays that takes part in every round."""
+    (row,) = report.summary(same)
+    first = same[0]
+    batches = float(np.mean([count // settings.batch_size for count in first.split["all"]["examples"]]))
+    paid = dict.fromkeys(("MB in all", "MB in all, late", "TFLOP in all"), 0.0)
+    for r in first.rows:
+        prefix = f"stage {r['stage']}/" if "stage" in r else ""
+        cost = first.costs[f"{prefix}all"]
+        travels = (cost["bytes_down"] + cost["bytes_up"]) / 1e6
+        paid["MB in all"] += travels
+        paid["MB in all, late"] += travels + cost["bytes_held"] / 1e6
+        paid["TFLOP in all"] += cost["flops"] * batches * settings.epochs / 1e12
+    return {**row, **paid, "plan": plan}
+
+
+class Full(NamedTuple):
+    """A model of the paper at full size, with what a batch of it looks like."""
+
+    encoders: Mapping[str, Transformer]
+    arrays: Mapping[str, np.ndarray]
+    config: LayerwiseConfig
+    num_classes: int | None
+    published: Mapping[str, tuple[float, ...]]  # GMAC per sample and stage, spec 3.3
+
+
+def full_size(name: str) -> Full:
+    """ "coco" or "advance" with the paper's encoders, batch size and schedule 90_lh10."""
+    config = layerwise.PRESETS[name]
+    images = np.zeros((config.batch_size, 224, 224, 3), np.uint8)
+    if name == "coco":
+        arrays = {"image": images, "text": np.ones((config.batch_size, 40), np.int32)}
+        published = {
+            "layer-wise": (1.674, 2.106, 2.596, 3.086, 3.575, 4.065),
+            "progressive": (1.674, 3.143, 4.612, 6.082, 7.551, 9.020),
+            "end-to-end": (9.02,),
+        }
+        return Full({"image": vit.tiny(), "text": bert.distilbert()}, arrays, config, None, published)
+    arrays = {"image": images, "audio": np.zeros((config.batch_size, 1024, 128), np.float32)}
+    arrays["label"] = np.zeros(config.batch_size, np.int32)
+    published = {
+        "layer-wise": (34.1, 44.6, 55.7, 66.7, 77.8, 88.9),
+        "progressive": (34.1, 67.3, 100.5, 133.6, 166.8, 200.0),
+        "end-to-end": (200.0,),
+    }
+    return Full({"image": vit.tiny(), "audio": ast.distilled()}, arrays, config, 13, published)
+
+
+def costs_table(name: str, plans: tuple[str, ...] = PLANS) -> list[dict]:
+    """A row per plan and stage: what one client pays, compiled for the full-size model and never run."""
+    full, rows = full_size(name), []
+    data = FederatedData.from_arrays(full.arrays, [np.arange(full.config.batch_size)], num_classes=full.num_classes)
+    for plan in plans:
+        config = dataclasses.replace(full.config, plan=plan)
+        for s, stage in enumerate(layerwise.build(config, data, full.encoders, full.num_classes)):
+            (cost,) = costs.of(stage.method, data.round({"all": np.arange(1)})).values()
+            rows.append(
+                {
+                    "model": name,
+                    "plan": plan,
+                    "stage": s + 1,
+                    "rounds": stage.rounds,
+                    "MiB up": cost.bytes_up / 2**20,
+                    "MiB down": cost.bytes_down / 2**20,
+                    "MiB down, late": (cost.bytes_down + cost.bytes_held) / 2**20,
+                    "GMAC per sample": cost.flops / 2 / config.batch_size / 1e9,
+                    "GMAC, forward x 1 or 3": counted(full, config, stage) / 1e9,
+                    "GMAC, published": full.published[plan][s],
+                    "GMAC, XLA": cost.xla_flops / 2 / config.batch_size / 1e9,
+                    "peak GB": cost.peak_bytes / 1e9,
+                }
+            )
+            print(f"{name}, {plan}, stage {s + 1}: done", flush=True)
+    return rows
+
+
+def counted(full: Full, config: LayerwiseConfig, stage: stages.Stage) -> float:
+    """MACs of one sample as the sister paper counts: a forward pass, three times where it trains.
+
+    From forward passes of growing depth, traced and counted, not typed in.
+    """
+    state = jax.eval_shape(stage.method.init, jax.random.key(0))
+    (download,) = jax.eval_shape(stage.method.server.download, state.server, None).values()
+    total = 0.0
+    for m, encoder in full.encoders.items():
+        head = sum(x.size for x in jax.tree.leaves(state.server[m]["head"]) if x.ndim == 2)
+        total += _encoder_macs(encoder, state.server[m]["encoder"], download.sent[m]["encoder"], full.arrays[m])
+        total += 3 * head * config.batch_size
+    if "prediction" in state.server:
+        kernels = [x.size for x in jax.tree.leaves(state.server["prediction"]) if x.ndim == 2]
+        total += 3 * sum(kernels) * config.batch_size
+    return total / config.batch_size
+
+
+def _encoder_macs(encoder: Transformer, params, sent, batch: np.ndarray) -> float:
+    """Of a batch, pieces that are `sent` three times."""
+    shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
+    depths = range(len(params["layers"]) + 1)
+    upto = [costs.matmul_flops(encoder.tokens, transformer.first(params, n), shape) / 2 for n in depths]
+    pieces = [sent["embeddings"], *(sent["layers"][name] for name in sorted(sent["layers"], key=int))]
+    macs = np.diff([0.0, *upto])
+    return sum((3 if jax.tree.leaves(piece) else 1) * m for piece, m in zip(pieces, macs, strict=True))
+
+
+def schedules(rows: list[dict], name: str) -> list[dict]:
+    """What a client pays over a whole schedule, and how many times less than end-to-end."""
+    by_plan = {plan: [row for row in rows if (row["model"], row["plan"]) == (name, plan)] for plan in PLANS}
+    (whole,) = by_plan["end-to-end"]
+    sums = {
+        "GiB in all": lambda row: (row["MiB up"] + row["MiB down"]) / 1024,
+        "GiB, late": lambda row: (row["MiB up"] + row["MiB down, late"]) / 1024,
+        "FLOPs": lambda row: row["GMAC, forward x 1 or 3"],
+        "FLOPs measured": lambda row: row["GMAC per sample"],
+    }
+    made = []
+    for schedule, rounds in layerwise.SCHEDULES.items():
+        for plan in ("layer-wise", "progressive"):
+            row = {"model": name, "schedule": schedule, "plan": plan}
+            for key, of in sums.items():
+                total = sum(r * of(stage) for r, stage in zip(rounds, by_plan[plan], strict=True))
+                row |= {} if key.startswith("FLOPs") else {key: total}
+                row[f"times less {key.partition(' in all')[0]}"] = sum(rounds) * of(whole) / total
+            row["times less memory, last stage"] = whole["peak GB"] / by_plan[plan][-1]["peak GB"]
+            made.append(row)
+    return made
+
+
+def main_costs(out: str = "runs/layerwise_costs") -> None:
+    """Prints the tables of section 3.3 of the specification beside ours and writes costs.md and costs.json."""
+    problems.cache_compilations()
+    rows, folder = [], pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("coco", "advance"):
+        rows += costs_table(name)
+    totals = [row for name in ("coco", "advance") for row in schedules(rows, name)]
+    report.show(rows)
+    report.show(totals)
+    (folder / "costs.md").write_text(report.table(rows) + "\n" + report.table(totals))
+    (folder / "costs.json").write_text(json.dumps({"stages": rows, "schedules": totals}, indent=1))
+
+
+def main() -> None:
+    command = sys.argv.pop(1) if sys.argv[1:2] in (["compare"], ["costs"]) else "train"
+    if command == "costs":
+        return tyro.cli(main_costs)
+    problems.cache_compilations()
+    settings = problems.settings_from(PRESETS, __doc__)
+    if command == "compare":
+        compare(settings)
+        return None
+    row = _row(
+        settings, settings.plan, [report.load(train(settings, settings.plan, seed)) for seed in range(settings.seeds)]
+    )
+    return report.show([row])
+
+
+if __name__ == "__main__":
+    main()
