@@ -31,8 +31,12 @@ def tiny(name):
     return method, data, jax.jit(method.round), jax.jit(method.init)(jax.random.key(0))
 
 
+def per_round(data):
+    return {cohort: PER_ROUND[cohort] for cohort in data.sizes}
+
+
 def round_data(data, r=0):
-    return data.round(clients.choose(data.sizes, PER_ROUND, r, seed=0))
+    return data.round(clients.choose(data.sizes, per_round(data), r, seed=0))
 
 
 def test_every_registered_method_has_its_laws_tested():
@@ -99,7 +103,7 @@ def test_who_does_not_take_part_does_not_change(name):
     _, data, round, state = tiny(name)
     taken = round_data(data)
     new = round(state, taken, KEY)[0]
-    for cohort, n in SIZES.items():
+    for cohort, n in data.sizes.items():
         part = taken.cohorts[cohort]
         idle = np.setdiff1d(np.arange(n), part.index[part.count > 0])
         assert len(idle)
@@ -137,13 +141,13 @@ def _with_nan_row(x):
 def test_cohort_in_which_nobody_takes_part_leaves_its_parts_untouched(name):
     method, data, round, state = tiny(name)
     state = round(state, round_data(data), KEY)[0]  # so that server optimisers have moments that could move a part
-    chosen = clients.choose(data.sizes, PER_ROUND, 0, seed=0)
+    chosen = clients.choose(data.sizes, per_round(data), 0, seed=0)
     chosen = {k: i if k == "B" else np.full_like(i, SIZES[k]) for k, i in chosen.items()}
     new = round(state, data.round(chosen), KEY)[0]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(new))
     moved = _leaf_moves(state.server, new.server)
     touched = lambda part: any(change for path, change in moved.items() if f"'{part}'" in path)
-    assert touched("upper_b" if name == "staged" else "b")
+    assert touched("upper_b" if name == "staged" else "b") == ("B" in data.sizes)
     assert not touched("a") and not touched("upper")
     nobody = data.round({k: np.full_like(i, SIZES[k]) for k, i in chosen.items()})
     if name != "exchange":  # its server goes on learning from public data
@@ -172,7 +176,7 @@ def test_one_trace_for_all_rounds(name):
 @every_method
 def test_run_in_two_parts_equals_the_uninterrupted_run_bit_for_bit(name, tmp_path):
     method, data, _, _ = tiny(name)
-    settings = dict(per_round=PER_ROUND, seed=3, checkpoint_every=1, log=lambda line: None)
+    settings = dict(per_round=per_round(data), seed=3, checkpoint_every=1, log=lambda line: None)
     whole = run.train(method, data, rounds=4, directory=tmp_path / "whole", **settings)
     run.train(method, data, rounds=2, directory=tmp_path / "parts", **settings)
     parts = run.train(method, data, rounds=4, directory=tmp_path / "parts", **settings)
@@ -230,10 +234,10 @@ def test_scan_over_rounds_equals_a_loop(name):
     rounds = [round_data(data, r) for r in range(3)]
     stack = lambda *parts: np.stack(parts)
     fields = ("index", "weight", "rows", "count")
-    who = {k: {f: stack(*[getattr(r.cohorts[k], f) for r in rounds]) for f in fields} for k in SIZES}
+    who = {k: {f: stack(*[getattr(r.cohorts[k], f) for r in rounds]) for f in fields} for k in data.sizes}
 
     def one(state, who):
-        cohorts = {k: dataclasses.replace(rounds[0].cohorts[k], **who[k]) for k in SIZES}
+        cohorts = {k: dataclasses.replace(rounds[0].cohorts[k], **who[k]) for k in data.sizes}
         return method.round(state, rounds[0]._replace(cohorts=cohorts), KEY)
 
     scanned, _ = jax.jit(lambda s: jax.lax.scan(one, s, who))(state)

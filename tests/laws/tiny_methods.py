@@ -4,6 +4,7 @@
 `staged`: a frozen lower half that every client holds; only the upper half is trained and sent.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,11 @@ from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.methods import fedavg, fedmekt, mmfl
+from fedjax_mm.methods import fedavg, fedmekt, layerwise, mmfl
 from fedjax_mm.models import heads, mlp
 from fedjax_mm.models.autoencoder import AutoEncoder
+from fedjax_mm.models.pretrained import Checkpoint
+from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.types import Cohort, Download, Each, Mean, Method, Server
 
 SIZES = {"A": 5, "B": 4, "AB": 6}
@@ -85,6 +88,34 @@ def _fedmekt() -> Tiny:
 def _mmfl() -> Tiny:
     probe = mmfl.Probe(unit="window")
     return _autoencoding(mmfl, mmfl.MMFLConfig(prox=0.1, moon=0.1, batch_size=4, epochs=1, probe=probe))
+
+
+def _encoder(features: int, width: int = 3) -> Transformer:
+    """Two layers of a matrix each, in place of attention, which takes long to compile in every law."""
+
+    def init(key, batch):
+        draw = lambda i, rows: jax.random.normal(jax.random.fold_in(key, i), (rows, width))
+        return {"embeddings": draw(2, features), "layers": {f"{i:02d}": draw(i, width) for i in range(2)}}
+
+    def apply(params, x, key=None, dropout_from=0):
+        h = x.reshape(len(x), -1) @ params["embeddings"]
+        for w in params["layers"].values():
+            h = h + jnp.tanh(h @ w)
+        return h
+
+    example = jax.ShapeDtypeStruct((1, features), jnp.float32)
+    return Transformer(2, width, init, apply, apply, example, Checkpoint({}, "", ()))
+
+
+def _layerwise() -> Tiny:
+    """The second stage; its clients all have both modalities, so there is one cohort."""
+    data = _data()
+    data = dataclasses.replace(data, cohorts={"AB": data.cohorts["AB"]})
+    rates = {"a": (0.5, 0.5), "b": (0.5, 0.5)}  # times 4 / 256
+    config = layerwise.LayerwiseConfig(rounds=(0, 4), encoder_lr=rates, head_lr=0.5, batch_size=4, epochs=2)
+    config = dataclasses.replace(config, projection_hidden=4, projection_dim=3, head_dropout=0.0)
+    encoders = {"a": _encoder(4), "b": _encoder(2)}  # an example has three of b, of which a step draws one
+    return Tiny(layerwise.build(config, data, encoders)[1].method, data)
 
 
 def _exchange() -> Method:
@@ -175,6 +206,7 @@ TINY = {
     "fedavg_personal_head": lambda: Tiny(_fedavg(shared=("a", "b")), _data()),
     "fedmekt": _fedmekt,
     "mmfl": _mmfl,
+    "layerwise": _layerwise,
     "exchange": lambda: Tiny(_exchange(), _data()),
     "staged": lambda: Tiny(_staged(), _data()),
 }
