@@ -27,8 +27,7 @@ def variants(data: str) -> dict[str, problems.Variant]:
     }
     if data in fedmekt.PRESETS:  # these learn without clients' labels; the server has some
         unlabelled = fedmekt.variants(fedmekt.PRESETS[data])
-        chosen |= {"server only": unlabelled["server only"], "MMFL": unlabelled["FedAvg"]}
-        chosen["FedMEKT"] = unlabelled["FedMEKT"]
+        chosen |= {name: unlabelled[name] for name in ("server only", "FedMEKT")}
     return chosen
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import compare, problems
+from experiments import compare, fedmekt, problems
 from fedjax_mm import clients, report
 from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import remap
@@ -216,8 +216,9 @@ def one_after_another(settings: Settings) -> list[dict]:
     The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison.
     """
     results = []
-    for name in ("FedAvg", "MMFL", "FedMEKT"):
-        variant = compare.variants("digits")[name]
+    autoencoding = fedmekt.variants(fedmekt.PRESETS["digits"])
+    methods = {"FedAvg": compare.variants("digits")["FedAvg"], "MMFL": autoencoding["FedAvg"]}
+    for name, variant in (methods | {"FedMEKT": autoencoding["FedMEKT"]}).items():
         problem = problems.load("digits", None, "A10_B10_AB10", 0.3, settings.seed)
         method, data, key = variant.build(problem), problem.data, jax.random.key(settings.seed)
         state = start_of(method, settings)

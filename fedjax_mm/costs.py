@@ -64,7 +64,10 @@ def _of_cohort(method: Method, name: str, download: Download, state: FedState, d
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jaxpr, upload = jax.make_jaxpr(update, return_shape=True)(download, mine, seen, key)
-    steps = [jax.jit(jax.extend.core.jaxpr_as_fun(s)).lower(*s.in_avals).compile() for s in _client_steps(jaxpr.jaxpr)]
+    # Machine code is left plain, which halves the time and changes neither XLA's buffers nor its count.
+    plain = {"xla_backend_optimization_level": 0}
+    lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(s)).lower(*s.in_avals) for s in _client_steps(jaxpr.jaxpr)]
+    steps = [step.compile(compiler_options=plain) for step in lowered]
     memory = [s.memory_analysis() for s in steps]
     return Cost(
         bytes_down=trees.size_bytes(download.sent),

@@ -2,6 +2,6 @@
 
 from fedjax_mm.methods import fedavg, fedmekt, layerwise, mmfl
 
-METHODS = {"fedavg": fedavg, "fedmekt": fedmekt, "mmfl": mmfl}  # what experiments.compare shows
+METHODS = {"fedavg": fedavg, "fedmekt": fedmekt}  # what experiments.compare shows; mmfl is in FedMEKT's tables
 
 __all__ = ["METHODS", "fedavg", "fedmekt", "layerwise", "mmfl"]
