@@ -214,6 +214,7 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
             directory=folders[-1],
             test={key: tested[key] for key in (*problem.dataset.modalities, "label", "labels") if key in tested},
             evaluate_every=max(1, settings.rounds // 6),
+            checkpoint_every=max(1, settings.rounds // 3),
             chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
             devices=settings.devices,
             config=variant.config,
