@@ -6,10 +6,8 @@ python -m experiments.fedmekt --help
 """
 
 import dataclasses
-import pathlib
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from experiments import problems
@@ -80,15 +78,9 @@ PUBLISHED = {  # weighted F1, chunk mean, one seed, from the authors' result fil
 }
 
 
-def fedmekt_variant(config: FedMEKTConfig, shape: Shape, **settings) -> Variant:
-    return _variant(fedmekt, config, shape, **settings)
+def variant(method, config, shape: Shape, **settings) -> Variant:
+    """A row of the table: `method` is a module, fedmekt or mmfl."""
 
-
-def mmfl_variant(config: MMFLConfig, shape: Shape, **settings) -> Variant:
-    return _variant(mmfl, config, shape, **settings)
-
-
-def _variant(method, config, shape: Shape, **settings) -> Variant:
     def build(problem: Problem):
         splits, modalities = problem.dataset.splits, problem.dataset.modalities
         features = {m: splits["train"][m].shape[-1] for m in modalities}
@@ -105,25 +97,25 @@ def controls(settings: Settings) -> dict[str, Variant]:
     alone = dataclasses.replace(settings.baseline, shared=False)
     return {
         "constant": problems.CONSTANT,
-        "random encoder": fedmekt_variant(random, settings.autoencoder, control=True, travels=False),
-        "server only": fedmekt_variant(silent, settings.autoencoder, control=True, travels=False),
-        "clients only": mmfl_variant(alone, settings.autoencoder, control=True),
+        "random encoder": variant(fedmekt, random, settings.autoencoder, control=True, travels=False),
+        "server only": variant(fedmekt, silent, settings.autoencoder, control=True, travels=False),
+        "clients only": variant(mmfl, alone, settings.autoencoder, control=True),
     }
 
 
 def variants(settings: Settings) -> dict[str, Variant]:
     """The rows of the table."""
-    change = lambda **changed: mmfl_variant(dataclasses.replace(settings.baseline, **changed), settings.autoencoder)
+    change = lambda **changed: variant(mmfl, dataclasses.replace(settings.baseline, **changed), settings.autoencoder)
     rows = {
         **controls(settings),
         "FedAvg": change(),
         "FedProx": change(prox=0.001),
         "MOON": change(moon=0.1),
-        "FedMEKT": fedmekt_variant(settings.method, settings.autoencoder),
+        "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder),
     }
     if settings.released:
         released = dataclasses.replace(fedmekt.PRESETS["released"], probe=settings.method.probe)
-        rows["FedMEKT released"] = fedmekt_variant(released, Shape())
+        rows["FedMEKT released"] = variant(fedmekt, released, Shape())
     return rows
 
 
@@ -140,14 +132,13 @@ def paired(problem: problems.Settings, names: list[str]) -> list[str]:
     """How far FedMEKT is ahead of every other row, seed by seed on the same split and clients."""
     if problem.seeds < 2:
         return []
-    last = lambda name, seed: report.load(pathlib.Path(problem.out) / name.replace(" ", "_") / f"seed{seed}").rows[-1]
+    last = lambda name, seed: report.load(problems.folder(problem, name, seed)).rows[-1]
     scores = {name: [last(name, seed) for seed in range(problem.seeds)] for name in names if name != "constant"}
     keys = [key for key in scores["FedMEKT"][0] if key.endswith(("/weighted_f1", "/macro_f1"))]
     rows = []
     for name in (name for name in scores if name != "FedMEKT"):
         ahead = {key: [a[key] - b[key] for a, b in zip(scores["FedMEKT"], scores[name], strict=True)] for key in keys}
-        spread = {key: (float(np.mean(x)), float(np.std(x, ddof=1))) for key, x in ahead.items()}
-        rows.append({"FedMEKT minus": name, **spread})
+        rows.append({"FedMEKT minus": name, **{key: problems.spread(x) for key, x in ahead.items()}})
     return ["Differences within a seed (mean ± sample standard deviation):", report.table(rows)]
 
 

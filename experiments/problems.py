@@ -191,6 +191,16 @@ def compare(settings: Settings, variants: Mapping[str, Variant]) -> list[dict]:
     return _with_constant([_row(name, variant, problems, settings) for name, variant in variants.items()])
 
 
+def folder(settings: Settings, name: str, seed: int) -> pathlib.Path:
+    """Where the run of a row and a seed is."""
+    return pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}"
+
+
+def spread(values: Sequence[float]) -> float | tuple[float, float]:
+    """(mean, sample standard deviation) over seeds, or the value of the only one."""
+    return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else float(values[0])
+
+
 def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Settings) -> dict:
     if variant.build is None:
         scores = []
@@ -204,7 +214,7 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
         if variant.pool:
             problem = problem._replace(data=pooled(problem.data))
         share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
-        folders.append(pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}")
+        folders.append(folder(settings, name, seed))
         run.train(
             variant.build(problem),
             problem.data,
@@ -246,10 +256,10 @@ def write(
     controls = [name for name, variant in variants.items() if variant.control]
     report.plot_bars(rows, out / "bars.png", quality=shown, label="method", controls=controls)
     federated = next(name for name in variants if name not in controls)
-    run_of = report.load(out / federated.replace(" ", "_") / "seed0")
+    run_of = report.load(folder(settings, federated, 0))
     report.plot_split(run_of.split, out / "split.png", problem.dataset.classes)
-    methods = [name.replace(" ", "_") for name in variants if name not in controls]
-    runs = [report.load(p) for name in methods for p in sorted((out / name).glob("seed*"))]
+    methods = [name for name in variants if name not in controls]
+    runs = [report.load(folder(settings, name, seed)) for name in methods for seed in range(settings.seeds)]
     report.plot_curves(runs, [shown], out / "curves.png")
     sizes = ", ".join(f"{len(arrays['label'])} {name}" for name, arrays in problem.dataset.splits.items())
     about = (
@@ -273,8 +283,7 @@ def write(
 def _class_shares(dataset: Dataset) -> list[dict]:
     shares = lambda labels: np.bincount(labels, minlength=len(dataset.classes)) / len(labels)
     by_split = {split: shares(arrays["label"]) for split, arrays in dataset.splits.items()}
-    rows = [{"split": split, **dict(zip(dataset.classes, map(float, s), strict=True))} for split, s in by_split.items()]
-    return rows
+    return [{"split": split, **dict(zip(dataset.classes, map(float, s), strict=True))} for split, s in by_split.items()]
 
 
 def _with_constant(rows: list[dict]) -> list[dict]:
@@ -283,7 +292,6 @@ def _with_constant(rows: list[dict]) -> list[dict]:
     for row in rows:
         if "constant" in row:
             values = row.pop("constant")
-            spread = lambda x: (float(np.mean(x)), float(np.std(x, ddof=1))) if len(x) > 1 else float(x[0])
             known = {key: key.rpartition("/")[2] for key in tested}
             row |= {key: spread(values[metric]) for key, metric in known.items() if metric in values}
     return rows

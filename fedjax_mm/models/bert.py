@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.pretrained import Checkpoint, Names, linear, norm, tensor
+from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 
 
@@ -100,30 +100,14 @@ def base(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Tra
 
 
 def _distilbert_names(depth: int) -> Names:
-    names = {}
-    for i in range(depth):
-        theirs, ours = f"transformer.layer.{i}", f"layers/{i:02d}"
-        names |= linear(f"{theirs}.attention.q_lin", f"{ours}/query")
-        names |= linear(f"{theirs}.attention.k_lin", f"{ours}/key")
-        names |= linear(f"{theirs}.attention.v_lin", f"{ours}/value")
-        names |= linear(f"{theirs}.attention.out_lin", f"{ours}/out")
-        names |= norm(f"{theirs}.sa_layer_norm", f"{ours}/norm_1")
-        names |= linear(f"{theirs}.ffn.lin1", f"{ours}/fc_1")
-        names |= linear(f"{theirs}.ffn.lin2", f"{ours}/fc_2")
-        names |= norm(f"{theirs}.output_layer_norm", f"{ours}/norm_2")
-    return names
+    linears = {"q_lin": "query", "k_lin": "key", "v_lin": "value", "out_lin": "out"}
+    linears = {f"attention.{theirs}": ours for theirs, ours in linears.items()}
+    linears |= {"ffn.lin1": "fc_1", "ffn.lin2": "fc_2"}
+    return layers("transformer.layer", depth, linears, {"sa_layer_norm": "norm_1", "output_layer_norm": "norm_2"})
 
 
 def _bert_names(depth: int) -> Names:
-    names = {}
-    for i in range(depth):
-        theirs, ours = f"encoder.layer.{i}", f"layers/{i:02d}"
-        names |= linear(f"{theirs}.attention.self.query", f"{ours}/query")
-        names |= linear(f"{theirs}.attention.self.key", f"{ours}/key")
-        names |= linear(f"{theirs}.attention.self.value", f"{ours}/value")
-        names |= linear(f"{theirs}.attention.output.dense", f"{ours}/out")
-        names |= norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/norm_1")
-        names |= linear(f"{theirs}.intermediate.dense", f"{ours}/fc_1")
-        names |= linear(f"{theirs}.output.dense", f"{ours}/fc_2")
-        names |= norm(f"{theirs}.output.LayerNorm", f"{ours}/norm_2")
-    return names
+    linears = {f"attention.self.{name}": name for name in ("query", "key", "value")}
+    linears |= {"attention.output.dense": "out", "intermediate.dense": "fc_1", "output.dense": "fc_2"}
+    norms = {"attention.output.LayerNorm": "norm_1", "output.LayerNorm": "norm_2"}
+    return layers("encoder.layer", depth, linears, norms)

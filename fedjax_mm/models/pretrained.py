@@ -53,6 +53,16 @@ def norm(theirs: str, ours: str) -> dict[str, tuple[str, Layout]]:
     return tensor(f"{theirs}.weight", f"{ours}/scale") | tensor(f"{theirs}.bias", f"{ours}/bias")
 
 
+def layers(prefix: str, depth: int, linears: Mapping[str, str], norms: Mapping[str, str]) -> Names:
+    """Names of all layers' tensors: prefix.i.<key> is layers/i/<value>, for linear layers and for layer norms."""
+    names = {}
+    for i in range(depth):
+        for make, table in ((linear, linears), (norm, norms)):
+            for theirs, ours in table.items():
+                names |= make(f"{prefix}.{i}.{theirs}", f"layers/{i:02d}/{ours}")
+    return names
+
+
 class Checkpoint(NamedTuple):
     """Where a model's pretrained weights are and what they are called there."""
 

@@ -80,15 +80,7 @@ def tiny(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
 
 def layer_names(depth: int) -> pretrained.Names:
     """Names of the layers' tensors in files of ViT, and of AST and ViLT, which took them over."""
-    names = {}
-    for i in range(depth):
-        theirs, ours = f"encoder.layer.{i}", f"layers/{i:02d}"
-        names |= pretrained.norm(f"{theirs}.layernorm_before", f"{ours}/norm_1")
-        names |= linear(f"{theirs}.attention.attention.query", f"{ours}/query")
-        names |= linear(f"{theirs}.attention.attention.key", f"{ours}/key")
-        names |= linear(f"{theirs}.attention.attention.value", f"{ours}/value")
-        names |= linear(f"{theirs}.attention.output.dense", f"{ours}/out")
-        names |= pretrained.norm(f"{theirs}.layernorm_after", f"{ours}/norm_2")
-        names |= linear(f"{theirs}.intermediate.dense", f"{ours}/fc_1")
-        names |= linear(f"{theirs}.output.dense", f"{ours}/fc_2")
-    return names
+    linears = {f"attention.attention.{name}": name for name in ("query", "key", "value")}
+    linears |= {"attention.output.dense": "out", "intermediate.dense": "fc_1", "output.dense": "fc_2"}
+    norms = {"layernorm_before": "norm_1", "layernorm_after": "norm_2"}
+    return pretrained.layers("encoder.layer", depth, linears, norms)
