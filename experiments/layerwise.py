@@ -71,7 +71,7 @@ class Settings:
 
 
 PRESETS = {
-    "scenes": Settings(size=Size(patch=8)),
+    "scenes": Settings(per_round=5, size=Size(patch=8)),
     "flickr8k": Settings("flickr8k", per_round=4, crop=0.5, out="runs/layerwise_flickr8k"),
     "av_digits": Settings(
         "av_digits", clients=40, per_round=30, size=Size(patch=7), batch_size=16, out="runs/layerwise_av_digits"
@@ -107,7 +107,9 @@ def load(settings: Settings, seed: int) -> Problem:
 
 def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, np.ndarray]], int | None]:
     if settings.data == "scenes":
-        return scenes.load(seed=seed).splits, None
+        splits = scenes.load(seed=seed).splits
+        used = max(int((arrays["text"] > 0).sum(-1).max()) for arrays in splits.values())
+        return {name: {**arrays, "text": arrays["text"][:, :used]} for name, arrays in splits.items()}, None
     if settings.data == "flickr8k":
         return flickr8k.load(settings.data_dir, length=24, vocabulary=4000).splits, None
     dataset = (av_digits if settings.data == "av_digits" else advance).load(settings.data_dir or ".", seed=seed)

@@ -1,12 +1,15 @@
 """Models as pairs of pure functions. Flax stays inside this package."""
 
-from fedjax_mm.models import ast, bert, cnn, heads, lstm, mlp, pretrained, text, transformer, vit
+from fedjax_mm.models import adapters, ast, bert, cnn, heads, lstm, mlp, pretrained, text, transformer, vilt, vit
 from fedjax_mm.models.layers import Model
 from fedjax_mm.models.transformer import Transformer
+from fedjax_mm.models.vilt import Vilt
 
 __all__ = [
     "Model",
     "Transformer",
+    "Vilt",
+    "adapters",
     "ast",
     "bert",
     "cnn",
@@ -16,5 +19,6 @@ __all__ = [
     "pretrained",
     "text",
     "transformer",
+    "vilt",
     "vit",
 ]

@@ -71,6 +71,7 @@ class Checkpoint(NamedTuple):
     heads: tuple[str, ...]  # beginnings of the names, prefix stripped, of tensors the model has no use for
     repository: str = ""  # on huggingface.co, "" where there is none
     optional: tuple[str, ...] = ()  # parts of our tree that some of the family's files lack
+    stacked: bool = False  # our tree has its layers' leaves stacked, [layers, ...]; names are still those of one layer
 
 
 def load(model, path: str | pathlib.Path) -> PyTree:
@@ -85,7 +86,8 @@ def load(model, path: str | pathlib.Path) -> PyTree:
     """
     spec: Checkpoint = model.checkpoint
     found = _strip(_read(pathlib.Path(path), spec), spec.prefix, path)
-    expected = _flatten(jax.eval_shape(model.init, jax.random.key(0), model.example))
+    fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
+    expected = _flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
     for part in spec.optional:
         mine = {ours for ours in expected if ours.startswith(f"{part}/")}
         if not any(spec.names[ours][0] in found for ours in mine):
@@ -110,7 +112,10 @@ def load(model, path: str | pathlib.Path) -> PyTree:
         raise ValueError(
             f"{path} is not a checkpoint of this model; its depth and sizes must be the file's:\n  {listed}"
         )
-    return _nest(params)
+    params = _nest(params)
+    if spec.stacked:
+        params["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"].values())
+    return params
 
 
 def save(params: PyTree, model, path: str | pathlib.Path) -> None:
@@ -122,7 +127,7 @@ def save(params: PyTree, model, path: str | pathlib.Path) -> None:
     """
     if pathlib.Path(path).suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
-    names, leaves = model.checkpoint.names, _flatten(params)
+    names, leaves = model.checkpoint.names, _flatten(_unstacked(params, model.checkpoint))
     if unknown := sorted(leaves.keys() - names.keys()):
         raise ValueError(f"the model has no parameters {unknown}")
     written = {names[ours][0]: names[ours][1].write(np.asarray(leaf, np.float32)) for ours, leaf in leaves.items()}
@@ -179,6 +184,15 @@ def _strip(tensors: Mapping[str, np.ndarray], prefix: str, path) -> dict[str, np
             raise ValueError(f"{path} holds {new} twice, with and without the prefix {prefix!r} or under an old name")
         stripped[new] = x
     return stripped
+
+
+def _unstacked(params: PyTree, spec: Checkpoint) -> PyTree:
+    """The parameters with stacked layers apart, {"00": ..., "01": ...}, as they are named in files."""
+    if not spec.stacked or "layers" not in params:
+        return params
+    at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])
+    depth = len(jax.tree.leaves(params["layers"])[0])
+    return {**params, "layers": {f"{i:02d}": at(i) for i in range(depth)}}
 
 
 def _flatten(tree: PyTree) -> dict[str, jax.Array]:
