@@ -13,18 +13,16 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 
-from experiments import problems
-from fedjax_mm import costs, report, run, stages
+from experiments import layerwise_costs, problems
+from experiments.layerwise_costs import PLANS
+from fedjax_mm import report, run, stages
 from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
-from fedjax_mm.models import Transformer, ast, bert, transformer, vit
-
-PLANS = ("end-to-end", "layer-wise", "progressive")
+from fedjax_mm.models import Transformer, ast, bert, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Size:
     """Small encoders; every modality has the same width and depth."""
 
     dim: int = 64
-    depth: int = 6
+    depth: int = 3
     heads: int = 4
     patch: int = 16
     """Of images, in pixels; of sound, in frames and in bands."""
@@ -60,8 +58,12 @@ class Settings:
     encoder_lr: float = 4e-3
     """Rates are for batches of 256 and scaled to batch_size, in every stage the same."""
     head_lr: float = 4e-3
-    batch_size: int = 32
-    epochs: int = 1
+    batch_size: int = 64
+    epochs: int = 2
+    temperature: float = 0.1
+    """The paper's 0.05 is for pretrained encoders; fresh ones on little data begin to learn sooner with 0.1."""
+    dropout: float = 0.0
+    """In text encoders and heads."""
     crop: float | None = None
     """The least share of an image's area a random crop keeps."""
     seeds: int = 3
@@ -72,9 +74,15 @@ class Settings:
 
 PRESETS = {
     "scenes": Settings(per_round=5, size=Size(patch=8)),
-    "flickr8k": Settings("flickr8k", per_round=4, crop=0.5, out="runs/layerwise_flickr8k"),
+    "flickr8k": Settings("flickr8k", per_round=4, epochs=1, crop=0.5, out="runs/layerwise_flickr8k"),
     "av_digits": Settings(
-        "av_digits", clients=40, per_round=30, size=Size(patch=7), batch_size=16, out="runs/layerwise_av_digits"
+        "av_digits",
+        clients=40,
+        per_round=30,
+        size=Size(patch=7),
+        batch_size=16,
+        epochs=1,
+        out="runs/layerwise_av_digits",
     ),
     "advance": Settings("advance", clients=40, per_round=30, batch_size=16, out="runs/layerwise_advance"),
 }
@@ -101,7 +109,7 @@ def load(settings: Settings, seed: int) -> Problem:
     else:
         owned = partition.iid(total, settings.clients, seed)
     data = FederatedData.from_arrays({k: train[k] for k in keys}, owned, num_classes=num_classes)
-    encoders = {k: _encoder(k, train[k], settings.size) for k in keys if k != "label"}
+    encoders = {k: _encoder(k, train[k], settings) for k in keys if k != "label"}
     return Problem(data, encoders, {k: test[k] for k in keys}, num_classes)
 
 
@@ -118,13 +126,14 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
     return splits, len(dataset.classes)
 
 
-def _encoder(modality: str, array: np.ndarray, size: Size) -> Transformer:
+def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transformer:
+    size = settings.size
     shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
     if modality == "image":
         return vit.encoder(array.shape[1], size.patch, **shape)
     if modality == "audio":
         return ast.encoder(array.shape[2], array.shape[1], 16, 16, **shape)
-    return bert.encoder(int(array.max()) + 1, positions=array.shape[-1], **shape)
+    return bert.encoder(int(array.max()) + 1, positions=array.shape[-1], dropout=settings.dropout, **shape)
 
 
 def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
@@ -137,6 +146,8 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
         head_lr=settings.head_lr,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
+        temperature=settings.temperature,
+        head_dropout=settings.dropout,
         crop=settings.crop,
         projection_hidden=settings.size.projection_hidden,
         projection_dim=settings.size.projection_dim,
@@ -221,135 +232,10 @@ def _row(settings: Settings, plan: str, same: list[report.Run]) -> dict[str, Any
     return {**row, **paid, "plan": plan}
 
 
-class Full(NamedTuple):
-    """A model of the paper at full size, with what a batch of it looks like."""
-
-    encoders: Mapping[str, Transformer]
-    arrays: Mapping[str, np.ndarray]
-    config: LayerwiseConfig
-    num_classes: int | None
-    published: Mapping[str, tuple[float, ...]]  # GMAC per sample and stage, spec 3.3
-
-
-def full_size(name: str) -> Full:
-    """ "coco" or "advance" with the paper's encoders, batch size and schedule 90_lh10."""
-    config = layerwise.PRESETS[name]
-    images = np.zeros((config.batch_size, 224, 224, 3), np.uint8)
-    if name == "coco":
-        arrays = {"image": images, "text": np.ones((config.batch_size, 40), np.int32)}
-        published = {
-            "layer-wise": (1.674, 2.106, 2.596, 3.086, 3.575, 4.065),
-            "progressive": (1.674, 3.143, 4.612, 6.082, 7.551, 9.020),
-            "end-to-end": (9.02,),
-        }
-        return Full({"image": vit.tiny(), "text": bert.distilbert()}, arrays, config, None, published)
-    arrays = {"image": images, "audio": np.zeros((config.batch_size, 1024, 128), np.float32)}
-    arrays["label"] = np.zeros(config.batch_size, np.int32)
-    published = {
-        "layer-wise": (34.1, 44.6, 55.7, 66.7, 77.8, 88.9),
-        "progressive": (34.1, 67.3, 100.5, 133.6, 166.8, 200.0),
-        "end-to-end": (200.0,),
-    }
-    return Full({"image": vit.tiny(), "audio": ast.distilled()}, arrays, config, 13, published)
-
-
-def costs_table(name: str, plans: tuple[str, ...] = PLANS) -> list[dict]:
-    """A row per plan and stage: what one client pays, compiled for the full-size model and never run."""
-    full, rows = full_size(name), []
-    data = FederatedData.from_arrays(full.arrays, [np.arange(full.config.batch_size)], num_classes=full.num_classes)
-    for plan in plans:
-        config = dataclasses.replace(full.config, plan=plan)
-        for s, stage in enumerate(layerwise.build(config, data, full.encoders, full.num_classes)):
-            (cost,) = costs.of(stage.method, data.round({"all": np.arange(1)})).values()
-            rows.append(
-                {
-                    "model": name,
-                    "plan": plan,
-                    "stage": s + 1,
-                    "rounds": stage.rounds,
-                    "MiB up": cost.bytes_up / 2**20,
-                    "MiB down": cost.bytes_down / 2**20,
-                    "MiB down, late": (cost.bytes_down + cost.bytes_held) / 2**20,
-                    "GMAC per sample": cost.flops / 2 / config.batch_size / 1e9,
-                    "GMAC, forward x 1 or 3": counted(full, config, stage) / 1e9,
-                    "GMAC, published": full.published[plan][s],
-                    "GMAC, XLA": cost.xla_flops / 2 / config.batch_size / 1e9,
-                    "peak GB": cost.peak_bytes / 1e9,
-                }
-            )
-            print(f"{name}, {plan}, stage {s + 1}: done", flush=True)
-    return rows
-
-
-def counted(full: Full, config: LayerwiseConfig, stage: stages.Stage) -> float:
-    """MACs of one sample as the sister paper counts: a forward pass, three times where it trains.
-
-    From forward passes of growing depth, traced and counted, not typed in.
-    """
-    state = jax.eval_shape(stage.method.init, jax.random.key(0))
-    (download,) = jax.eval_shape(stage.method.server.download, state.server, None).values()
-    total = 0.0
-    for m, encoder in full.encoders.items():
-        head = sum(x.size for x in jax.tree.leaves(state.server[m]["head"]) if x.ndim == 2)
-        total += _encoder_macs(encoder, state.server[m]["encoder"], download.sent[m]["encoder"], full.arrays[m])
-        total += 3 * head * config.batch_size
-    if "prediction" in state.server:
-        kernels = [x.size for x in jax.tree.leaves(state.server["prediction"]) if x.ndim == 2]
-        total += 3 * sum(kernels) * config.batch_size
-    return total / config.batch_size
-
-
-def _encoder_macs(encoder: Transformer, params, sent, batch: np.ndarray) -> float:
-    """Of a batch, pieces that are `sent` three times."""
-    shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
-    depths = range(len(params["layers"]) + 1)
-    upto = [costs.matmul_flops(encoder.tokens, transformer.first(params, n), shape) / 2 for n in depths]
-    pieces = [sent["embeddings"], *(sent["layers"][name] for name in sorted(sent["layers"], key=int))]
-    macs = np.diff([0.0, *upto])
-    return sum((3 if jax.tree.leaves(piece) else 1) * m for piece, m in zip(pieces, macs, strict=True))
-
-
-def schedules(rows: list[dict], name: str) -> list[dict]:
-    """What a client pays over a whole schedule, and how many times less than end-to-end."""
-    by_plan = {plan: [row for row in rows if (row["model"], row["plan"]) == (name, plan)] for plan in PLANS}
-    (whole,) = by_plan["end-to-end"]
-    sums = {
-        "GiB in all": lambda row: (row["MiB up"] + row["MiB down"]) / 1024,
-        "GiB, late": lambda row: (row["MiB up"] + row["MiB down, late"]) / 1024,
-        "FLOPs": lambda row: row["GMAC, forward x 1 or 3"],
-        "FLOPs measured": lambda row: row["GMAC per sample"],
-    }
-    made = []
-    for schedule, rounds in layerwise.SCHEDULES.items():
-        for plan in ("layer-wise", "progressive"):
-            row = {"model": name, "schedule": schedule, "plan": plan}
-            for key, of in sums.items():
-                total = sum(r * of(stage) for r, stage in zip(rounds, by_plan[plan], strict=True))
-                row |= {} if key.startswith("FLOPs") else {key: total}
-                row[f"times less {key.partition(' in all')[0]}"] = sum(rounds) * of(whole) / total
-            row["times less memory, last stage"] = whole["peak GB"] / by_plan[plan][-1]["peak GB"]
-            made.append(row)
-    return made
-
-
-def main_costs(out: str = "runs/layerwise_costs") -> None:
-    """Prints the tables of section 3.3 of the specification beside ours and writes costs.md and costs.json."""
-    problems.cache_compilations()
-    rows, folder = [], pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("coco", "advance"):
-        rows += costs_table(name)
-    totals = [row for name in ("coco", "advance") for row in schedules(rows, name)]
-    report.show(rows)
-    report.show(totals)
-    (folder / "costs.md").write_text(report.table(rows) + "\n" + report.table(totals))
-    (folder / "costs.json").write_text(json.dumps({"stages": rows, "schedules": totals}, indent=1))
-
-
 def main() -> None:
     command = sys.argv.pop(1) if sys.argv[1:2] in (["compare"], ["costs"]) else "train"
     if command == "costs":
-        return tyro.cli(main_costs)
+        return tyro.cli(layerwise_costs.main)
     problems.cache_compilations()
     settings = problems.settings_from(PRESETS, __doc__)
     if command == "compare":

@@ -19,7 +19,6 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ import optax
 import tyro
 
 from experiments import compare, fedmekt, problems
-from fedjax_mm import clients, report
+from fedjax_mm import clients, records, report
 from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import remap
 from fedjax_mm.methods import fedavg
@@ -90,8 +89,8 @@ def main(settings: Settings) -> pathlib.Path:
         report.show(sections[name], COLUMNS.get(name))
     result = {
         "settings": dataclasses.asdict(settings),
-        "versions": {p: metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": records.versions(),
+        "device": records.device(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "load_average": load,

@@ -1,5 +1,6 @@
 """Pictures of who holds what, of curves, and of quality beside cost; sizes and fonts suit a page 900 pixels wide."""
 
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from fedjax_mm.tables import Cell, Row, cell_text, heading, quantity
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
 GREY, LIGHT_GREY, INK = "#8C8C8C", "#C4C4C4", "#303030"
 DOWN, UP = "#B5500A", "#F2A65A"
+_CORNER = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8}
 
 
 def modalities(holds: Mapping[str, Any]) -> list[str]:
@@ -76,7 +78,8 @@ def plot_curves(
     """Writes a picture of metrics over rounds, a panel each: the mean of a group's seeds, its band from min to max.
 
     groups: name -> the metrics.jsonl rows of each seed. A round that lacks the metric in one of the seeds is left
-    out, and so is one in which nobody of a cohort took part. Raises ValueError for a metric that no run has.
+    out, and so is one in which nobody of a cohort took part. A dotted line marks where a stage of a run begins.
+    Raises ValueError for a metric that no run has.
     """
     known = dict.fromkeys(key for seeds in groups.values() for rows in seeds for row in rows for key in row)
     if unknown := [metric for metric in metrics if metric not in known]:
@@ -96,6 +99,11 @@ def plot_curves(
         *where, _ = metric.split("/")
         title = "test: " + " ".join(where[1:]) if where[:1] == ["test"] else "training: " + " ".join(where)
         _style(panel, title.removesuffix(": "), "communication round", quantity(metric))
+        for round, stage in _stage_starts(groups).items():
+            panel.axvline(round, color=GREY, linestyle=":", linewidth=1)
+            panel.text(
+                round, 1, f"stage {stage} ", transform=panel.get_xaxis_transform(), fontsize=8, color=INK, **_CORNER
+            )
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
@@ -107,6 +115,34 @@ def plot_curves(
         "fontsize": 9,
     }
     figure.legend(list(lines.values()), names, **place)
+    _save(figure, path)
+
+
+def plot_costs(
+    rows: Sequence[Row], path: str | os.PathLike, *, costs: Sequence[str], by: str = "plan", at: str = "stage"
+) -> None:
+    """Writes a panel per cost, in it a bar per row: side by side for each value of `by`, along the axis of `at`.
+
+    A value of `by` that has one row alone is a line across. rows: of numbers under the keys `costs`; at most one for
+    each pair of `by` and `at`.
+    """
+    figure = Figure((9, 2.8), layout="constrained")
+    panels = figure.subplots(1, len(costs), squeeze=False)[0]
+    names, places = ([*dict.fromkeys(row[key] for row in rows)] for key in (by, at))
+    width = 0.84 / len(names)
+    for panel, cost in zip(panels, costs, strict=True):
+        for i, name in enumerate(names):
+            mine = {places.index(row[at]): row[cost] for row in rows if row[by] == name}
+            look = {"color": COLOURS[i], "label": str(name)}
+            if len(mine) == 1 < len(places):
+                panel.axhline(*mine.values(), linestyle="--", linewidth=1.6, **look)
+            else:
+                x = np.array([*mine]) + (i - (len(names) - 1) / 2) * width
+                panel.bar(x, [*mine.values()], width, **look)
+        _style(panel, cost, at, "")
+        panel.set_xticks(range(len(places)), [str(place) for place in places])
+        panel.grid(False, axis="x")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
     _save(figure, path)
 
 
@@ -168,6 +204,14 @@ def _over_rounds(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) ->
     curves = [{r["round"]: r[metric] for r in rows if metric in r and r.get(taking_part, 1)} for rows in seeds]
     rounds = sorted(set.intersection(*map(set, curves)))
     return rounds, np.array([[curve[r] for r in rounds] for curve in curves]).reshape(len(curves), len(rounds))
+
+
+def _stage_starts(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[int, int]:
+    """Round -> number of the stage that begins with it, in any of the runs; first stages left out."""
+    starts = {}
+    for rows in (rows for seeds in groups.values() for rows in seeds):
+        starts |= {b["round"]: b["stage"] for a, b in itertools.pairwise(rows) if a.get("stage") != b.get("stage")}
+    return starts
 
 
 def _mean_std(cell: Cell) -> tuple[float, float]:

@@ -44,7 +44,7 @@ class RunDirectory:
         if config.exists():
             _compare(config, settings)
         else:
-            self.write("config.json", {**settings, "versions": _versions(), "device": _device()})
+            self.write("config.json", {**settings, "versions": versions(), "device": device()})
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.checkpoints = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
@@ -143,9 +143,11 @@ def _compare(config: pathlib.Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{config.parent} holds another run ({was}); give another directory or the same settings")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the libraries that decide on numbers and speed."""
     return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
 
 
-def _device() -> str:
+def device() -> str:
+    """How many of what, e.g. "1 x cpu"."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

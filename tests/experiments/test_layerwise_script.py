@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 
 from experiments import layerwise as script
+from experiments import layerwise_costs
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
 
 
 @pytest.mark.parametrize(("plan", "s"), [("layer-wise", 0), ("layer-wise", 5), ("end-to-end", 0)])
 def test_macs_counted_on_the_traced_coco_model_are_the_published_ones(plan, s):
-    full = script.full_size("coco")
+    full = layerwise_costs.full_size("coco")
     config = dataclasses.replace(full.config, plan=plan)
     data = FederatedData.from_arrays(full.arrays, [np.arange(config.batch_size)])
     stage = layerwise.build(config, data, full.encoders)[s]
-    assert script.counted(full, config, stage) / 1e9 == pytest.approx(full.published[plan][s], rel=1e-3)
+    assert layerwise_costs.counted(full, config, stage) / 1e9 == pytest.approx(
+        layerwise_costs.PUBLISHED["coco"][plan][s], rel=1e-3
+    )
 
 
 def test_schedules_weigh_the_stages_by_their_rounds():
@@ -28,7 +31,7 @@ def test_schedules_weigh_the_stages_by_their_rounds():
         "GMAC, forward x 1 or 3": size,
     }
     rows = [row(plan, s + 1, s + 1.0) for plan in ("layer-wise", "progressive") for s in range(6)]
-    table = script.schedules([*rows, row("end-to-end", 1, 6.0)], "m")
+    table = layerwise_costs.schedules([*rows, row("end-to-end", 1, 6.0)], "m")
     low_high = next(r for r in table if r["schedule"] == "90_lh10" and r["plan"] == "layer-wise")
     assert low_high["GiB in all"] == pytest.approx(2 * (10 * 4 + 30 * 5 + 50 * 6) / 1024)
     assert low_high["times less FLOPs"] == pytest.approx(90 * 6 / (10 * 4 + 30 * 5 + 50 * 6))
