@@ -104,10 +104,10 @@ def build(
     pretrained: modality -> parameters as models.pretrained.load gives them; their last norm is not used. None: from
         scratch, which wants rounds in every stage.
 
-    `evaluate` gives, contrastive, recalls from `text` [I, L] or [I, Q, L], "i2t_r1" to "t2i_r50", or where the arrays
-    have `prompts` [K, L] and `label` [I], "zero_shot_accuracy"; supervised, "accuracy", "macro_f1",
-    "macro_precision", "macro_recall" of the whole set, and "batch16_accuracy", ..., means over batches of 16, which
-    the released code reports.
+    `evaluate` gives, contrastive, recalls from `text` [I, L] or [I, Q, L], "i2t_r1" to "t2i_r50", and from
+    `prompts` [K, L], one for each class, and `label` [I], "zero_shot_accuracy", whichever there are; supervised,
+    "accuracy", "macro_f1", "macro_precision", "macro_recall" of the whole set, and "batch16_accuracy", ..., means
+    over batches of 16, which the released code reports.
     """
     _check(config, data, encoders, num_classes, pretrained)
     stages = len(config.rounds)

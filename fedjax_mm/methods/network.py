@@ -83,15 +83,17 @@ def network(
             scores = evaluate.classification(labels, predictions, num_classes)
             scores |= evaluate.precision_recall(labels, predictions, num_classes)
             return scores | evaluate.batch_means(labels, predictions)
-        image, text = encoders
+        (image, text), scores = encoders, {}
+        images = of(image, arrays[image])
+        if text in arrays:
+            captions = arrays[text]
+            several = captions.shape[1] if captions.ndim > encoders[text].example.ndim else 1
+            captions = captions.reshape(-1, *captions.shape[captions.ndim - encoders[text].example.ndim + 1 :])
+            of_image = np.repeat(np.arange(len(captions) // several), several)
+            scores |= evaluate.retrieval_recall(images, of(text, captions), of_image, (1, 5, 10, 50))
         if "prompts" in arrays:
-            labels = np.asarray(arrays["label"])
-            return evaluate.zero_shot(of(image, arrays[image]), of(text, arrays["prompts"]), labels)
-        captions = arrays[text]
-        several = captions.shape[1] if captions.ndim > encoders[text].example.ndim else 1
-        captions = captions.reshape(-1, *captions.shape[captions.ndim - encoders[text].example.ndim + 1 :])
-        of_image = np.repeat(np.arange(len(captions) // several), several)
-        return evaluate.retrieval_recall(of(image, arrays[image]), of(text, captions), of_image, (1, 5, 10, 50))
+            scores |= evaluate.zero_shot(images, of(text, arrays["prompts"]), np.asarray(arrays["label"]))
+        return scores
 
     return Network(init, loss, score)
 

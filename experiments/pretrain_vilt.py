@@ -1,0 +1,232 @@
+"""A small ViLT that knows pictures and words, for where no published checkpoint is at hand.
+
+    python -m experiments.pretrain_vilt                                         scenes, embedded: a few minutes
+    python -m experiments.pretrain_vilt --data flickr8k --data-dir DIR          and photographs
+
+Masked words are to be guessed and mismatched captions told from matching ones (ViLT's own two tasks), on pictures no
+client is asked about. The folder that is written holds model.safetensors with Hugging Face's names, vocab.txt, and
+model.json: sizes, settings, and how well both tasks are done on held-out pictures.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from tokenizers import Tokenizer
+
+from experiments import problems
+from fedjax_mm import records
+from fedjax_mm.data import flickr8k, scenes, wordpiece
+from fedjax_mm.models import pretrained, vilt
+from fedjax_mm.types import PyTree
+
+MASK = wordpiece.SPECIAL.index("[MASK]")
+WORDS = len(wordpiece.SPECIAL)  # the first number of a word
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of a small ViLT."""
+
+    image: int = 32
+    """Side of the pictures, in pixels."""
+    patch: int = 8
+    length: int = 24
+    """Word pieces of a text."""
+    vocabulary: int = 600
+    """Word pieces in all, at most."""
+    dim: int = 96
+    depth: int = 4
+    heads: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is learnt from and for how long."""
+
+    data: Literal["scenes", "flickr8k"] = "scenes"
+    """scenes are embedded; flickr8k, its train split, comes on top and is read from --data-dir."""
+    data_dir: str | None = None
+    pictures: int = 12000
+    """Scenes, spread evenly over their styles."""
+    size: Size = Size()
+    steps: int = 4000
+    batch_size: int = 64
+    lr: float = 1e-3
+    masked: float = 0.15
+    """Share of the words that are to be guessed."""
+    seed: int = 1000
+    """Of scenes, which no client has: theirs have other seeds."""
+    out: str = "runs/vilt_scenes"
+
+
+PRESETS = {
+    "scenes": Settings(),
+    "flickr8k": Settings(
+        "flickr8k", pictures=6000, size=Size(image=96, patch=16, vocabulary=4000), out="runs/vilt_flickr8k"
+    ),
+}
+
+
+class Trunk(NamedTuple):
+    """A pretrained ViLT and what is needed to feed it."""
+
+    model: vilt.Vilt
+    params: PyTree
+    tokenizer: Tokenizer
+    size: Size
+    scores: Mapping[str, float]  # on held-out pictures; empty where they are not known
+
+
+def load(folder: str | pathlib.Path) -> Trunk:
+    """The trunk in a folder that this script wrote, or in one with ViLT-B/32's model.safetensors and vocab.txt."""
+    folder = pathlib.Path(folder)
+    about = folder / "model.json"
+    if about.is_file():
+        told = json.loads(about.read_text())
+        size, scores = Size(**told["size"]), told["scores"]
+        model = encoder(size)
+    else:
+        size, scores, model = Size(384, 32, 40, 30522, 768, 12, 12), {}, vilt.base()
+    return Trunk(model, pretrained.load(model, folder), wordpiece.load(folder / "vocab.txt"), size, scores)
+
+
+def encoder(size: Size) -> vilt.Vilt:
+    """The ViLT of these sizes."""
+    shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    return vilt.encoder(size.image, size.patch, size.vocabulary, size.length, **shape)
+
+
+class Captions(NamedTuple):
+    image: np.ndarray  # [I, H, W, 3] uint8
+    text: np.ndarray  # [I] or [I, Q] str
+
+
+def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
+    """(train, held out, questions about scenes: the tokenizer is to know their words too)."""
+    size, train, held = settings.size, [], []
+    each = -(-settings.pictures // len(scenes.STYLES))
+    asked = []
+    for place, style in enumerate(scenes.STYLES):
+        made = scenes.make(each + 100, (settings.seed, place), style, size.image)
+        several = scenes.captions(made, 5, (settings.seed, place))[0].reshape(-1, 5)
+        train.append(Captions(made.image[:each], several[:each]))
+        held.append(Captions(made.image[each:], several[each:]))
+        asked += scenes.questions(made, per_scene=1, seed=settings.seed).text.tolist()
+    if settings.data == "flickr8k":
+        photos = flickr8k.load(settings.data_dir, size.image, vocabulary=size.vocabulary)
+        for split, into in (("train", train), ("valid", held)):
+            into.append(Captions(np.asarray(photos.splits[split]["image"]), photos.captions[split]))
+    together = lambda parts: Captions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return together(train), together(held), asked
+
+
+def pretrain(settings: Settings, log=print) -> Trunk:
+    """Trains, writes the folder and returns what `load` would."""
+    size = settings.size
+    train, held, asked = captioned(settings)
+    tokenizer = wordpiece.train([*train.text.reshape(-1).tolist(), *asked], size.vocabulary)
+    tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), size.length).reshape(*text.shape, -1)
+    arrays = {"image": jnp.asarray(train.image), "text": jnp.asarray(tokens(train.text))}
+    model, key = encoder(size), jax.random.key(settings.seed)
+    example = {"image": arrays["image"][:1], "question": arrays["text"][:1, 0]}
+    params = {"trunk": model.init(key, example)} | _heads(jax.random.fold_in(key, 1), size)
+    rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, max(1, settings.steps // 20), settings.steps)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+
+    def step(carry, key):
+        params, opt = carry
+        rows, captions, views = jax.random.split(key, 3)
+        row = jax.random.randint(rows, (settings.batch_size,), 0, len(arrays["image"]))
+        caption = jax.random.randint(captions, row.shape, 0, arrays["text"].shape[1])
+        batch = {"image": arrays["image"][row], "question": arrays["text"][row, caption]}
+        loss = lambda params: objective(model, params, batch, views, settings.masked)
+        (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt = tx.update(grads, opt, params)
+        return (optax.apply_updates(params, updates), opt), scores
+
+    several = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys), donate_argnums=0)
+    carry, block = (params, tx.init(params)), max(1, settings.steps // 10)
+    for start in range(0, settings.steps, block):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, min(start + block, settings.steps)))
+        carry, scores = several(carry, keys)
+        log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
+    params = carry[0]
+    scores = held_out(model, params, Captions(held.image, tokens(held.text[:, 0])), settings)
+    folder = pathlib.Path(settings.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    pretrained.save(params["trunk"], model, folder / "model.safetensors")
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    told = {"size": dataclasses.asdict(size), "scores": scores, "settings": dataclasses.asdict(settings)}
+    (folder / "model.json").write_text(json.dumps(told | {"versions": records.versions()}, indent=1))
+    log(", ".join(f"{name} {score:.3f}" for name, score in scores.items()) + f"; wrote {folder}")
+    return load(folder)
+
+
+def _heads(key: jax.Array, size: Size) -> PyTree:
+    """A transform before the word vectors, which are the output layer too, and a linear layer that says "match"."""
+    dense = lambda i, width: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (size.dim, width))
+    return {
+        "words": {"kernel": dense(0, size.dim), "bias": jnp.zeros(size.vocabulary)},
+        "match": {"kernel": dense(1, 2), "bias": jnp.zeros(2)},
+    }
+
+
+def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], key: jax.Array, masked: float):
+    """(loss [], scores): half the pictures of a batch change places, in the whole of it words are masked.
+
+    Words are guessed where picture and caption match.
+    """
+    text, half = batch["question"], len(batch["question"]) // 2
+    hidden = (text >= WORDS) & jax.random.bernoulli(key, masked, text.shape)
+    image = jnp.concatenate([jnp.roll(batch["image"][:half], 1, axis=0), batch["image"][half:]])
+    tokens = model.tokens(params["trunk"], {"image": image, "question": jnp.where(hidden, MASK, text)})
+    matches = (jnp.arange(len(text)) >= half).astype(jnp.int32)
+    pooler = params["trunk"]["pooler"]
+    pooled = jnp.tanh(tokens[:, 0] @ pooler["kernel"] + pooler["bias"][None])
+    match = pooled @ params["match"]["kernel"] + params["match"]["bias"][None]
+    words = nn.gelu(tokens[half:, : text.shape[1]] @ params["words"]["kernel"])
+    words = words @ params["trunk"]["embeddings"]["text"]["word"].T + params["words"]["bias"][None, None]
+    weight = hidden[half:].astype(jnp.float32)
+    mean = lambda x: (x * weight).sum() / jnp.maximum(weight.sum(), 1)
+    word_loss = mean(optax.softmax_cross_entropy_with_integer_labels(words, text[half:]))
+    match_loss = optax.softmax_cross_entropy_with_integer_labels(match, matches).mean()
+    scores = {
+        "words": mean((words.argmax(-1) == text[half:]).astype(jnp.float32)),
+        "matches": (match.argmax(-1) == matches).mean(),
+        "loss": word_loss + match_loss,
+    }
+    return word_loss + match_loss, scores
+
+
+def held_out(model: vilt.Vilt, params: PyTree, held: Captions, settings: Settings) -> dict[str, float]:
+    """Both tasks on held-out pictures; words also with pictures that belong to other captions, as a control."""
+    score = jax.jit(lambda batch, key: objective(model, params, batch, key, settings.masked)[1])
+    order = np.random.default_rng(0).permutation(len(held.image))
+    sums: dict[str, list[float]] = {}
+    for i, start in enumerate(range(0, len(order) - 63, 64)):
+        rows, other = order[start : start + 64], np.roll(order, 7)[start : start + 64]
+        for name, seen in (("", rows), (" with another picture", other)):
+            batch = {"image": held.image[seen], "question": held.text[rows]}
+            for key, value in score(batch, jax.random.key(i)).items():
+                sums.setdefault(f"{key}{name}", []).append(float(value))
+    kept = ("words", "words with another picture", "matches")
+    return {name: float(np.mean(sums[name])) for name in kept}
+
+
+def main(settings: Settings) -> None:
+    """Pretrains and writes the folder."""
+    problems.cache_compilations()
+    pretrain(settings)
+
+
+if __name__ == "__main__":
+    main(problems.settings_from(PRESETS, __doc__))
