@@ -1,6 +1,7 @@
-"""How good representations and predictions are: retrieval recall, a linear probe, accuracy and F1, and a control.
+"""How good representations and predictions are: recall, a linear probe, accuracy and F1, VQA scores, and a control.
 
-These run on the host, on NumPy or JAX arrays. Recalls are in percent; accuracies and F1 scores are fractions.
+These run on the host, on NumPy or JAX arrays. Recalls and VQA scores are in percent; accuracies and F1 scores are
+fractions.
 """
 
 from collections.abc import Sequence
@@ -121,6 +122,20 @@ def zero_shot(image: np.ndarray, prompts: np.ndarray, labels: np.ndarray) -> dic
     _check_classes("labels", labels, len(prompts))
     ahead, level, right = _ranks(_unit(image), _unit(prompts), labels, np.arange(len(prompts)))
     return {"zero_shot_accuracy": float(np.mean(_hit(ahead, level, right, 1)))}
+
+
+def vqa_score(predictions: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """{"vqa_score"}: the mean score of the predicted answers, in percent.
+
+    predictions [M] int, target [M, K] the score in 0..1 of each answer to each question. (Antol 2015, VQA accuracy)
+    """
+    predictions, target = np.asarray(predictions), np.asarray(target)
+    if target.ndim != 2 or predictions.shape != target.shape[:1] or not len(target):
+        raise ValueError(
+            f"predictions {predictions.shape}, target {target.shape} must be [M] and [M, K], M at least 1."
+        )
+    _check_classes("predictions", predictions, target.shape[1])
+    return {"vqa_score": 100 * float(target[np.arange(len(target)), predictions].mean(dtype=np.float64))}
 
 
 def constant(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> dict[str, float]:

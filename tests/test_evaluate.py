@@ -182,3 +182,13 @@ def test_zero_shot_refuses_what_does_not_fit():
         evaluate.zero_shot(draw(5, 8), draw(3, 7), np.zeros(5, int))
     with pytest.raises(ValueError, match=r"it must hold integers in 0\.\.2"):
         evaluate.zero_shot(draw(5, 8), draw(3, 8), np.full(5, 3))
+
+
+def test_vqa_score_is_the_mean_score_of_what_was_said():
+    target = np.array([[1, 0, 0], [0.3, 0.6, 0], [0, 0, 0], [0, 0, 0.9]], np.float32)
+    assert evaluate.vqa_score([0, 1, 0, 1], target) == {"vqa_score": pytest.approx(100 * (1 + 0.6) / 4)}
+    assert evaluate.vqa_score([0, 0, 2, 2], target) == {"vqa_score": pytest.approx(100 * (1 + 0.3 + 0.9) / 4)}
+    with pytest.raises(ValueError, match=r"must be \[M\] and \[M, K\]"):
+        evaluate.vqa_score([0, 1], target)
+    with pytest.raises(ValueError, match=r"it must hold integers in 0\.\.2"):
+        evaluate.vqa_score([0, 1, 3, 0], target)

@@ -1,0 +1,199 @@
+"""Questions as their authors publish them: folders with metadata.jsonl, VQA v2 and Abstract, VizWiz, GQA, COCO-QA.
+
+A reader returns the list of questions of one split; choose among them by `type` for clients with different questions.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+VQA = "https://visualqa.org/download.html"
+VIZWIZ = "https://vizwiz.org/tasks-and-datasets/vqa"
+GQA = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+COCO_QA = "https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa"
+COCO_QA_TYPES = ("object", "number", "color", "location")
+SPLITS = ("train", "test")
+METADATA = "metadata.jsonl"
+
+
+class Question(NamedTuple):
+    """A question about a picture (the path of its file, or its row in an array): one answer, or one per annotator.
+
+    type: what its source calls its kind ("number"), empty where it does not say.
+    """
+
+    image: str | int
+    text: str
+    answers: tuple[str, ...]
+    type: str = ""
+
+
+def imagefolder(
+    folder: str | os.PathLike, domains: Sequence[str] | None = None
+) -> dict[str, dict[str, list[Question]]]:
+    """domain -> {"train": questions, "test": questions} of <folder>/<domain>/{train,test}/metadata.jsonl.
+
+    domains: None is every subfolder that has them, by name. A line of metadata.jsonl (Hugging Face's imagefolder) is a
+    JSON object with `file_name` (from the folder of metadata.jsonl), `question`, and `answer`, a text, or `answers`, a
+    list of texts, one from each annotator; `type` may be there. Raises FileNotFoundError, or ValueError with the line.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder that holds the domains")
+    there = sorted(path.name for path in folder.iterdir() if (path / "train" / METADATA).is_file())
+    if domains is None:
+        domains = there
+    if isinstance(domains, str) or not domains:
+        raise ValueError(f"domains is {domains!r}; give a tuple of names; {folder} has {there}")
+    return {domain: {split: metadata(folder / domain / split / METADATA) for split in SPLITS} for domain in domains}
+
+
+def metadata(path: str | os.PathLike) -> list[Question]:
+    """The questions of one metadata.jsonl, as `imagefolder` reads them."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; a domain has {METADATA} in train and in test")
+    questions = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            questions.append(_metadata_line(line, f"line {number} of {path}", path.parent))
+    if not questions:
+        raise ValueError(f"{path} is empty; it must have one JSON object a line")
+    return questions
+
+
+def _metadata_line(line: bytes, where: str, folder: pathlib.Path) -> Question:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is cut off or no JSON ({error}); copy the file again") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is no JSON object; it must have file_name, question, and answer or answers")
+    answers = entry.get("answers", [entry["answer"]] if "answer" in entry else None)
+    for key, value in (("file_name", entry.get("file_name")), ("question", entry.get("question")), ("answer", answers)):
+        if value is None:
+            raise ValueError(f"{where} has no {key!r}; it has {sorted(entry)}")
+    texts = [entry["file_name"], entry["question"], *(answers if isinstance(answers, list) else [answers])]
+    if len(texts) < 3 or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f'{where} has something empty or no text among {texts}; write a number as text, "2"')
+    # normpath: file names point out of the folder, and one picture must have one name.
+    image = os.path.normpath(folder / entry["file_name"])
+    return Question(image, entry["question"], tuple(texts[2:]), str(entry.get("type", "")))
+
+
+def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """VQA v2 or VQA Abstract Scenes: ten answers a question, type "yes/no", "number" or "other".
+
+    questions: v2_OpenEnded_mscoco_train2014_questions.json or the like; answers: v2_mscoco_train2014_annotations.json;
+    images: the folder of COCO_train2014_000000000009.jpg or abstract_v002_train2015_000000000009.png.
+    """
+
+    def read(asked: Any, given: Any) -> list[Question]:
+        given = {entry["question_id"]: entry for entry in given["annotations"]}
+        family = "COCO" if asked["data_type"] == "mscoco" else asked["data_type"]
+        name = f"{family}_{asked['data_subtype']}_{{:012d}}.{'jpg' if family == 'COCO' else 'png'}"
+        return [
+            Question(
+                os.path.join(images, name.format(entry["image_id"])),
+                entry["question"],
+                tuple(answer["answer"] for answer in given[entry["question_id"]]["answers"]),
+                given[entry["question_id"]].get("answer_type", ""),
+            )
+            for entry in asked["questions"]
+        ]
+
+    return _official(read, (questions, answers), "VQA", VQA)
+
+
+def vizwiz(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """VizWiz-VQA's train.json or val.json (test.json has no answers): ten answers a question, type as in VQA or
+    "unanswerable"."""
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, entry["image"]),
+                entry["question"],
+                tuple(answer["answer"] for answer in entry["answers"]),
+                entry.get("answer_type", ""),
+            )
+            for entry in entries
+        ]
+
+    return _official(read, (path,), "VizWiz", VIZWIZ)
+
+
+def gqa(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """GQA's train_balanced_questions.json or the like: one answer, type attribute, category, global, object, relation.
+
+    images: the folder of <imageId>.jpg.
+    """
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, f"{entry['imageId']}.jpg"),
+                entry["question"],
+                (entry["answer"],),
+                entry.get("types", {}).get("semantic", ""),
+            )
+            for entry in entries.values()
+        ]
+
+    return _official(read, (path,), "GQA", GQA)
+
+
+def coco_qa(
+    folder: str | os.PathLike, images: str | os.PathLike, image_name: str = "COCO_train2014_{:012d}.jpg"
+) -> list[Question]:
+    """COCO-QA's questions, answers, img_ids and types.txt of a folder: one answer, type one of COCO_QA_TYPES.
+
+    images: the folder of the pictures; image_name: the file name of an image number ("COCO_val2014_{:012d}.jpg" for
+    the test folder, "{:012d}.jpg" for COCO's files of 2017).
+    """
+    columns = {}
+    for name in ("questions", "answers", "img_ids", "types"):
+        path = pathlib.Path(folder) / f"{name}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}; get it from {COCO_QA}")
+        columns[name] = path.read_text(encoding="utf-8").splitlines()
+    lines = {name: len(column) for name, column in columns.items()}
+    if len(set(lines.values())) > 1 or not lines["questions"]:
+        raise ValueError(f"the files of {folder} must have as many lines each, got {lines}; get them from {COCO_QA}")
+    questions = []
+    for number, (text, answer, image, kind) in enumerate(zip(*columns.values(), strict=True), 1):
+        try:
+            path = os.path.join(images, image_name.format(int(image)))
+            questions.append(Question(path, text, (answer,), COCO_QA_TYPES[int(kind)]))
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"line {number} of img_ids.txt or types.txt in {folder} is {image!r}, {kind!r}; "
+                f"it must be a number, and one in 0..{len(COCO_QA_TYPES) - 1}"
+            ) from error
+    return questions
+
+
+def _official(
+    read: Callable[..., list[Question]], paths: Sequence[str | os.PathLike], name: str, source: str
+) -> list[Question]:
+    contents = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}; get it from {source}")
+        try:
+            contents.append(json.loads(path.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{path} is cut off or no JSON ({error}); get it again from {source}") from error
+    files = " and ".join(map(str, paths))
+    try:
+        questions = read(*contents)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{files}: not {name}'s questions with answers ({error!r}; official test files have no answers); "
+            f"get them again from {source}"
+        ) from error
+    if not questions or not all(question.answers for question in questions):
+        raise ValueError(f"{files}: no questions, or questions without answers; get them again from {source}")
+    return questions

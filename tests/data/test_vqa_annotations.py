@@ -1,0 +1,178 @@
+"""Made files in each official format say what was put into them, and what is wrong with them."""
+
+import json
+
+import pytest
+
+from fedjax_mm.data import vqa
+from fedjax_mm.data.vqa import Question, annotations
+
+TEN = ["Yes.", "yes", "no", "yes", "maybe", "no", "yes", "the dog", "yes", "no"]
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def vqa_files(folder, data_type="mscoco", subtype="train2014"):
+    """Two questions; the annotations stand in another order."""
+    asked = {
+        "data_type": data_type,
+        "data_subtype": subtype,
+        "questions": [
+            {"image_id": 9, "question": "Is it red?", "question_id": 90},
+            {"image_id": 25, "question": "How many?", "question_id": 251},
+        ],
+    }
+    given = [
+        {
+            "question_id": number,
+            "image_id": image,
+            "question_type": "x",
+            "answer_type": kind,
+            "multiple_choice_answer": texts[0],
+            "answers": [{"answer": t, "answer_confidence": "yes", "answer_id": i + 1} for i, t in enumerate(texts)],
+        }
+        for number, image, kind, texts in ((251, 25, "number", ["2"] * 10), (90, 9, "yes/no", TEN))
+    ]
+    return write(folder / "q.json", asked), write(folder / "a.json", {"annotations": given})
+
+
+def test_vqa_v2(tmp_path):
+    assert annotations.vqa(*vqa_files(tmp_path), "/images") == [
+        Question("/images/COCO_train2014_000000000009.jpg", "Is it red?", tuple(TEN), "yes/no"),
+        Question("/images/COCO_train2014_000000000025.jpg", "How many?", ("2",) * 10, "number"),
+    ]
+
+
+def test_vqa_abstract(tmp_path):
+    first, _ = annotations.vqa(*vqa_files(tmp_path, "abstract_v002", "val2015"), "/images")
+    assert first.image == "/images/abstract_v002_val2015_000000000009.png"
+
+
+def test_vizwiz(tmp_path):
+    answers = [{"answer": text, "answer_confidence": "maybe"} for text in TEN]
+    entry = {"image": "VizWiz_val_00000003.jpg", "question": "What?", "answers": answers, "answerable": 1}
+    path = write(tmp_path / "val.json", [{**entry, "answer_type": "other"}, entry])
+    first, second = annotations.vizwiz(path, "/images")
+    assert first == Question("/images/VizWiz_val_00000003.jpg", "What?", tuple(TEN), "other")
+    assert second.type == ""
+
+
+def test_gqa(tmp_path):
+    entry = {"imageId": "2405722", "question": "Is it?", "answer": "no", "fullAnswer": "No, it is not."}
+    path = write(tmp_path / "train_balanced_questions.json", {"07333": {**entry, "types": {"semantic": "relation"}}})
+    assert annotations.gqa(path, "/images") == [Question("/images/2405722.jpg", "Is it?", ("no",), "relation")]
+
+
+def coco_qa_files(folder, types=("2", "1")):
+    for name, lines in (
+        ("questions", ["what is the color of the bus", "how many dogs"]),
+        ("answers", ["red", "two"]),
+        ("img_ids", ["458755", "7"]),
+        ("types", types),
+    ):
+        write(folder / f"{name}.txt", "\n".join(lines) + "\n")
+
+
+def test_coco_qa(tmp_path):
+    coco_qa_files(tmp_path)
+    bus, dogs = annotations.coco_qa(tmp_path, "/images")
+    assert bus == Question("/images/COCO_train2014_000000458755.jpg", "what is the color of the bus", ("red",), "color")
+    assert dogs.type == "number"
+    assert annotations.coco_qa(tmp_path, "/images", "{:012d}.jpg")[1].image == "/images/000000000007.jpg"
+
+
+def test_coco_qa_refuses_files_that_do_not_match(tmp_path):
+    coco_qa_files(tmp_path, types=("2", "4"))
+    with pytest.raises(ValueError, match="line 2 of img_ids.txt or types.txt"):
+        annotations.coco_qa(tmp_path, "/images")
+    write(tmp_path / "types.txt", "2\n")
+    with pytest.raises(ValueError, match="as many lines each.*'types': 1"):
+        annotations.coco_qa(tmp_path, "/images")
+    (tmp_path / "types.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="types.txt; get it from"):
+        annotations.coco_qa(tmp_path, "/images")
+
+
+def test_official_files_that_are_missing_cut_off_or_without_answers(tmp_path):
+    questions, answers = vqa_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none.json; get it from https://visualqa.org"):
+        annotations.vqa(questions, tmp_path / "none.json", "/images")
+    short = write(tmp_path / "short.json", answers.read_text()[:-20])
+    with pytest.raises(ValueError, match="short.json is cut off or no JSON"):
+        annotations.vqa(questions, short, "/images")
+    other = write(tmp_path / "other.json", {"annotations": []})
+    with pytest.raises(ValueError, match="not VQA's questions with answers.*KeyError"):
+        annotations.vqa(questions, other, "/images")
+    test = write(tmp_path / "test.json", [{"image": "a.jpg", "question": "What?"}])
+    with pytest.raises(ValueError, match="test.json: not VizWiz's questions.*test files have no answers"):
+        annotations.vizwiz(test, "/images")
+    with pytest.raises(ValueError, match="not GQA's questions"):
+        annotations.gqa(test, "/images")
+    with pytest.raises(ValueError, match="no questions"):
+        annotations.gqa(write(tmp_path / "empty.json", {}), "/images")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lines = {
+        "train": [
+            {"file_name": "../images/a.jpg", "question": "What?", "answer": "a cat"},
+            {"file_name": "b.jpg", "question": "Is it?", "answers": TEN, "type": "yes/no"},
+        ],
+        "test": [{"file_name": "../images/c.jpg", "question": "Why?", "answer": "no reason"}],
+    }
+    for split, entries in lines.items():
+        (tmp_path / "own" / split).mkdir(parents=True)
+        write(tmp_path / "own" / split / "metadata.jsonl", "\n".join(map(json.dumps, entries)) + "\n\n")
+    (tmp_path / "something else").mkdir()
+    return tmp_path
+
+
+def test_imagefolder(folder):
+    assert vqa.imagefolder(folder) == {
+        "own": {
+            "train": [
+                Question(str(folder / "own/images/a.jpg"), "What?", ("a cat",)),
+                Question(str(folder / "own/train/b.jpg"), "Is it?", tuple(TEN), "yes/no"),
+            ],
+            "test": [Question(str(folder / "own/images/c.jpg"), "Why?", ("no reason",))],
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "b.jpg", "questi', "line 2 of .*metadata.jsonl is cut off or no JSON"),
+        ('["b.jpg"]', "line 2 of .* is no JSON object"),
+        ('{"file_name": "b.jpg", "answer": "x"}', r"line 2 of .* has no 'question'; it has \['answer', 'file_name'\]"),
+        ('{"file_name": "b.jpg", "question": "x"}', "line 2 of .* has no 'answer'"),
+        ('{"file_name": "b.jpg", "question": "x", "answer": 2}', "line 2 of .* write a number as text"),
+        ('{"file_name": "b.jpg", "question": "x", "answers": []}', "line 2 of .* something empty"),
+        ('{"file_name": "b.jpg", "question": " ", "answer": "x"}', "line 2 of .* something empty"),
+    ],
+)
+def test_imagefolder_names_the_line(folder, line, message):
+    path = folder / "own" / "train" / "metadata.jsonl"
+    write(path, path.read_text().splitlines()[0] + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        vqa.imagefolder(folder)
+
+
+def test_imagefolder_names_what_is_missing(folder):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        vqa.imagefolder(folder / "nowhere")
+    with pytest.raises(FileNotFoundError, match="other/train/metadata.jsonl"):
+        vqa.imagefolder(folder, ("other",))
+    with pytest.raises(ValueError, match=r"give a tuple of names; .* has \['own'\]"):
+        vqa.imagefolder(folder, "own")
+    path = folder / "own" / "test" / "metadata.jsonl"
+    write(path, "")
+    with pytest.raises(ValueError, match="metadata.jsonl is empty"):
+        vqa.imagefolder(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="own/test/metadata.jsonl"):
+        vqa.imagefolder(folder)
