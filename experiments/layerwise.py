@@ -7,7 +7,6 @@ python -m experiments.layerwise costs                                 bytes, FLO
 
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -186,20 +185,15 @@ def compare(settings: Settings) -> list[dict]:
     shown = [key for key in tested if key.endswith(("_r1", "_r10", "accuracy", "/macro_f1"))]
     paid = ["MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round"]
     columns = {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
-    report.show(rows, columns)
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", shown[0]], out / "curves.png")
     report.plot_bars(rows[1:], out / "bars.png", quality=shown[0], label="plan", controls=())
     about = (
         f"{settings.data}, {settings.clients} clients, {settings.per_round} a round, {settings.rounds} rounds in "
         f"{settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} split."
     )
-    text = ["# Stage by stage", about, report.table(rows, columns), "![scores and bytes](bars.png)"]
-    text += ["![curves](curves.png)", "## All metrics", report.table(rows, {"plan": "plan"} | {k: k for k in tested})]
-    (out / "report.md").write_text("\n\n".join(text) + "\n")
-    kept = {"settings": dataclasses.asdict(settings), "rows": rows}
-    kept |= {key: runs[PLANS[0]][0].config[key] for key in ("versions", "device")}
-    (out / "table.json").write_text(json.dumps(kept, indent=1))
-    print(f"{about}\nWrote {out}/report.md and its pictures.")
+    parts = ["![scores and bytes](bars.png)", "![curves](curves.png)", "## All metrics"]
+    parts += [report.table(rows, {"plan": "plan"} | {key: key for key in tested})]
+    problems.save(settings, "Stage by stage", about, rows, columns, parts, runs[PLANS[0]][0])
     return rows
 
 

@@ -251,7 +251,6 @@ def write(
     costs = {key: key for key in ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")}
     columns = {"method": "method"}
     columns |= {key: report.heading(key) for metric in metrics for key in tested if key.endswith(f"/{metric}")} | costs
-    report.show(rows, columns)
     shown = f"test/{'+'.join(problem.dataset.modalities)}/{metrics[0]}"
     controls = [name for name, variant in variants.items() if variant.control]
     report.plot_bars(rows, out / "bars.png", quality=shown, label="method", controls=controls)
@@ -266,13 +265,28 @@ def write(
         f"{settings.data}, clients {settings.cohorts}, {settings.rounds} rounds, {settings.seeds} seeds (mean ± sample "
         f"standard deviation), {settings.split} split. Examples at seed 0: {sizes}."
     )
-    text = [f"# {title}", about, report.table(rows, columns), "![scores and bytes](bars.png)", *notes]
-    text += ["## Over rounds", "![curves](curves.png)"]
-    text += ["## Who holds what (seed 0)", report.table(report.split_table(run_of.split)), "![split](split.png)"]
-    text += ["Share of each class in each split:", report.table(_class_shares(problem.dataset))]
+    parts = ["![scores and bytes](bars.png)", *notes, "## Over rounds", "![curves](curves.png)"]
+    parts += ["## Who holds what (seed 0)", report.table(report.split_table(run_of.split)), "![split](split.png)"]
+    parts += ["Share of each class in each split:", report.table(_class_shares(problem.dataset))]
     others = {key: report.heading(key) for key in tested if key not in columns}
-    text += ["## Other metrics", report.table(rows, {"method": "method"} | others)] if others else []
-    text += [f"Run on {run_of.config['device']}, {run_of.config['versions']}."]
+    parts += ["## Other metrics", report.table(rows, {"method": "method"} | others)] if others else []
+    save(settings, title, about, rows, columns, parts, run_of)
+
+
+def save(
+    settings: Any,
+    title: str,
+    about: str,
+    rows: list[dict],
+    columns: Mapping[str, str],
+    parts: Sequence[str],
+    run_of: report.Run,
+) -> None:
+    """Prints a table and writes report.md, `parts` behind the table, and table.json to settings.out."""
+    out = pathlib.Path(settings.out)
+    report.show(rows, columns)
+    device = f"Run on {run_of.config['device']}, {run_of.config['versions']}."
+    text = [f"# {title}", about, report.table(rows, columns), *parts, device]
     (out / "report.md").write_text("\n\n".join(text) + "\n")
     kept = {"settings": dataclasses.asdict(settings), "versions": run_of.config["versions"]}
     kept |= {"device": run_of.config["device"], "rows": rows}
