@@ -1,9 +1,11 @@
-"""Every method beside the same controls, in one table and one picture.
+"""Every method for clients of several kinds beside the same controls, in one table and one picture.
 
     python -m experiments.compare
 
 By default on embedded data (handwritten digits, the left and the right half as two modalities; 30 clients, of which 10
 hold the left halves, 10 the right, 10 both; Dirichlet(0.3) by class; 9 take part in a round), 3 seeds.
+Stage-wise training, whose clients hold both modalities, and FedDAT, whose clients have tasks of their own, are compared
+with theirs by `python -m experiments.layerwise compare` and `python -m experiments.feddat compare`.
 """
 
 import dataclasses

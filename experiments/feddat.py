@@ -142,7 +142,7 @@ def compare(settings: Settings) -> list[dict]:
     controls = ("constant", "classifier", "standalone")
     bars = {"quality": "score", "quality_axis": "mean VQA score of the clients", "cost": ("MB down", "MB up")}
     report.plot_bars([rows[0], *shown], out / "bars.png", label="mode", controls=controls, **bars)
-    curves = {name: runs[name] for name in ("standalone", "lora", "full", "adapter")}
+    curves = {name: runs[name] for name in ("standalone", "lora", "full", "adapter") if name in runs}
     report.plot_curves([r for same in curves.values() for r in same], "test/score", out / "curves.png")
     about = (
         f"{settings.data}{f', {settings.benchmark}' if settings.data == 'scenes' else ''}, {len(clients)} clients, "

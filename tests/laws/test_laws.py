@@ -13,7 +13,7 @@ from tiny_methods import SIZES, TINY
 
 from fedjax_mm import clients, costs, records, run, trees
 from fedjax_mm.federate import remap
-from fedjax_mm.methods import METHODS
+from fedjax_mm.methods import BASELINES, METHODS
 from fedjax_mm.types import ClientData, Each, Mean, OverClients
 
 PER_ROUND = {"A": 4, "B": 3, "AB": 4}
@@ -40,7 +40,7 @@ def round_data(data, r=0):
 
 
 def test_every_registered_method_has_its_laws_tested():
-    assert set(METHODS) <= set(TINY)
+    assert {*METHODS, *BASELINES} <= set(TINY)
 
 
 @every_method

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny_vilt
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
@@ -207,6 +208,8 @@ TINY = {
     "fedmekt": _fedmekt,
     "mmfl": _mmfl,
     "layerwise": _layerwise,
+    "feddat": lambda: Tiny(*tiny_vilt.feddat_tiny(warmup_rounds=1)),
+    "peft": lambda: Tiny(*tiny_vilt.peft_tiny()),
     "exchange": lambda: Tiny(_exchange(), _data()),
     "staged": lambda: Tiny(_staged(), _data()),
 }
