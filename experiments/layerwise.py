@@ -79,8 +79,11 @@ PRESETS = {
         clients=40,
         per_round=30,
         size=Size(patch=7),
+        rounds=30,
         batch_size=16,
         epochs=1,
+        encoder_lr=1.6e-2,
+        head_lr=1.6e-2,
         out="runs/layerwise_av_digits",
     ),
     "advance": Settings("advance", clients=40, per_round=30, batch_size=16, out="runs/layerwise_advance"),
@@ -185,8 +188,10 @@ def compare(settings: Settings) -> list[dict]:
     shown = [key for key in tested if key.endswith(("_r1", "_r10", "accuracy", "/macro_f1"))]
     paid = ["MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round"]
     columns = {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
-    report.plot_curves([r for same in runs.values() for r in same], ["all/loss", shown[0]], out / "curves.png")
-    report.plot_bars(rows[1:], out / "bars.png", quality=shown[0], label="plan", controls=())
+    quality = "test/accuracy" if "test/accuracy" in shown else "test/i2t_r10"
+    report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
+    paid_axis = {"cost": ("MB in all",), "cost_axis": "MB of a client, in all rounds"}
+    report.plot_bars(rows, out / "bars.png", quality=quality, label="plan", controls=(rows[0]["plan"],), **paid_axis)
     about = (
         f"{settings.data}, {settings.clients} clients, {settings.per_round} a round, {settings.rounds} rounds in "
         f"{settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} split."

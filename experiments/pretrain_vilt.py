@@ -22,12 +22,12 @@ from flax import linen as nn
 from tokenizers import Tokenizer
 
 from experiments import problems
-from fedjax_mm import records
+from fedjax_mm import losses, records
 from fedjax_mm.data import flickr8k, scenes, wordpiece
 from fedjax_mm.models import pretrained, vilt
 from fedjax_mm.types import PyTree
 
-MASK = wordpiece.SPECIAL.index("[MASK]")
+MASK, SEP = (wordpiece.SPECIAL.index(token) for token in ("[MASK]", "[SEP]"))
 WORDS = len(wordpiece.SPECIAL)  # the first number of a word
 
 
@@ -101,7 +101,7 @@ def load(folder: str | pathlib.Path) -> Trunk:
 def encoder(size: Size) -> vilt.Vilt:
     """The ViLT of these sizes."""
     shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
-    return vilt.encoder(size.image, size.patch, size.vocabulary, size.length, **shape)
+    return vilt.encoder(size.image, size.patch, size.vocabulary, size.length, std=0.5 * size.dim**-0.5, **shape)
 
 
 class Captions(NamedTuple):
@@ -177,6 +177,8 @@ def _heads(key: jax.Array, size: Size) -> PyTree:
     return {
         "words": {"kernel": dense(0, size.dim), "bias": jnp.zeros(size.vocabulary)},
         "match": {"kernel": dense(1, 2), "bias": jnp.zeros(2)},
+        "image": 0.1 * jax.random.normal(jax.random.fold_in(key, 2), (size.dim, size.dim)),
+        "text": 0.1 * jax.random.normal(jax.random.fold_in(key, 3), (size.dim, size.dim)),
     }
 
 
@@ -188,23 +190,34 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], 
     text, half = batch["question"], len(batch["question"]) // 2
     hidden = (text >= WORDS) & jax.random.bernoulli(key, masked, text.shape)
     image = jnp.concatenate([jnp.roll(batch["image"][:half], 1, axis=0), batch["image"][half:]])
+    patch = params["trunk"]["embeddings"]["image"]["patch"]["kernel"].shape[0]
     tokens = model.tokens(params["trunk"], {"image": image, "question": jnp.where(hidden, MASK, text)})
     matches = (jnp.arange(len(text)) >= half).astype(jnp.int32)
     pooler = params["trunk"]["pooler"]
     pooled = jnp.tanh(tokens[:, 0] @ pooler["kernel"] + pooler["bias"][None])
-    match = pooled @ params["match"]["kernel"] + params["match"]["bias"][None]
+    match = _standard(pooled) @ params["match"]["kernel"] + params["match"]["bias"][None]
     words = nn.gelu(tokens[half:, : text.shape[1]] @ params["words"]["kernel"])
     words = words @ params["trunk"]["embeddings"]["text"]["word"].T + params["words"]["bias"][None, None]
     weight = hidden[half:].astype(jnp.float32)
     mean = lambda x: (x * weight).sum() / jnp.maximum(weight.sum(), 1)
     word_loss = mean(optax.softmax_cross_entropy_with_integer_labels(words, text[half:]))
     match_loss = optax.softmax_cross_entropy_with_integer_labels(match, matches).mean()
+    mute = {**batch, "question": text[:, :2].at[:, 1].set(SEP)}
+    blind = {"image": jnp.zeros((len(text), patch, patch, 3), batch["image"].dtype), "question": text}
+    seen, read = (model.apply(params["trunk"], view) for view in (mute, blind))
+    contrast = losses.info_nce(_standard(seen) @ params["image"], _standard(read) @ params["text"], 0.1)
     scores = {
+        "contrast": contrast,
         "words": mean((words.argmax(-1) == text[half:]).astype(jnp.float32)),
         "matches": (match.argmax(-1) == matches).mean(),
         "loss": word_loss + match_loss,
     }
-    return word_loss + match_loss, scores
+    return word_loss + match_loss + contrast, scores
+
+
+def _standard(x: jax.Array) -> jax.Array:
+    """Each of a batch's features with mean 0 and variance 1: at the start they hardly differ between examples."""
+    return (x - x.mean(0)[None]) / (x.std(0)[None] + 1e-6)
 
 
 def held_out(model: vilt.Vilt, params: PyTree, held: Captions, settings: Settings) -> dict[str, float]:

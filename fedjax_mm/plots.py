@@ -101,9 +101,7 @@ def plot_curves(
         _style(panel, title.removesuffix(": "), "communication round", quantity(metric))
         for round, stage in _stage_starts(groups).items():
             panel.axvline(round, color=GREY, linestyle=":", linewidth=1)
-            panel.text(
-                round, 1, f"stage {stage} ", transform=panel.get_xaxis_transform(), fontsize=8, color=INK, **_CORNER
-            )
+            panel.text(round, 1, f"stage {stage} ", transform=panel.get_xaxis_transform(), color=INK, **_CORNER)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()

@@ -241,6 +241,32 @@ def test_curves_are_means_in_bands_of_the_rounds_all_seeds_have(tmp_path, figure
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("communication round", "loss")
 
 
+def test_curves_mark_where_stages_begin(tmp_path, figures):
+    staged = [row(r) | {"stage": stage} for r, stage in zip((1, 2, 3, 4), (1, 1, 2, 3), strict=True)]
+    whole = [row(r) for r in (1, 2, 3, 4)]
+    runs = load_all(write_run(tmp_path / "s", rows=staged), write_run(tmp_path / "w", rows=whole, config="w"))
+    report.plot_curves(runs, "left/loss", "")
+    panel = figures[0].axes[0]
+    marks = [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"]
+    assert marks == [3, 4] and [text.get_text().strip() for text in panel.texts] == ["stage 2", "stage 3"]
+
+
+def test_costs_are_bars_side_by_side_and_a_plan_of_one_stage_a_line(tmp_path, figures):
+    cost = lambda plan, stage, mb: {"plan": plan, "stage": stage, "MB": mb}
+    rows = [
+        cost("whole", 1, 9.0),
+        cost("layers", 1, 3.0),
+        cost("layers", 2, 4.0),
+        cost("more", 1, 3.5),
+        cost("more", 2, 9.0),
+    ]
+    plots.plot_costs(rows, "", costs=("MB",))
+    panel = figures[0].axes[0]
+    assert [bar.get_height() for bar in panel.patches] == [3.0, 4.0, 3.5, 9.0]
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in panel.patches] == [0, 1, 0, 1]
+    assert panel.lines[0].get_ydata() == [9.0, 9.0] and panel.get_title(loc="left") == "MB"
+
+
 def test_curves_refuse_a_metric_nobody_has(tmp_path):
     with pytest.raises(ValueError, match="no run has the metric 'left/los'; they have left/clients, left/left_out"):
         report.plot_curves(load_all(write_run(tmp_path / "a")), "left/los", tmp_path / "x.png")

@@ -128,19 +128,21 @@ def encoder(
     heads: int = 12,
     mlp: int = 3072,
     lora_alpha: float = 16.0,
+    std: float = 0.02,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Vilt:
     """A ViLT whose positions are learned on images [image, image]; others' are interpolated.
 
     Questions have at most `text_length` words of 0..vocabulary-1. `lora_alpha` over the rank scales low-rank changes.
-    `repository` is where on huggingface.co its weights are. `dtype` is that of the arithmetic.
+    `std` is that of the layers' first kernels, `repository` where on huggingface.co its weights are, and `dtype` is for
+    arithmetic.
     """
     if image % patch or dim % heads or depth < 1:
         sizes = f"image {image}, patch {patch}, dim {dim}, heads {heads}, depth {depth}"
         raise ValueError(f"patch must divide image, heads dim, and depth be at least 1; got {sizes}")
     embeddings = Embeddings(vocabulary, text_length, image // patch, patch, dim, dtype=dtype)
-    block = transformer.Layer(heads, mlp, dtype=dtype)
+    block = transformer.Layer(heads, mlp, std=std, dtype=dtype)
     norm = nn.LayerNorm(block.epsilon, use_fast_variance=False)
 
     def init(key: Key, batch: Arrays) -> PyTree:
