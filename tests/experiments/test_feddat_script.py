@@ -43,9 +43,10 @@ def test_half_the_pictures_change_places_and_words_alone_are_masked(trunk):
     ids = made.tokenizer.encode("a small red circle on the left").ids
     text = np.zeros((8, SIZE.length), np.int32)
     text[:, : len(ids)] = ids
-    batch = {"image": np.arange(8)[:, None], "question": text}
+    batch = {"image": np.arange(8, dtype=np.int32)[:, None], "question": text}
     params = {"trunk": made.params} | pretrain_vilt._heads(jax.random.key(0), SIZE)
-    scores = pretrain_vilt.objective(made.model._replace(tokens=tokens), params, batch, jax.random.key(1), 0.5)[1]
+    model = made.model._replace(tokens=tokens, apply=lambda params, view: np.ones((8, SIZE.dim), np.float32))
+    scores = pretrain_vilt.objective(model, params, batch, jax.random.key(1), 0.5)[1]
     assert seen["image"][:, 0].tolist() == [3, 0, 1, 2, 4, 5, 6, 7]
     changed = np.asarray(seen["question"]) != text
     assert (np.asarray(seen["question"])[changed] == pretrain_vilt.MASK).all() and 0.2 < changed[text >= 5].mean() < 0.8
