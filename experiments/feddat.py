@@ -120,7 +120,7 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         evaluate_every=max(1, settings.rounds // 5),
         checkpoint_every=settings.rounds,
         chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
-        config={"settings": dataclasses.replace(settings, mode=name, seeds=0, out=""), "mode": mode.config},
+        config={"settings": problems.of_a_run(settings), "mode": mode.config, "trunk": problem.trunk.scores},
         log=lambda line: None,
     )
     print(f"{name}, seed {seed}: done", flush=True)

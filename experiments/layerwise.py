@@ -172,7 +172,7 @@ def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
         test=problem.test,
         evaluate_every=max(1, settings.rounds // (3 * settings.stages)),
         chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
-        config={"settings": settings, "method": config},
+        config={"settings": problems.of_a_run(settings), "method": config},
         log=lambda line: None,
     )
     print(f"{plan}, seed {seed}: done", flush=True)
@@ -184,11 +184,8 @@ def compare(settings: Settings) -> list[dict]:
     out = pathlib.Path(settings.out)
     runs = {plan: [report.load(train(settings, plan, seed)) for seed in range(settings.seeds)] for plan in PLANS}
     rows = [chance(settings)] + [_row(settings, plan, same) for plan, same in runs.items()]
-    tested = [key for key in rows[1] if key.startswith("test/")]
-    shown = [key for key in tested if key.endswith(("_r1", "_r10", "accuracy", "/macro_f1"))]
-    paid = ["MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round"]
-    columns = {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
-    quality = "test/accuracy" if "test/accuracy" in shown else "test/i2t_r10"
+    columns = _columns(rows[1])
+    quality = "test/accuracy" if "test/accuracy" in columns else "test/i2t_r10"
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
     paid_axis = {"cost": ("MB in all",), "cost_axis": "MB of a client, in all rounds"}
     report.plot_bars(rows, out / "bars.png", quality=quality, label="plan", controls=(rows[0]["plan"],), **paid_axis)
@@ -197,9 +194,15 @@ def compare(settings: Settings) -> list[dict]:
         f"{settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} split."
     )
     parts = ["![scores and bytes](bars.png)", "![curves](curves.png)", "## All metrics"]
-    parts += [report.table(rows, {"plan": "plan"} | {key: key for key in tested})]
+    parts += [report.table(rows, ["plan", *(key for key in rows[1] if key.startswith("test/"))])]
     problems.save(settings, "Stage by stage", about, rows, columns, parts, runs[PLANS[0]][0])
     return rows
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, str]:
+    shown = [k for k in row if k.startswith("test/") and k.endswith(("_r1", "_r10", "accuracy", "/macro_f1"))]
+    paid = ("MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round")
+    return {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
 
 
 def chance(settings: Settings) -> dict[str, Any]:
@@ -244,10 +247,9 @@ def main() -> None:
     if command == "compare":
         compare(settings)
         return None
-    row = _row(
-        settings, settings.plan, [report.load(train(settings, settings.plan, seed)) for seed in range(settings.seeds)]
-    )
-    return report.show([row])
+    runs = [report.load(train(settings, settings.plan, seed)) for seed in range(settings.seeds)]
+    row = _row(settings, settings.plan, runs)
+    return report.show([chance(settings), row], _columns(row))
 
 
 if __name__ == "__main__":

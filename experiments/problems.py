@@ -196,6 +196,12 @@ def folder(settings: Settings, name: str, seed: int) -> pathlib.Path:
     return pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}"
 
 
+def of_a_run(settings: Any) -> dict[str, Any]:
+    """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
+    about = ("data_dir", "mode", "plan", "trunk", "seeds", "chunk", "out")
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in about}
+
+
 def spread(values: Sequence[float]) -> float | tuple[float, float]:
     """(mean, sample standard deviation) over seeds, or the value of the only one."""
     return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else float(values[0])
