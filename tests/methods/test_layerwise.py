@@ -322,6 +322,7 @@ def test_contrastive_training_finds_the_pairs_and_scores_them_as_by_hand():
     zero_shot = plan[1].method.evaluate(state, prompts)
     expected = np.mean((image @ text[:6:2].T).argmax(1) == LABEL)
     assert zero_shot == {"zero_shot_accuracy": pytest.approx(expected, abs=0.03)}
+    assert plan[1].method.evaluate(state, {**arrays, **prompts}) == scores | zero_shot
 
 
 def test_supervised_scores_are_scikit_learns_on_the_whole_set_and_by_batches():
