@@ -189,9 +189,11 @@ def compare(settings: Settings) -> list[dict]:
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
     paid_axis = {"cost": ("MB in all",), "cost_axis": "MB of a client, in all rounds"}
     report.plot_bars(rows, out / "bars.png", quality=quality, label="plan", controls=(rows[0]["plan"],), **paid_axis)
+    skewed = f" (Dirichlet {settings.alpha:g})" if load(settings, 0).num_classes else ""
     about = (
-        f"{settings.data}, {settings.clients} clients, {settings.per_round} a round, {settings.rounds} rounds in "
-        f"{settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} split."
+        f"{settings.data}, {settings.clients} clients{skewed}, {settings.per_round} a round, {settings.rounds} rounds "
+        f"in {settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} "
+        f"split, {len(next(iter(load(settings, 0).test.values())))} examples."
     )
     parts = ["![scores and bytes](bars.png)", "![curves](curves.png)", "## All metrics"]
     parts += [report.table(rows, ["plan", *(key for key in rows[1] if key.startswith("test/"))])]
@@ -200,7 +202,8 @@ def compare(settings: Settings) -> list[dict]:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, str]:
-    shown = [k for k in row if k.startswith("test/") and k.endswith(("_r1", "_r10", "accuracy", "/macro_f1"))]
+    scores = ("_r1", "_r10", "/accuracy", "/zero_shot_accuracy", "/macro_f1")
+    shown = [key for key in row if key.startswith("test/") and key.endswith(scores)]
     paid = ("MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round")
     return {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
 
