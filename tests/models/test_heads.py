@@ -15,8 +15,8 @@ X = RNG.normal(1, 2, size=(5, 3)).astype(np.float32)
 
 def random_params(head, *shape):
     """As `init` makes them, with random norms and statistics (positive variances)."""
-    shapes = head.init(KEY, *shape)
-    draw = lambda x: jnp.asarray(RNG.uniform(0.5, 1.5, x.shape) * RNG.choice([-1, 1]), jnp.float32)
+    shapes, rng = head.init(KEY, *shape), np.random.default_rng(1)  # of its own: no test depends on those before it
+    draw = lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape), jnp.float32)
     params = jax.tree.map(draw, shapes)
     positive = trees.path_mask(params, lambda path: path.endswith("running_variance"))
     return jax.tree.map(lambda x, positive: abs(x) if positive else x, params, positive)
@@ -97,7 +97,7 @@ def test_dropout_acts_before_each_norm_but_the_last_and_only_in_training():
 @pytest.mark.parametrize("fusion", heads.FUSIONS)
 def test_prediction_fuses_by_hand(fusion):
     head = heads.prediction(4, fusion, hidden=6, rate=0.0)
-    z = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+    z = np.random.default_rng(2).normal(size=(2, 5, 3)).astype(np.float32)
     params = random_params(head, 3)
     p = jax.tree.map(np.asarray, params)
     dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]
@@ -125,7 +125,7 @@ def test_prediction_fuses_by_hand(fusion):
 def test_prediction_has_the_papers_size_and_takes_three_modalities():
     shapes = jax.eval_shape(lambda: heads.prediction(13).init(KEY, 256))
     assert trees.size_bytes(shapes) == 4 * 134_669
-    z = RNG.normal(size=(3, 5, 2)).astype(np.float32)
+    z = np.random.default_rng(2).normal(size=(3, 5, 2)).astype(np.float32)
     for fusion in ("concat", "add", "attention"):
         head = heads.prediction(4, fusion)
         assert jax.eval_shape(lambda head=head: head.apply(head.init(KEY, 2, 3), z)).shape == (5, 4)
