@@ -35,7 +35,8 @@ class Settings:
     benchmark: Literal["domain", "function", "scene"] = "domain"
     """What differs between clients of scenes: how pictures are drawn, what is asked, what there is to see."""
     mode: str = "dat"
-    """Of a single run, see --help of compare; compare has all."""
+    """Of a single run; compare has all: classifier, standalone, bias, norm, prompt, lora, full, adapter, adapter+prox,
+    adapter+adam, adapter+dyn, dat, "dat, no teacher", "dat, no distillation", mutual."""
     trunk: str | None = None
     """Folder of a pretrained trunk: of experiments.pretrain_vilt, or ViLT-B/32's model.safetensors and vocab.txt."""
     train: int = 400
