@@ -18,11 +18,11 @@ import tyro
 from experiments import feddat_costs, pretrain_vilt, problems
 from experiments.feddat_modes import Widths, make, modes, size
 from experiments.pretrain_vilt import Trunk
-from fedjax_mm import report, run
+from fedjax_mm import report
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
 from fedjax_mm.methods.vqa_tuning import Training
-from fedjax_mm.models import adapters
+from fedjax_mm.models import Model, adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Problem(NamedTuple):
     tasks: vqa.Tasks
     data: FederatedData
     trunk: Trunk
+    head: Model
 
 
 @functools.lru_cache(4)
@@ -89,7 +90,8 @@ def load(settings: Settings, seed: int) -> Problem:
         tokenizer=trunk.tokenizer,
         seed=seed,
     )
-    return Problem(tasks, vqa.federated(tasks), trunk)
+    data = vqa.federated(tasks)
+    return Problem(tasks, data, trunk, adapters.answers(data.cohorts["all"].arrays["target"].shape[1]))
 
 
 @functools.lru_cache(1)
@@ -108,24 +110,19 @@ def _trunk(folder: str | None) -> Trunk:
 def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, mode = load(settings, seed), modes(settings.training)[name]
-    head = adapters.answers(problem.data.cohorts["all"].arrays["target"].shape[1])
-    directory = problems.folder(settings, name, seed)
-    run.train(
-        make(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, head),
+    return problems.finish(
+        make(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head),
         problem.data,
+        settings,
+        name,
+        seed,
         rounds=settings.rounds,
         per_round=problem.data.sizes,
-        seed=seed,
-        directory=directory,
         test=vqa.all_examples(problem.tasks, settings.split),
         evaluate_every=max(1, settings.rounds // 5),
         checkpoint_every=settings.rounds,
-        chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
         config={"settings": problems.of_a_run(settings), "mode": mode.config, "trunk": problem.trunk.scores},
-        log=lambda line: None,
     )
-    print(f"{name}, seed {seed}: done", flush=True)
-    return directory
 
 
 def compare(settings: Settings) -> list[dict]:
@@ -173,9 +170,8 @@ def _rows(settings: Settings, name: str, same: list[report.Run]) -> list[dict[st
     """One row, and of a run with two adapters one more for each of them alone."""
     (row,) = report.summary(same)
     problem, rows = load(settings, 0), []
-    head = adapters.answers(problem.data.cohorts["all"].arrays["target"].shape[1])
     mode = modes(settings.training)[name]
-    counted = size(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, head)
+    counted = size(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head)
     kinds = {"dat": "", "local": ", its own adapter", "shared": ", the shared adapter"}
     for kind, addition in kinds.items() if "test/dat" in row else {"score": ""}.items():
         scores = {"score": row[f"test/{kind}"]}

@@ -17,7 +17,7 @@ import tyro
 
 from experiments import layerwise_costs, problems
 from experiments.layerwise_costs import PLANS
-from fedjax_mm import report, run, stages
+from fedjax_mm import report, stages
 from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
@@ -162,21 +162,17 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
 def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, config = load(settings, seed), config_of(settings, plan)
-    directory = pathlib.Path(settings.out) / plan / f"seed{seed}"
-    run.train(
+    return problems.finish(
         layerwise.build(config, problem.data, problem.encoders, problem.num_classes),
         problem.data,
+        settings,
+        plan,
+        seed,
         per_round=settings.per_round,
-        seed=seed,
-        directory=directory,
         test=problem.test,
         evaluate_every=max(1, settings.rounds // (3 * settings.stages)),
-        chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
         config={"settings": problems.of_a_run(settings), "method": config},
-        log=lambda line: None,
     )
-    print(f"{plan}, seed {seed}: done", flush=True)
-    return directory
 
 
 def compare(settings: Settings) -> list[dict]:

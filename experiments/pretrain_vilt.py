@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from experiments import problems
 from fedjax_mm import losses, records
 from fedjax_mm.data import flickr8k, scenes, wordpiece
-from fedjax_mm.models import pretrained, vilt
+from fedjax_mm.models import pretrained, transformer, vilt
 from fedjax_mm.types import PyTree
 
 MASK, SEP = (wordpiece.SPECIAL.index(token) for token in ("[MASK]", "[SEP]"))
@@ -198,9 +198,10 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], 
     patch = params["trunk"]["embeddings"]["image"]["patch"]["kernel"].shape[0]
     tokens = model.tokens(params["trunk"], {"image": image, "question": jnp.where(hidden, MASK, text)})
     matches = (jnp.arange(len(text)) >= half).astype(jnp.int32)
-    pooler = params["trunk"]["pooler"]
-    pooled = jnp.tanh(tokens[:, 0] @ pooler["kernel"] + pooler["bias"][None])
-    match = _standard(pooled) @ params["match"]["kernel"] + params["match"]["bias"][None]
+    match = (
+        _standard(transformer.pooled(params["trunk"], tokens)) @ params["match"]["kernel"]
+        + params["match"]["bias"][None]
+    )
     words = nn.gelu(tokens[half:, : text.shape[1]] @ params["words"]["kernel"])
     words = words @ params["trunk"]["embeddings"]["text"]["word"].T + params["words"]["bias"][None, None]
     weight = hidden[half:].astype(jnp.float32)

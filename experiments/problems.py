@@ -196,6 +196,15 @@ def folder(settings: Settings, name: str, seed: int) -> pathlib.Path:
     return pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}"
 
 
+def finish(method, data: FederatedData, settings: Any, name: str, seed: int, **given) -> pathlib.Path:
+    """The directory of a row's run of one seed, finished; `given` goes to run.train."""
+    directory = folder(settings, name, seed)
+    chunk = settings.chunk if settings.chunk == "auto" else int(settings.chunk)
+    run.train(method, data, seed=seed, directory=directory, chunk=chunk, log=lambda line: None, **given)
+    print(f"{name}, seed {seed}: done", flush=True)
+    return directory
+
+
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
     about = ("data_dir", "mode", "plan", "trunk", "seeds", "chunk", "out")
@@ -220,23 +229,21 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
         if variant.pool:
             problem = problem._replace(data=pooled(problem.data))
         share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
-        folders.append(folder(settings, name, seed))
-        run.train(
+        done = finish(
             variant.build(problem),
             problem.data,
+            settings,
+            name,
+            seed,
             rounds=settings.rounds,
             per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
-            seed=seed,
-            directory=folders[-1],
             test={key: tested[key] for key in (*problem.dataset.modalities, "label", "labels") if key in tested},
             evaluate_every=max(1, settings.rounds // 6),
             checkpoint_every=max(1, settings.rounds // 3),
-            chunk=settings.chunk if settings.chunk == "auto" else int(settings.chunk),
             devices=settings.devices,
             config=variant.config,
-            log=lambda line: None,
         )
-        print(f"{name}, seed {seed}: done", flush=True)
+        folders.append(done)
     (row,) = report.summary([report.load(folder) for folder in folders])
     alone = variant.pool or not variant.travels
     return {**row, "method": name} | ({"MB down": None, "MB up": None} if alone else {})
