@@ -124,7 +124,7 @@ def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
         held.append(Captions(made.image[each:], several[each:]))
         asked += scenes.questions(made, per_scene=1, seed=settings.seed).text.tolist()
     if settings.data == "flickr8k":
-        photos = flickr8k.load(settings.data_dir, size.image, vocabulary=size.vocabulary)
+        photos = flickr8k.load(settings.data_dir, image=size.image, vocabulary=size.vocabulary)
         for split, into in (("train", train), ("valid", held)):
             into.append(Captions(np.asarray(photos.splits[split]["image"]), photos.captions[split]))
     together = lambda parts: Captions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
