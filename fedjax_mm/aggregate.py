@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mm.types import Each, Mean, PyTree, Upload
 
@@ -76,15 +77,17 @@ def contrastive_weights(
     anchors: jax.Array,
     temperature: jax.Array | float = 1.0,
     exclude_match: bool = False,
-    block: int = 512,
+    block: int = 256,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The share of each client in each public item, by how well its rep tells the item's anchor from all others.
 
     softmax over clients of log(exp(z_k . a_k / t) / sum_j exp(z_k . a_j / t)); `exclude_match` leaves j = k out of
     the sum. reps [C, P, D], weight [C] (> 0 marks who sent), anchors [P, D] the server's reps of the other modality;
-    -> [C, P]. Rows are scored `block` at a time, in memory for a few block x P numbers. (Yu 2023, CreamFL, global-local
-    contrastive aggregation: the paper excludes the match, the authors' code includes it; the temperature is ours,
-    1 is theirs)
+    -> [C, P]. Rows are scored `block` at a time, in memory for a few block x P numbers; a mesh of one axis (see
+    clients.make_mesh) splits the items over its devices, each of which needs all anchors. (Yu 2023, CreamFL,
+    global-local contrastive aggregation: the paper excludes the match, the authors' code includes it; the temperature
+    is ours, 1 is theirs)
     """
     _check_reps(reps, weight, anchors)
     clients, items, width = reps.shape
@@ -92,17 +95,32 @@ def contrastive_weights(
         raise ValueError(f"temperature is {temperature}; it must be above 0.")
     if exclude_match and items < 2:
         raise ValueError(f"{items} public item leaves nothing to compare with; use 2 or more, or exclude_match=False.")
-    rows = jnp.asarray(reps).reshape(clients * items, width)
     wide = jnp.promote_types(reps.dtype, jnp.float32)
 
-    def score(row):
-        item = row % items
-        logits = jnp.asarray(anchors, wide) @ rows[row].astype(wide) / temperature  # [P]
-        others = jnp.where(jnp.arange(items) == item, -jnp.inf, logits) if exclude_match else logits
-        return logits[item] - jax.nn.logsumexp(others)
+    def scores(reps, items_here, anchors, temperature):  # [C, p, D], [p], [P, D], [] -> [C, p]
+        here = len(items_here)
+        rows = reps.reshape(clients * here, width)
 
-    scores = jax.lax.map(score, jnp.arange(clients * items), batch_size=min(block, clients * items))
-    return _softmax(scores.reshape(clients, items), weight)
+        def score(row):
+            item = items_here[row % here]
+            logits = anchors.astype(wide) @ rows[row].astype(wide) / temperature  # [P]
+            others = jnp.where(jnp.arange(items) == item, -jnp.inf, logits) if exclude_match else logits
+            return logits[item] - jax.nn.logsumexp(others)
+
+        found = jax.lax.map(score, jnp.arange(clients * here), batch_size=min(block, clients * here))
+        return found.reshape(clients, here)
+
+    fixed = (jnp.asarray(anchors), jnp.asarray(temperature, wide))
+    if mesh is None:
+        return _softmax(scores(jnp.asarray(reps), jnp.arange(items), *fixed), weight)
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"the mesh has the axes {mesh.axis_names}; give one with one axis, as clients.make_mesh does.")
+    split, whole = PartitionSpec(None, *mesh.axis_names), PartitionSpec()
+    specs = (split, PartitionSpec(*mesh.axis_names), whole, whole)
+    padding = -items % mesh.size
+    padded = jnp.pad(reps, ((0, 0), (0, padding), (0, 0)))
+    spread = jax.shard_map(scores, mesh=mesh, in_specs=specs, out_specs=split)
+    return _softmax(spread(padded, jnp.arange(items + padding) % items, *fixed)[:, :items], weight)
 
 
 def contrastive_mean(
@@ -111,14 +129,16 @@ def contrastive_mean(
     anchors: jax.Array,
     temperature: jax.Array | float = 1.0,
     exclude_match: bool = False,
-    block: int = 512,
+    block: int = 256,
     default: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """CreamFL's aggregate: each public item's reps averaged with `contrastive_weights`; not normalised again.
 
     Arguments as there, default [P, D] (zeros) for where nobody sent; -> [P, D].
     """
-    return combine(contrastive_weights(reps, weight, anchors, temperature, exclude_match, block), reps, default)
+    weights = contrastive_weights(reps, weight, anchors, temperature, exclude_match, block, mesh)
+    return combine(weights, reps, default)
 
 
 def combine(weights: jax.Array, reps: jax.Array, default: jax.Array | None = None) -> jax.Array:
@@ -140,7 +160,7 @@ def combine(weights: jax.Array, reps: jax.Array, default: jax.Array | None = Non
 
 def mean_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     """The same share for every client that sent. reps [C, P, D], weight [C]; -> [C, P]. (Li 2019, FedMD)"""
-    return _proportional(jnp.ones(reps.shape[:2]), weight)
+    return _proportional(jnp.ones(reps.shape[:2]), _sent(weight))
 
 
 def size_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
@@ -149,7 +169,7 @@ def size_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     (McMahan 2017 on reps: "Avg" in CreamFL's table 1; its "IoT", after Zhao 2022, is this with the weights of clients
     that hold both modalities times 100)
     """
-    return _proportional(jnp.broadcast_to(weight[:, None], reps.shape[:2]), weight)
+    return _proportional(jnp.broadcast_to(weight[:, None], reps.shape[:2]), _sent(weight))
 
 
 def variance_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
@@ -157,7 +177,20 @@ def variance_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
 
     reps [C, P, D], weight [C]; -> [C, P]; equal shares where no rep varies. (Cho 2022, FedET, without its second pass)
     """
-    return _proportional(jnp.var(reps, axis=-1), weight)
+    return _proportional(jnp.var(reps, axis=-1), _sent(weight))
+
+
+def consensus_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
+    """Half `variance_weights`, half the same among the clients that agree with the aggregate which these give: whose
+    rep is largest in the same of its D numbers. Where nobody agrees, `variance_weights`.
+
+    reps [C, P, D], weight [C]; -> [C, P]. (Cho 2022, FedET in full, as in CreamFL's comparison)
+    """
+    first = variance_weights(reps, weight)
+    mean = combine(first, reps)
+    agree = _sent(weight) & (jnp.argmax(reps, axis=-1) == jnp.argmax(mean, axis=-1)[None])
+    second = _proportional(jnp.var(reps, axis=-1), agree)
+    return jnp.where(jnp.any(agree, axis=0)[None], (first + second) / 2, first)
 
 
 def entropy_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
@@ -179,17 +212,22 @@ def similarity_weights(reps: jax.Array, weight: jax.Array, anchors: jax.Array) -
     return _softmax(jnp.sum(reps * anchors[None], axis=-1), weight)
 
 
+def _sent(weight: jax.Array) -> jax.Array:
+    return (weight > 0)[:, None]
+
+
 def _softmax(score: jax.Array, weight: jax.Array) -> jax.Array:
-    sent = (weight > 0)[:, None]
+    sent = _sent(weight)
     # Equal finite scores, not -inf, so that a column nobody sent is not 0 / 0.
     share = jax.nn.softmax(jnp.where(sent, score, jnp.finfo(score.dtype).min), axis=0)
     return jnp.where(sent, share, 0)
 
 
-def _proportional(score: jax.Array, weight: jax.Array) -> jax.Array:
-    sent = jnp.broadcast_to((weight > 0)[:, None], score.shape)
-    score = jnp.where(sent, score, 0)
-    score = jnp.where(jnp.sum(score, axis=0, keepdims=True) > 0, score, sent)
+def _proportional(score: jax.Array, counts: jax.Array) -> jax.Array:
+    """Shares of the clients that count, [C, P] or [C, 1]; equal where their scores [C, P] are all 0."""
+    counts = jnp.broadcast_to(counts, score.shape)
+    score = jnp.where(counts, score, 0)
+    score = jnp.where(jnp.sum(score, axis=0, keepdims=True) > 0, score, counts)
     total = jnp.sum(score, axis=0, keepdims=True)
     return score / jnp.where(total > 0, total, 1)
 

@@ -4,7 +4,7 @@ These run on the host, on NumPy or JAX arrays. Recalls and VQA scores are in per
 fractions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -27,18 +27,8 @@ def retrieval_recall(
     random, in expectation, so that an encoder that maps everything to one point scores at chance; so does a row that
     is zero or not finite, which has cosine 0 with everything. (Karpathy & Fei-Fei 2015)
     """
-    image, text, owner = np.asarray(image), np.asarray(text), np.asarray(text_to_image)
-    if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1] or owner.shape != text.shape[:1]:
-        raise ValueError(
-            f"image {image.shape}, text {text.shape}, text_to_image {owner.shape} do not fit; "
-            "they must be [I, D], [Q, D] and [Q]."
-        )
+    image, text, owner = _pairs(image, text, text_to_image)
     images = np.arange(len(image))
-    if not np.array_equal(np.unique(owner), images):
-        raise ValueError(
-            f"text_to_image must name every image 0..{len(image) - 1} at least once and nothing else; "
-            "drop images without a text and renumber the rest."
-        )
     if len(ks) == 0 or min(ks) < 1:
         raise ValueError(f"ks is {tuple(ks)}; give one or more numbers of results, each at least 1.")
     image, text = _unit(image), _unit(text)
@@ -47,6 +37,43 @@ def retrieval_recall(
     for way, (ahead, level, right) in found.items():
         scores[f"{way}_medr"] = float(np.median(1 + ahead + level / (right + 1)))
     return scores
+
+
+def retrieval_folds(image: np.ndarray, text: np.ndarray, text_to_image: np.ndarray, folds: int = 5) -> dict[str, float]:
+    """The mean over folds of `retrieval_recall`, each of consecutive images with their own texts: COCO's 1K protocol
+    on its 5,000 test images.
+
+    Arguments and keys as there. Every fold has I // folds images; what remains is left out. (Karpathy & Fei-Fei 2015)
+    """
+    image, text, owner = _pairs(image, text, text_to_image)
+    size = len(image) // folds if folds > 0 else 0
+    if not size:
+        raise ValueError(f"{len(image)} images do not make {folds} folds; give 1 fold or more, and an image for each.")
+    scores = []
+    for start in range(0, folds * size, size):
+        mine = (start <= owner) & (owner < start + size)
+        scores.append(retrieval_recall(image[start : start + size], text[mine], owner[mine] - start))
+    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+
+
+def recall_sums(whole: Mapping[str, float], folds: Mapping[str, float]) -> dict[str, float]:
+    """{"rsum", "fold/rsum", "r1_sum"} of all images' recalls and of their folds'.
+
+    rsum: R@1 + R@5 + R@10, both directions, of the one and of the other; r1_sum: R@1 of both directions and of both,
+    up to 400. (Yu 2023, CreamFL: "R@1_sum")
+    """
+    rsum = lambda scores: sum(scores[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))
+    r1_sum = sum(scores[f"{way}_r1"] for scores in (whole, folds) for way in ("i2t", "t2i"))
+    return {"rsum": rsum(whole), "fold/rsum": rsum(folds), "r1_sum": r1_sum}
+
+
+def both_protocols(image: np.ndarray, text: np.ndarray, text_to_image: np.ndarray, folds: int = 5) -> dict[str, float]:
+    """`retrieval_recall`'s scores, `retrieval_folds`' as "fold/i2t_r1", ..., and `recall_sums`: on COCO's 5,000 test
+    images the 5K protocol, the 1K protocol, and what CreamFL adds up. Arguments as there.
+    """
+    whole = retrieval_recall(image, text, text_to_image)
+    parts = retrieval_folds(image, text, text_to_image, folds)
+    return whole | {f"fold/{key}": value for key, value in parts.items()} | recall_sums(whole, parts)
 
 
 def linear_probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
@@ -149,6 +176,21 @@ def constant(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int
     _check_classes("train_labels", train_labels, num_classes)
     commonest = np.bincount(train_labels, minlength=num_classes).argmax()
     return classification(test_labels, np.full(np.shape(test_labels), commonest), num_classes)
+
+
+def _pairs(image: np.ndarray, text: np.ndarray, text_to_image: np.ndarray) -> tuple[np.ndarray, ...]:
+    image, text, owner = np.asarray(image), np.asarray(text), np.asarray(text_to_image)
+    if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1] or owner.shape != text.shape[:1]:
+        raise ValueError(
+            f"image {image.shape}, text {text.shape}, text_to_image {owner.shape} do not fit; "
+            "they must be [I, D], [Q, D] and [Q]."
+        )
+    if not np.array_equal(np.unique(owner), np.arange(len(image))):
+        raise ValueError(
+            f"text_to_image must name every image 0..{len(image) - 1} at least once and nothing else; "
+            "drop images without a text and renumber the rest."
+        )
+    return image, text, owner
 
 
 def _ranks(queries, candidates, query_item, candidate_item) -> np.ndarray:

@@ -27,7 +27,8 @@ def tune_chunks(
     devices = mesh.size if mesh is not None else 1
     seconds = {}
     for name, cohort in method.cohorts.items():
-        keep = method.server._replace(update=lambda server, uploads, public, key: (server, uploads))
+        only = lambda server, uploads, public, key: (server, uploads)
+        keep = method.server._replace(update=only, begin=None)
         places = -(-data.cohorts[name].index.shape[0] // devices)
         seconds[name] = {}
         for chunk in [c for c in (1, 4, 16, 64, 256) if c < places] + [places]:

@@ -8,6 +8,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import entropy
 
 from fedjax_mm import aggregate
+from fedjax_mm.clients import make_mesh
 from fedjax_mm.types import Each, Mean
 
 C, P, D = 4, 11, 6
@@ -18,6 +19,7 @@ WEIGHTINGS = {
     "mean": lambda r, w, a: aggregate.mean_weights(r, w),
     "size": lambda r, w, a: aggregate.size_weights(r, w),
     "variance": lambda r, w, a: aggregate.variance_weights(r, w),
+    "consensus": lambda r, w, a: aggregate.consensus_weights(r, w),
     "entropy": lambda r, w, a: aggregate.entropy_weights(r, w),
     "similarity": aggregate.similarity_weights,
 }
@@ -158,6 +160,41 @@ def test_no_square_of_the_public_items_in_memory(exclude_match):
     assert temp < 4 * items * items / 10
 
 
+@pytest.mark.parametrize("exclude_match", [False, True])
+def test_the_papers_size_fits_in_memory(exclude_match):
+    # 50,000 public items of 512 numbers from 10 clients: with the reps themselves (1.02 GB), all under 1.5 GB
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(10, 50_000, 512), (10,), (50_000, 512)]]
+    mean = jax.jit(lambda r, w, a: aggregate.contrastive_mean(r, w, a, 0.5, exclude_match))
+    memory = mean.lower(*shapes).compile().memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert held == pytest.approx(4 * 50_000 * 512 * (10 + 1 + 1), rel=1e-3)
+    assert held + memory.temp_size_in_bytes < 1.5e9
+
+
+@pytest.mark.parametrize("items", [P, 12, 2])  # 4 devices: padded, not padded, fewer items than devices
+@pytest.mark.parametrize("exclude_match", [False, True])
+def test_devices_do_not_matter(items, exclude_match):
+    arrays = (REPS[:, :1].repeat(12, 1) + draw(C, 12, D, seed=4))[:, :items], WEIGHT, draw(12, D, seed=1)[:items]
+    want = dense_weights(arrays[0], arrays[2], 0.3, exclude_match)
+    mesh, default = make_mesh(4), np.zeros((items, D), np.float32)
+    found = aggregate.contrastive_weights(*arrays, 0.3, exclude_match, mesh=mesh)
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+    inside = jax.jit(lambda t, *a: aggregate.contrastive_mean(*a, t, exclude_match, default=default, mesh=mesh))
+    for mean in (aggregate.contrastive_mean(*arrays, 0.3, exclude_match, mesh=mesh), inside(0.3, *arrays)):
+        np.testing.assert_allclose(mean, np.einsum("cp,cpd->pd", want, arrays[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_devices_share_the_work():
+    # Each device scores its own items only, and never holds another's reps.
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(8, 1024, 64), (8,), (1024, 64)]]
+    mean = lambda mesh: jax.jit(lambda r, w, a: aggregate.contrastive_mean(r, w, a, block=8, mesh=mesh))
+    alone, spread = (mean(mesh).lower(*shapes).compile().memory_analysis() for mesh in (None, make_mesh(4)))
+    reps, anchors = 4 * 8 * 1024 * 64, 4 * 1024 * 64
+    assert alone.argument_size_in_bytes == pytest.approx(reps + anchors, rel=1e-3)
+    assert spread.argument_size_in_bytes == pytest.approx(reps / 4 + anchors, rel=1e-3)
+    assert spread.temp_size_in_bytes < reps / 2
+
+
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_shares_sum_to_1_and_follow_the_clients(name):
     weights = WEIGHTINGS[name]
@@ -220,9 +257,36 @@ def test_the_other_weightings_are_their_formulas():
     np.testing.assert_allclose(aggregate.similarity_weights(REPS, WEIGHT, ANCHORS), similar, rtol=1e-4)
 
 
+def test_consensus_is_the_mean_of_two_variance_means():
+    # "var_2" of the authors' older code, client by client and item by item
+    reps = REPS.astype(np.float64) + 2 * np.eye(D)[np.arange(P) % D][None] * (np.arange(C) < 2)[:, None, None]
+    found = aggregate.combine(aggregate.consensus_weights(reps, WEIGHT), reps)
+    partly = 0
+    for k in range(P):
+        z, variance = reps[:, k], reps[:, k].var(-1)
+        mean = np.average(z, axis=0, weights=variance)
+        agree = [c for c in range(C) if z[c].argmax() == mean.argmax()]
+        again = np.average(z[agree], axis=0, weights=variance[agree]) if agree else mean
+        np.testing.assert_allclose(found[k], (mean + again) / 2, rtol=1e-5, atol=1e-6)
+        partly += 0 < len(agree) < C
+    assert partly > P / 2
+
+
+def test_consensus_of_clients_who_all_disagree_with_their_mean_is_the_variance_mean():
+    # each is largest in a place of its own, the mean in the place where each is second
+    reps = np.array([[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, 2.5]], np.float32)[:, None]
+    found = aggregate.consensus_weights(reps, np.ones(3, np.float32))
+    np.testing.assert_allclose(found, np.full((3, 1), 1 / 3), rtol=1e-6)
+    # a client that sent nothing cannot agree, though it would
+    reps = np.concatenate([reps, np.array([[[0, 0, 0, 9]]], np.float32)])
+    found = aggregate.consensus_weights(reps, np.array([1, 1, 1, 0], np.float32))
+    np.testing.assert_allclose(found[:, 0], [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
 def test_reps_without_spread_get_equal_shares():
     flat = np.ones((C, P, D), np.float32)
-    np.testing.assert_allclose(aggregate.variance_weights(flat, WEIGHT), np.full((C, P), 1 / C), rtol=1e-6)
+    for weights in (aggregate.variance_weights, aggregate.consensus_weights):
+        np.testing.assert_allclose(weights(flat, WEIGHT), np.full((C, P), 1 / C), rtol=1e-6)
     peaked = np.zeros((C, P, D), np.float32)
     peaked[..., 0] = 1000  # entropy 0
     np.testing.assert_allclose(aggregate.entropy_weights(peaked, WEIGHT), np.full((C, P), 1 / C), rtol=1e-6)
@@ -237,3 +301,6 @@ def test_wrong_arguments_are_named():
         aggregate.contrastive_weights(REPS, WEIGHT, ANCHORS, 0)
     with pytest.raises(ValueError, match="nothing to compare"):
         aggregate.contrastive_weights(REPS[:, :1], WEIGHT, ANCHORS[:1], exclude_match=True)
+    grid = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=r"axes \('a', 'b'\); give one with one axis"):
+        aggregate.contrastive_mean(REPS, WEIGHT, ANCHORS, mesh=grid)

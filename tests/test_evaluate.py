@@ -61,6 +61,40 @@ def test_perfect_and_hopeless_encoders():
     assert (found["i2t_medr"], found["t2i_medr"]) == (11, 6)
 
 
+@pytest.mark.parametrize("folds", [1, 4, 5, 11])
+def test_folds_are_consecutive_images_with_their_own_texts(pairs, folds):
+    image, text, owner = pairs
+    size, want = 30 // folds, []  # 4 folds leave 2 images out, and 11 leave 8, four times a fold
+    for fold in range(folds):
+        mine = np.flatnonzero(owner // size == fold)
+        parts = image[fold * size : (fold + 1) * size], text[mine], owner[mine] % size
+        want.append([*brute_force(*parts, 1), *brute_force(*parts, 5), *brute_force_median(*parts)])
+    found = evaluate.retrieval_folds(*pairs, folds=folds)
+    assert set(found) == set(evaluate.retrieval_recall(*pairs))
+    keys = ("i2t_r1", "t2i_r1", "i2t_r5", "t2i_r5", "i2t_medr", "t2i_medr")
+    np.testing.assert_allclose([found[key] for key in keys], np.mean(want, axis=0), rtol=1e-9)
+
+
+def test_sums_are_those_of_creamfls_table():
+    # Its row of CreamFL: R@1, R@5, R@10 from image to text, then from text to image, of 5,000 and of 1,000 images
+    keys = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    whole = dict(zip(keys, (25.34, 53.62, 66.95, 18.94, 44.68, 58.82), strict=True)) | {"i2t_medr": 5.0}
+    folds = dict(zip(keys, (49.66, 80.66, 90.13, 38.94, 75.02, 87.14), strict=True)) | {"i2t_medr": 2.0}
+    found = evaluate.recall_sums(whole, folds)
+    want = {"rsum": 145.91 + 122.44, "fold/rsum": 220.45 + 201.10, "r1_sum": 132.88}
+    assert found == pytest.approx(want)
+
+
+def test_both_protocols_are_the_two_and_their_sums(pairs):
+    whole, folds = evaluate.retrieval_recall(*pairs), evaluate.retrieval_folds(*pairs, folds=3)
+    found = evaluate.both_protocols(*pairs, folds=3)
+    sums = ("rsum", "fold/rsum", "r1_sum")
+    assert set(found) == {*whole, *(f"fold/{key}" for key in folds), *sums}
+    assert all(found[key] == whole[key] and found[f"fold/{key}"] == folds[key] for key in whole)
+    assert {key: found[key] for key in sums} == evaluate.recall_sums(whole, folds)
+    assert found["fold/t2i_r5"] > found["t2i_r5"]
+
+
 @pytest.mark.parametrize("fill", [1.0, 0.0, np.nan, np.inf])
 def test_a_collapsed_or_diverged_encoder_scores_at_chance(fill):
     owner = np.repeat(np.arange(20), 5)
@@ -88,6 +122,9 @@ def test_two_images_with_one_caption_share_the_hit():
         (lambda: evaluate.retrieval_recall(np.ones((3, 2)), np.ones((3, 2)), np.array([0, 1, 3])), "every image"),
         (lambda: evaluate.retrieval_recall(np.ones((3, 2)), np.ones((2, 2)), np.array([0, 1])), "every image"),
         (lambda: evaluate.retrieval_recall(np.ones((2, 2)), np.ones((2, 2)), np.arange(2), ks=(0,)), "ks"),
+        (lambda: evaluate.retrieval_folds(np.ones((3, 2)), np.ones((3, 2)), np.arange(3)), "3 images do not make 5"),
+        (lambda: evaluate.retrieval_folds(np.ones((3, 2)), np.ones((3, 2)), np.arange(3), 0), "1 fold or more"),
+        (lambda: evaluate.retrieval_folds(np.ones((5, 2)), np.ones((5, 2)), np.arange(5) + 1), "every image"),
         (lambda: evaluate.classification([0, 1], [0, 2], 2), "predictions holds"),
         (lambda: evaluate.classification([0, -1], [0, 1], 2), "labels holds"),
         (lambda: evaluate.classification([0, 1], [0, 1, 1], 2), r"\[M\] both"),

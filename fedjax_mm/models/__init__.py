@@ -1,6 +1,21 @@
 """Models as pairs of pure functions. Flax stays inside this package."""
 
-from fedjax_mm.models import adapters, ast, bert, cnn, heads, lstm, mlp, pretrained, text, transformer, vilt, vit
+from fedjax_mm.models import (
+    adapters,
+    ast,
+    bert,
+    cnn,
+    embedding,
+    heads,
+    lstm,
+    mlp,
+    pretrained,
+    resnet,
+    text,
+    transformer,
+    vilt,
+    vit,
+)
 from fedjax_mm.models.layers import Model
 from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.models.vilt import Vilt
@@ -13,10 +28,12 @@ __all__ = [
     "ast",
     "bert",
     "cnn",
+    "embedding",
     "heads",
     "lstm",
     "mlp",
     "pretrained",
+    "resnet",
     "text",
     "transformer",
     "vilt",

@@ -9,8 +9,24 @@ from flax import linen as nn
 from fedjax_mm.models.layers import Conv, GroupNorm, Model, as_model, one_of, pixels
 
 
+class Stages(nn.Module):
+    """Stages of 3x3 convolution with stride 2, norm and relu."""
+
+    channels: Sequence[int]
+    norm: str | None = "group"
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = pixels(images, self.dtype)
+        for features in self.channels:
+            x = Conv(features, stride=2, use_bias=self.norm is None, dtype=self.dtype)(x)
+            x = nn.relu(x if self.norm is None else GroupNorm(dtype=self.dtype)(x))
+        return x
+
+
 class CNN(nn.Module):
-    """Stages of 3x3 convolution with stride 2, norm and relu, then a pool and a linear layer."""
+    """`Stages`, then a pool and a linear layer."""
 
     channels: Sequence[int]
     dim: int
@@ -20,10 +36,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = pixels(images, self.dtype)
-        for features in self.channels:
-            x = Conv(features, stride=2, use_bias=self.norm is None, dtype=self.dtype)(x)
-            x = nn.relu(x if self.norm is None else GroupNorm(dtype=self.dtype)(x))
+        x = Stages(self.channels, self.norm, self.dtype)(images)
         x = x.mean((1, 2)) if self.pool == "mean" else x.reshape(x.shape[0], -1)
         return nn.Dense(self.dim, dtype=self.dtype)(x).astype(jnp.float32)
 
@@ -43,3 +56,9 @@ def encoder(
     one_of("norm", norm, ("group", None))
     one_of("pool", pool, ("mean", "flatten"))
     return as_model(CNN(tuple(channels), dim, norm, pool, dtype))
+
+
+def trunk(channels: Sequence[int], norm: str | None = "group", dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
+    """`encoder` without its pool and linear layer: images -> a map [B, h, w, D], for the heads of models.embedding."""
+    one_of("norm", norm, ("group", None))
+    return as_model(Stages(tuple(channels), norm, dtype))

@@ -45,21 +45,24 @@ def pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return scaled.astype(dtype)
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, tuple[int, int]]:
-    """The output size and the (low, high) padding of XLA's SAME."""
+def _padding(size: int, kernel: int, stride: int, padding: int | None) -> tuple[int, tuple[int, int]]:
+    """The output size and the (low, high) padding, XLA's SAME where none is given."""
+    if padding is not None:
+        return (size + 2 * padding - kernel) // stride + 1, (padding, padding)
     out = -(-size // stride)
     total = max((out - 1) * stride + kernel - size, 0)
     return out, (total // 2, total - total // 2)
 
 
-def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
+def patches(x: jax.Array, kernel: int, stride: int, padding: int | None = None) -> jax.Array:
     """The input under each position of a SAME-padded kernel: [B, H, W, F] -> [B, H/stride, W/stride, kernel^2 F].
 
-    The last axis runs over (row, column, F), as a kernel [kernel, kernel, F, out] does when reshaped to a matrix.
+    With `padding` zeros on every side instead, as PyTorch pads, sizes are (H + 2 padding - kernel) // stride + 1. The
+    last axis runs over (row, column, F), as a kernel [kernel, kernel, F, out] does when reshaped to a matrix.
     """
-    (height, pad_h), (width, pad_w) = (_same_padding(n, kernel, stride) for n in x.shape[1:3])
+    (height, pad_h), (width, pad_w) = (_padding(n, kernel, stride, padding) for n in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), pad_h, pad_w, (0, 0)))
-    if kernel == stride:
+    if kernel == stride and padding is None:
         x = x.reshape(x.shape[0], height, kernel, width, kernel, x.shape[-1])
         return x.swapaxes(2, 3).reshape(*x.shape[:2], width, -1)
     # Columns first, then rows: 2 kernel slices instead of kernel^2.
@@ -71,7 +74,7 @@ class Conv(nn.Module):
     """SAME convolution [B, H, W, F] -> [B, H/stride, W/stride, features], sizes rounded up; equal to XLA's own.
 
     Parameters: kernel [kernel, kernel, F, features] and, with `use_bias`, bias [features], named and laid out as in
-    `flax.linen.Conv`. With kernel = stride it is a patch embedding.
+    `flax.linen.Conv`. With kernel = stride it is a patch embedding. `padding` is that of `patches`.
     """
 
     features: int
@@ -79,6 +82,7 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
+    padding: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,7 +90,7 @@ class Conv(nn.Module):
             raise ValueError(f"images must be [B, H, W, channels], got shape {x.shape}; grey images need x[..., None]")
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        y = patches(x.astype(self.dtype), self.kernel, self.stride) @ kernel.reshape(-1, self.features)
+        y = patches(x.astype(self.dtype), self.kernel, self.stride, self.padding) @ kernel.reshape(-1, self.features)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None, None, None]
         return y

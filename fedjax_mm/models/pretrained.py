@@ -33,6 +33,9 @@ CONV = Layout(
 )  # [out, in, h, w] <-> [h, w, in, out]
 BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # [1, ...] <-> [...]
 
+# Buffers that files hold beside the weights and that say nothing.
+BUFFERS = ("position_ids", "token_type_ids", "num_batches_tracked")
+
 Names = Mapping[
     str, tuple[str, Layout]
 ]  # our path "layers/00/fc_1/kernel" -> (name in the file, without prefix; layout)
@@ -105,7 +108,7 @@ def load(model, path: str | pathlib.Path) -> PyTree:
             params[ours] = jnp.asarray(layout.read(found[theirs]), jnp.float32)
     wanted = {spec.names[ours][0] for ours in expected}
     for theirs in sorted(found.keys() - wanted):
-        if not theirs.startswith(spec.heads) and not theirs.endswith(("position_ids", "token_type_ids")):
+        if not theirs.startswith(spec.heads) and not theirs.endswith(BUFFERS):
             problems.append(f"{theirs} {found[theirs].shape} has no place in the model")
     if problems:
         listed = "\n  ".join(problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20))

@@ -1,0 +1,198 @@
+"""Encoders into a joint space of images and texts: heads on trunks, and a text encoder from word vectors.
+
+Embeddings are not of unit length: the method normalises.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fedjax_mm.models.layers import Model, as_model, one_of
+from fedjax_mm.models.text import GRU
+from fedjax_mm.types import Key, PyTree
+
+
+class Pie(nn.Module):
+    """LayerNorm(out + sigmoid(FC(x pooled by attention))): out [B, D], x [B, T, C], valid [B, T] bool -> [B, D].
+
+    The weights are softmax(w2 tanh(W1 x)) over the valid T, over all of them where none is. (PIE-Net of Song &
+    Soleymani 2019, with one embedding and without dropout) Parameters: w1 [C, C/2] and w2 [C/2, 1] (kernel), fc
+    (kernel, bias), norm (scale, bias).
+    """
+
+    @nn.compact
+    def __call__(self, out: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array:
+        hidden = nn.tanh(nn.Dense(x.shape[-1] // 2, use_bias=False, name="w1")(x))
+        logits = nn.Dense(1, use_bias=False, name="w2")(hidden)[..., 0]
+        # Not -inf, with which a row without any valid T would be NaN.
+        weights = jax.nn.softmax(jnp.where(valid, logits, 0.7 * jnp.finfo(logits.dtype).min))
+        pooled = jnp.einsum("bt,btc->bc", weights, x)
+        residual = nn.sigmoid(nn.Dense(out.shape[-1], name="fc")(pooled))
+        # Two passes, as a single one loses a small variance beside a large mean.
+        return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(out + residual)
+
+
+class PieImage(nn.Module):
+    """A linear layer on the mean over a feature map's cells, and `Pie` over them."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = _cells(features)
+        return Pie(name="pie")(nn.Dense(self.dim, name="fc")(x.mean(1)), x, jnp.ones(x.shape[:2], bool))
+
+
+class PieText(nn.Module):
+    """A bidirectional GRU on word vectors, and `Pie` over them."""
+
+    vocabulary: int
+    dim: int
+    width: int
+    backward: str
+    table: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens must be integers [B, L], got {tokens.dtype} {tokens.shape}")
+        valid = tokens != 0
+        embedded = nn.Embed(self.vocabulary, self.width, embedding_init=self.table, name="words")(tokens)
+        x = jnp.where(valid[..., None], embedded, 0.0)
+        backwards, there = x[:, ::-1], valid[:, ::-1]  # padding comes first and leaves the state at zero
+        if self.backward == "last":
+            last = there.argmax(1)[:, None]
+            backwards = jnp.take_along_axis(backwards, last[..., None], axis=1)
+            there = jnp.take_along_axis(there, last, axis=1)
+        read = lambda name, x, valid: GRU(self.dim // 2, name=name)(x, valid)[:, -1]
+        out = jnp.concatenate([read("forward", x, valid), read("backward", backwards, there)], axis=-1)
+        return Pie(name="pie")(out, x, valid)
+
+
+def pie_image(trunk: Model, dim: int) -> Model:
+    """An encoder of images [B, H, W, channels] -> [B, dim]: LayerNorm(FC(mean) + sigmoid(FC'(attention))) over cells.
+
+    trunk: resnet.ResNet, or whatever has its `init` and `apply` with feature maps [B, h, w, C]. (CreamFL's server and
+    multimodal clients) Parameters: trunk; head (fc, and `Pie`'s as pie).
+    """
+    return _headed(trunk, PieImage(dim))
+
+
+def mean_image(trunk: Model, dim: int, scale: float = 1.0) -> Model:
+    """An encoder of images [B, H, W, channels] -> [B, dim]: a linear layer on `scale` times the mean over cells.
+
+    trunk as for `pie_image`. (CreamFL's image-only clients; their released code has a scale of 128, and no linear layer
+    where dim is the trunk's width) Parameters: trunk; head (kernel, bias).
+    """
+    mean = lambda params, images: scale * _cells(trunk.apply(params, images)).mean(1)
+    return linear(Model(trunk.init, mean), dim)
+
+
+def linear(trunk: Model, dim: int) -> Model:
+    """A linear layer on a trunk's [B, D], such as token 0 of a Transformer (vit, bert): -> [B, dim].
+
+    (CreamFL's server reads texts with BERT) Parameters: trunk; head (kernel, bias).
+    """
+    return _headed(trunk, nn.Dense(dim))
+
+
+def pie_text(
+    vocabulary: int,
+    dim: int,
+    width: int = 300,
+    relu: bool = False,
+    scale: float = 1.0,
+    backward: str = "full",
+    table: np.ndarray | None = None,
+) -> Model:
+    """An encoder of token ids [B, L] in 0..vocabulary-1 -> [B, dim]: LayerNorm(GRU + sigmoid(FC(attention))).
+
+    Word vectors [vocabulary, width], from `table` (see `glove`) where there is one; attention over them; a GRU of dim/2
+    units in each direction. 0 is padding and changes nothing; a text of padding alone gives a constant.
+
+    The forward half is the state after the last word. The backward half with "full" is the state after the first word,
+    having read all; with "last" it is CreamFL's released code: the output at the last word, having read that one alone.
+    `scale` and then `relu` follow the norm. (CreamFL's multimodal clients, and with 128 and relu its text-only ones in
+    the released code) Parameters: words (embedding), forward and backward (`GRU`), pie (`Pie`).
+    """
+    one_of("backward", backward, ("full", "last"))
+    if dim % 2:
+        raise ValueError(f"dim must be even, half for each direction of the GRU; got {dim}")
+    if table is not None and np.shape(table) != (vocabulary, width):
+        raise ValueError(f"table must be [vocabulary, width], {(vocabulary, width)}, got {np.shape(table)}")
+    given = lambda key, shape, dtype: jnp.asarray(table, dtype)
+    random = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    model = as_model(PieText(vocabulary, dim, width, backward, random if table is None else given))
+
+    def apply(params: PyTree, tokens: jax.Array) -> jax.Array:
+        z = scale * model.apply(params, tokens)
+        return nn.relu(z) if relu else z
+
+    return Model(model.init, apply)
+
+
+def glove(path: str | os.PathLike, words: Sequence[str]) -> np.ndarray:
+    """The vectors of `words` in a GloVe text file, "word v1 v2 ..." a line: float32 [len(words), F].
+
+    A word that is not in the file gets N(0, 0.1^2) values, the same in every call. GloVe's own words are in lower case.
+    Raises FileNotFoundError where there is no file, and ValueError for a damaged line or where no word is found.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no GloVe vectors at {path}; get them from https://nlp.stanford.edu/projects/glove/")
+    # Bytes, as some published files hold characters that are line ends, or no characters at all, to Unicode.
+    wanted, found, width = {word.encode() for word in words}, {}, 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.rstrip()
+            width = width or line.count(b" ")
+            word, *values = line.rsplit(b" ", width)
+            # Words may hold spaces, but one that ends in a number is a line with too many.
+            _, space, last = word.rpartition(b" ")
+            wrong = not values or len(values) < width or (space and _vector([last]) is not None)
+            if not wrong and word in wanted:
+                found[word] = _vector(values)
+                wrong = found[word] is None
+            if wrong:
+                expected = f"expected a word and {width or 'its'} numbers"
+                raise ValueError(f"{path}, line {number}: {expected}, got {line[:60]!r}")
+    if not found:
+        raise ValueError(f"{path} has none of the {len(words)} words; are they in lower case, as GloVe's are?")
+    table = np.random.default_rng(0).normal(0.0, 0.1, (len(words), width)).astype(np.float32)
+    for row, word in enumerate(words):
+        table[row] = found.get(word.encode(), table[row])
+    return table
+
+
+def _vector(values: Sequence[bytes]) -> np.ndarray | None:
+    """The numbers that `values` spell; None where one is not finite or no number."""
+    try:
+        vector = np.array([float(value) for value in values], np.float32)
+    except ValueError:
+        return None
+    return vector if np.isfinite(vector).all() else None
+
+
+def _cells(features: jax.Array) -> jax.Array:
+    """A feature map [B, h, w, C] -> [B, h w, C]."""
+    if features.ndim != 4:
+        raise ValueError(f"the trunk must give feature maps [B, h, w, C], got shape {features.shape}")
+    return features.reshape(features.shape[0], -1, features.shape[-1])
+
+
+def _headed(trunk: Model, head: nn.Module) -> Model:
+    def init(key: Key, batch: jax.Array) -> PyTree:
+        keys = jax.random.split(key)
+        params = trunk.init(keys[0], batch)
+        features = jax.eval_shape(trunk.apply, params, batch)
+        return {"trunk": params, "head": head.init(keys[1], jnp.zeros(features.shape))["params"]}
+
+    def apply(params: PyTree, batch: jax.Array) -> jax.Array:
+        return head.apply({"params": params["head"]}, trunk.apply(params["trunk"], batch))
+
+    return Model(init, apply)
