@@ -68,9 +68,7 @@ def train(
     data = _placed(data, mesh)
     round_data = lambda r: _replicated(data.round(clients.choose(data.sizes, per_round, r, seed)), mesh)
     init_key, round_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (0, 1))
-    # It runs once: machine code is left plain, which takes a quarter of the time to compile.
-    plain = {"xla_backend_optimization_level": 0}
-    fresh = lambda at: _replicated(jax.jit(plan[at].method.init, compiler_options=plain)(init_key), mesh)
+    fresh = lambda at: _replicated(jax.jit(plan[at].method.init)(init_key), mesh)
     files, several = None, len(plan) > 1
     if directory is not None:
         owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
