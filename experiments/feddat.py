@@ -110,7 +110,7 @@ def _trunk(folder: str | None) -> Trunk:
 def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, mode = load(settings, seed), modes(settings.training)[name]
-    return problems.finish(
+    directory, _ = problems.finish(
         make(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head),
         problem.data,
         settings,
@@ -123,6 +123,7 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         checkpoint_every=settings.rounds,
         config={"settings": problems.of_a_run(settings), "mode": mode.config, "trunk": problem.trunk.scores},
     )
+    return directory
 
 
 def compare(settings: Settings) -> list[dict]:

@@ -162,7 +162,7 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
 def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, config = load(settings, seed), config_of(settings, plan)
-    return problems.finish(
+    directory, _ = problems.finish(
         layerwise.build(config, problem.data, problem.encoders, problem.num_classes),
         problem.data,
         settings,
@@ -173,6 +173,7 @@ def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
         evaluate_every=max(1, settings.rounds // (3 * settings.stages)),
         config={"settings": problems.of_a_run(settings), "method": config},
     )
+    return directory
 
 
 def compare(settings: Settings) -> list[dict]:

@@ -28,7 +28,7 @@ from fedjax_mm.data import (
 )
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, cnn, heads, lstm, mlp, text
-from fedjax_mm.types import Method
+from fedjax_mm.types import FedState, Method
 
 SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # of recordings; clients have the rest
 DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
@@ -196,13 +196,13 @@ def folder(settings: Settings, name: str, seed: int) -> pathlib.Path:
     return pathlib.Path(settings.out) / name.replace(" ", "_") / f"seed{seed}"
 
 
-def finish(method, data: FederatedData, settings: Any, name: str, seed: int, **given) -> pathlib.Path:
-    """The directory of a row's run of one seed, finished; `given` goes to run.train."""
+def finish(method, data: FederatedData, settings: Any, name: str, seed: int, **given) -> tuple[pathlib.Path, FedState]:
+    """The directory of a row's run of one seed, finished, and where it ended; `given` goes to run.train."""
     directory = folder(settings, name, seed)
     chunk = settings.chunk if settings.chunk == "auto" else int(settings.chunk)
-    run.train(method, data, seed=seed, directory=directory, chunk=chunk, log=lambda line: None, **given)
+    state = run.train(method, data, seed=seed, directory=directory, chunk=chunk, log=lambda line: None, **given)
     print(f"{name}, seed {seed}: done", flush=True)
-    return directory
+    return directory, state
 
 
 def of_a_run(settings: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _row(name: str, variant: Variant, problems: Sequence[Problem], settings: Set
         if variant.pool:
             problem = problem._replace(data=pooled(problem.data))
         share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
-        done = finish(
+        done, _ = finish(
             variant.build(problem),
             problem.data,
             settings,

@@ -1,4 +1,4 @@
-"""The round: download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
+"""The round: begin, download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -56,14 +56,17 @@ def federate(
         if set(data.cohorts) != set(cohorts):
             raise ValueError(f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(cohorts)}")
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
-        downloads = server.download(state.server, data.public)
+        at_server, before = state.server, {}
+        if server.begin:
+            at_server, before = server.begin(at_server, data.public, jax.random.fold_in(key, 1))
+        downloads = server.download(at_server, data.public)
         uploads, clients, metrics = {}, {}, {}
         for name, cohort in cohorts.items():
             uploads[name], clients[name], metrics[name] = cohort_pass(
                 cohort, name, downloads[name], state.clients[name], data.cohorts[name], data.public, key, upload, over
             )
-        new, on_server = server.update(state.server, uploads, data.public, jax.random.fold_in(key, 0))
-        return FedState(new, clients, state.round + 1), {**metrics, "server": on_server}
+        new, on_server = server.update(at_server, uploads, data.public, jax.random.fold_in(key, 0))
+        return FedState(new, clients, state.round + 1), {**metrics, "server": {**before, **on_server}}
 
     return Method(init, round, evaluate, server, dict(cohorts), upload, over)
 

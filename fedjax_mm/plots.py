@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
 
 from fedjax_mm.tables import Cell, Row, cell_text, heading, quantity
 
@@ -193,6 +194,28 @@ def plot_bars(
     if len(cost) > 1:
         patches = [Patch(color=colour, label=key) for key, colour in zip(cost, (DOWN, UP), strict=False)]
         figure.legend(handles=patches, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
+    _save(figure, path)
+
+
+def plot_representations(groups: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, title: str) -> None:
+    """Writes a panel per modality: representations of the same examples by several models, on two principal axes.
+
+    groups: modality -> model -> [P, D]. One cloud means that models agree, clouds apart that they drifted.
+    """
+    figure = Figure((9, 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for models in groups.values() for name in models))
+    handles = {}
+    for panel, (modality, models) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
+    ):
+        axes = PCA(2).fit(np.concatenate([*models.values()]))
+        for name, z in models.items():
+            i = names.index(name)
+            look = {"color": COLOURS[i % len(COLOURS)], "marker": "o^s"[i // len(COLOURS) % 3]}
+            handles[name] = panel.scatter(*axes.transform(z).T, s=7, alpha=0.5, linewidths=0, **look)
+        share = ", ".join(f"{100 * part:.0f} %" for part in axes.explained_variance_ratio_)
+        _style(panel, f"{title}: {modality}", f"principal axes, {share} of the variance", "")
+    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -94,11 +94,15 @@ class Cohort(NamedTuple):
 
 
 class Server(NamedTuple):
-    """The server's three functions. `update` gets {cohort: {slot: Mean | Each}}."""
+    """The server's functions. `update` gets {cohort: {slot: Mean | Each}}.
+
+    `begin`, where there is one, is what a server does before it sends anything: training on the public examples.
+    """
 
     init: Callable[[Key], PyTree]
     download: Callable[[PyTree, Arrays | None], Mapping[str, Download]]
     update: Callable[[PyTree, Mapping[str, Upload], Arrays | None, Key], tuple[PyTree, Metrics]]
+    begin: Callable[[PyTree, Arrays | None, Key], tuple[PyTree, Metrics]] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,60 @@
+"""How well image and text encoders retrieve and classify: the scores of CreamFL and its baselines."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from fedjax_mm import evaluate
+from fedjax_mm.methods.joint_space import MODALITIES, Encoders, Training, classify, represent
+from fedjax_mm.types import Arrays, FedState
+
+
+def evaluator(training: Training, server: Encoders, clients: Mapping[str, Encoders], few: int = 200) -> Callable:
+    """evaluate(state, arrays) of states whose server and clients have `params` as `init` makes them.
+
+    arrays: `image` [I, ...] and `text` [I, L] or [I, Q, L], pairs; for a cohort that classifies "<cohort>/image" or
+    "<cohort>/text" and "<cohort>/label". Gives, of the server, retrieval_recall's scores of all pictures, "fold/..." of
+    five folds and the sums of both (where there are 5,000 pictures, the 5K and the 1K protocol); of clients the mean
+    over a cohort's of "<cohort>/accuracy" or, on the first `few` pictures, "<cohort>/i2t_r1" and so on.
+    """
+
+    def embed(encoders):
+        one = lambda params, pairs: {m: represent(encoders[m], params[m], pairs[m], training.block) for m in MODALITIES}
+        return one, jax.jit(lambda params, pairs: jax.lax.map(lambda p: one(p, pairs), params))
+
+    def label(encoders):
+        def of_all(params, x):
+            blocks = lambda p: jax.lax.map(
+                lambda row: classify(encoders, p, row[None])[0].argmax(-1), x, batch_size=256
+            )
+            return jax.lax.map(blocks, params)
+
+        return jax.jit(of_all)
+
+    on_server = jax.jit(embed(server)[0])
+    on_clients = {name: embed(of)[1] if len(of) > 1 else label(of) for name, of in clients.items()}
+
+    def evaluate_state(state: FedState, arrays: Arrays) -> dict[str, float]:
+        texts = np.asarray(arrays["text"])
+        captions = texts.shape[1] if texts.ndim == 3 else 1
+        pairs = {"image": np.asarray(arrays["image"]), "text": texts.reshape(-1, texts.shape[-1])}
+        owner = np.repeat(np.arange(len(pairs["image"])), captions)
+        scores = evaluate.both_protocols(*jax.device_get(on_server(state.server["params"], pairs)).values(), owner)
+        for name, encoders in clients.items():
+            params = state.clients[name]["params"]
+            if len(encoders) > 1:
+                some = {"image": pairs["image"][:few], "text": pairs["text"][: few * captions]}
+                z = jax.device_get(on_clients[name](params, some))
+                every = [
+                    evaluate.retrieval_recall(image, text, owner[: len(text)])
+                    for image, text in zip(z["image"], z["text"], strict=True)
+                ]
+                scores |= {f"{name}/{key}": float(np.mean([one[key] for one in every])) for key in every[0]}
+            elif f"{name}/label" in arrays:
+                (m,) = encoders
+                found = np.asarray(on_clients[name](params, arrays[f"{name}/{m}"]))
+                scores[f"{name}/accuracy"] = float((found == np.asarray(arrays[f"{name}/label"])[None]).mean())
+        return scores
+
+    return evaluate_state
