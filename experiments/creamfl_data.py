@@ -36,8 +36,8 @@ class Numbers(NamedTuple):
     text: int = 10
     both: int = 15
     per_client: int = 100
-    public: int = 300
-    test: int = 1000
+    public: int = 1000
+    test: int = 500
 
 
 def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Problem:

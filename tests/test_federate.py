@@ -1,5 +1,6 @@
 """The round: memory, upload transforms and clear errors. The laws are in laws/."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,51 @@ def constant_change(change, upload=None):
     return federate(server, {"all": Cohort(4, lambda key: (), update)}, upload=upload)
 
 
-DATA = FederatedData.from_arrays({"x": np.ones((8, 1), np.float32)}, [[0], [1, 2], [3], [4, 5, 6, 7]])
+ARRAYS, OWNED = {"x": np.ones((8, 1), np.float32)}, [[0], [1, 2], [3], [4, 5, 6, 7]]
+DATA = FederatedData.from_arrays(ARRAYS, OWNED)
+
+
+def test_a_server_that_begins_does_so_before_it_sends_anything():
+    seen = []
+
+    def begin(w, public, key):
+        return w + 1 + jax.random.uniform(key), {"public": public["y"].sum(), "both": jnp.float32(1)}
+
+    def update(download, state, data, key):
+        return {"w": Mean(download.sent, data.weight)}, state, {"got": download.sent[0]}
+
+    server = Server(
+        lambda key: jnp.zeros(2),
+        lambda w, public: {"all": Download(10 * w)},
+        lambda w, uploads, public, key: (
+            w + uploads["all"]["w"].value,
+            {"after": w[0], "drawn": jax.random.uniform(key), "both": jnp.float32(2)},
+        ),
+        begin,
+    )
+    data = FederatedData.from_arrays(ARRAYS, OWNED, public={"y": np.ones(3)})
+    method = remap(federate(server, {"all": Cohort(4, lambda key: (), update)}), OverClients(2))
+    taken, state = data.round({"all": np.arange(4)}), method.init(KEY)
+    for _ in range(2):  # what it begins with is what it ended with
+        before, (state, metrics) = state.server, method.round(state, taken, KEY)
+        begun = float(metrics["server"]["after"])
+        drawn = begun - float(before[0]) - 1
+        assert 0 < drawn < 1 and drawn != pytest.approx(float(metrics["server"]["drawn"]))
+        assert drawn not in seen
+        seen.append(drawn)
+        assert float(metrics["all"]["got"]) == pytest.approx(10 * begun, rel=1e-6)
+        np.testing.assert_allclose(state.server, 11 * begun, rtol=1e-6)
+        assert (float(metrics["server"]["public"]), float(metrics["server"]["both"])) == (3, 2)
+
+
+def test_a_server_without_a_beginning_is_as_one_that_begins_with_nothing():
+    method = constant_change([1.0, 2.0])
+    assert method.server.begin is None
+    idle = method.server._replace(begin=lambda w, public, key: (w, {}))
+    taken = DATA.round({"all": np.arange(4)})
+    expected = method.round(method.init(KEY), taken, KEY)
+    assert expected[1]["server"] == {}
+    chex.assert_trees_all_equal(federate(idle, method.cohorts).round(method.init(KEY), taken, KEY), expected)
 
 
 def test_round_memory_grows_by_chunk_models_not_by_participants():

@@ -85,7 +85,7 @@ class CreamFLConfig:
 
 
 PRESETS = {
-    "small": CreamFLConfig(),
+    "small": CreamFLConfig(Training(server_lr=3e-3)),
     "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
     "code": CreamFLConfig(
         dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),

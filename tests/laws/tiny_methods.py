@@ -17,8 +17,9 @@ from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.methods import fedavg, fedmekt, layerwise, mmfl
-from fedjax_mm.models import heads, mlp
+from fedjax_mm.methods import creamfl, encoder_averaging, fedavg, fedmekt, layerwise, mmfl
+from fedjax_mm.methods.joint_space import Training
+from fedjax_mm.models import Model, heads, mlp
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.models.transformer import Transformer
@@ -119,6 +120,59 @@ def _layerwise() -> Tiny:
     return Tiny(layerwise.build(config, data, encoders)[1].method, data)
 
 
+def _pictures_and_texts(build) -> Tiny:
+    """A method for `image` and `text` on a and on one of three texts b, its server as the laws know servers.
+
+    Between rounds that holds its encoders alone: no counter of rounds, and an optimiser afresh in each, whose moments
+    would go on where nobody takes part. Its beginning, which learns nothing here, is a part of what it sends.
+    """
+    names, laws = {"a": "image", "b": "text"}, _data()
+    laws = dataclasses.replace(laws, public={**laws.public, "b": laws.public["b"][:, 0]})
+    renamed = lambda tree: {names.get(k, k): v for k, v in tree.items()}
+    back = lambda tree: {{m: k for k, m in names.items()}.get(k, k): v for k, v in tree.items()}
+    cohorts = {name: dataclasses.replace(c, arrays=renamed(c.arrays)) for name, c in laws.cohorts.items()}
+    method = build(dataclasses.replace(laws, cohorts=cohorts, public=renamed(laws.public)))
+    blank = jax.eval_shape(method.server.init, jax.random.key(0))
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
+
+    def begun(params, public):
+        state = {**blank, "params": renamed(params)}
+        return method.server.begin(state, renamed(public), jax.random.key(0))[0]
+
+    def download(params, public):
+        return method.server.download(begun(params, public), renamed(public))
+
+    def server_update(params, uploads, public, key):
+        state, metrics = method.server.update(begun(params, public), uploads, renamed(public), key)
+        return back(state["params"]), metrics
+
+    def cohort(theirs):
+        def update(download, state, data, key):
+            data = dataclasses.replace(data, arrays=renamed(data.arrays), public=renamed(data.public))
+            return theirs.update(download, state, data, key)
+
+        return theirs._replace(update=update)
+
+    server = Server(lambda key: back(method.server.init(key)["params"]), download, server_update)
+    return Tiny(federate(server, {name: cohort(theirs) for name, theirs in method.cohorts.items()}), laws)
+
+
+ENCODER = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 5)) / 2, lambda params, x: jnp.tanh(x @ params))
+ENCODERS = {"image": ENCODER, "text": ENCODER}
+HOLDS = {"A": {"image": ENCODER}, "B": {"text": ENCODER}, "AB": ENCODERS}
+TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=4, epochs=2, server_epochs=0, block=4)
+
+
+def _creamfl() -> Tiny:
+    config = creamfl.CreamFLConfig(TRAINING, public_batch=6)
+    return _pictures_and_texts(lambda data: creamfl.build(config, data, ENCODERS, HOLDS, {"A": 3, "B": 3}))
+
+
+def _encoder_averaging() -> Tiny:
+    config = encoder_averaging.AveragingConfig(TRAINING, both_weight=100.0)
+    return _pictures_and_texts(lambda data: encoder_averaging.build(config, data, ENCODERS, {"A": 3, "B": 3}))
+
+
 def _exchange() -> Method:
     has = {"A": "a", "B": "b", "AB": "ab"}
     widths = {"a": 4, "b": 6}
@@ -210,6 +264,8 @@ TINY = {
     "layerwise": _layerwise,
     "feddat": lambda: Tiny(*tiny_vilt.feddat_tiny(warmup_rounds=1)),
     "peft": lambda: Tiny(*tiny_vilt.peft_tiny()),
+    "creamfl": _creamfl,
+    "encoder_averaging": _encoder_averaging,
     "exchange": lambda: Tiny(_exchange(), _data()),
     "staged": lambda: Tiny(_staged(), _data()),
 }
