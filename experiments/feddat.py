@@ -109,7 +109,7 @@ def _trunk(folder: str | None) -> Trunk:
 
 def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
-    problem, mode = load(settings, seed), modes(settings.training)[name]
+    problem, mode, given = load(settings, seed), modes(settings.training)[name], problems.of_a_run(settings)
     directory, _ = problems.finish(
         make(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head),
         problem.data,
@@ -121,7 +121,7 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         test=vqa.all_examples(problem.tasks, settings.split),
         evaluate_every=max(1, settings.rounds // 5),
         checkpoint_every=settings.rounds,
-        config={"settings": problems.of_a_run(settings), "mode": mode.config, "trunk": problem.trunk.scores},
+        config={"settings": given, "mode": name, "method": mode.config, "trunk": problem.trunk.scores},
     )
     return directory
 
