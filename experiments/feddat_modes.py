@@ -53,6 +53,7 @@ def modes(training: Training) -> dict[str, Mode]:
         "adapter+adam": tuned("adapter", server_optimizer="adam", server_lr=1e-3),
         "adapter+dyn": tuned("adapter", dyn=0.01),
         "dat": dat(),
+        "dat, T 1": dat(temperature=1.0),
         "dat, no teacher": dat(alpha=0.0),
         "dat, no distillation": dat(alpha=0.0, beta=0.0),
         "mutual": dat(dual=False),

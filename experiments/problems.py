@@ -207,7 +207,7 @@ def finish(method, data: FederatedData, settings: Any, name: str, seed: int, **g
 
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
-    about = ("data_dir", "mode", "plan", "method", "trunk", "seeds", "chunk", "out")
+    about = ("data_dir", "mode", "modes", "plan", "method", "trunk", "seeds", "chunk", "out")
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in about}
 
 
