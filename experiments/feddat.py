@@ -18,7 +18,7 @@ import tyro
 from experiments import feddat_costs, pretrain_vilt, problems
 from experiments.feddat_modes import Widths, make, modes, size
 from experiments.pretrain_vilt import Trunk
-from fedjax_mm import report
+from fedjax_mm import plots, report
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
 from fedjax_mm.methods.vqa_tuning import Training
@@ -139,12 +139,15 @@ def compare(settings: Settings) -> list[dict]:
     columns = {"mode": "mode", "score": "score"} | {name: name for name in clients}
     columns |= {key: key for key in ("trained", "MB up", "peak MB", "s per round")}
     out = pathlib.Path(settings.out)
-    shown = [row for row in rows if "MB up" in row]
+    whole = [row for row in rows if "MB up" in row]
     controls = ("constant", "classifier", "standalone")
     bars = {"quality": "score", "quality_axis": "mean VQA score of the clients", "cost": ("MB down", "MB up")}
-    report.plot_bars([rows[0], *shown], out / "bars.png", label="mode", controls=controls, **bars)
-    curves = {name: runs[name] for name in ("standalone", "lora", "full", "adapter") if name in runs}
-    report.plot_curves([r for same in curves.values() for r in same], "test/score", out / "curves.png")
+    report.plot_bars([rows[0], *whole], out / "bars.png", label="mode", controls=controls, **bars)
+    scored = lambda row: {"test/score": row["test/dat"], **row} if "test/dat" in row else row
+    shown = [name for name in ("standalone", "lora", "full", "adapter", "dat", "dat, no distillation") if name in runs]
+    curves = {name: [[scored(row) for row in run.rows] for run in runs[name]] for name in shown}
+    if curves:
+        plots.plot_curves(curves, ["test/score"], out / "curves.png")
     about = (
         f"{settings.data}{f', {settings.benchmark}' if settings.data == 'scenes' else ''}, {len(clients)} clients, "
         f"all in each of {settings.rounds} rounds, {settings.seeds} seeds (mean ± sample standard deviation), "
@@ -153,7 +156,8 @@ def compare(settings: Settings) -> list[dict]:
     parts = ["![scores and bytes](bars.png)"]
     if "dat" in runs:
         parts += ["## Differences within a seed", report.table(paired(runs, clients))]
-    parts += ["## Over rounds", "![curves](curves.png)", "## Who is asked what (seed 0)"]
+    parts += ["## Over rounds", "![curves](curves.png)"] if curves else []
+    parts += ["## Who is asked what (seed 0)"]
     parts += [report.table(_asked(load(settings, 0).tasks)), f"Trunk: {load(settings, 0).trunk.scores}."]
     problems.save(settings, "FedDAT", about, rows, columns, parts, next(iter(runs.values()))[0])
     return rows

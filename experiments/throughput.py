@@ -238,12 +238,15 @@ def one_after_another(settings: Settings) -> list[dict]:
 
 def serial(method: Method, key) -> Callable[[FedState, RoundData], FedState]:
     """The round as a loop in Python over its clients, with the same draws as the engine's."""
-    download, server_update = jax.jit(method.server.download), jax.jit(method.server.update)
+    stay = lambda server, public, key: (server, {})
+    begin, download = jax.jit(method.server.begin or stay), jax.jit(method.server.download)
+    server_update = jax.jit(method.server.update)
     updates = {name: jax.jit(cohort.update) for name, cohort in method.cohorts.items()}
 
     def one_round(state: FedState, data: RoundData) -> FedState:
         round_key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
-        downloads, uploads, states = download(state.server, data.public), {}, dict(state.clients)
+        at_server, _ = begin(state.server, data.public, jax.random.fold_in(round_key, 1))
+        downloads, uploads, states = download(at_server, data.public), {}, dict(state.clients)
         for name, taken in data.cohorts.items():
             sent = []
             cohort_key = jax.random.fold_in(round_key, zlib.crc32(name.encode()))
@@ -256,7 +259,7 @@ def serial(method: Method, key) -> Callable[[FedState, RoundData], FedState]:
                 states[name] = jax.tree.map(lambda x, n, index=index: x.at[index].set(n), states[name], new)
                 sent.append(upload)
             uploads[name] = {slot: _mean([upload[slot] for upload in sent]) for slot in sent[0]}
-        new, _ = server_update(state.server, uploads, data.public, jax.random.fold_in(round_key, 0))
+        new, _ = server_update(at_server, uploads, data.public, jax.random.fold_in(round_key, 0))
         return FedState(new, states, state.round + 1)
 
     return one_round

@@ -21,8 +21,8 @@ One round (1.3):
 
 The presets differ where paper and code do (7.3), each a setting here. Of the code's defects (7.2) none is kept: labels
 apart from their sentences, a server in training mode while it represents, a previous model that is the current one.
-Deviations: Adam for AdamP; gamma holds for one of the two contrasts alone too; the denominator of the paper's
-contrast has all P items, those of its weights P - 1 (`exclude_match`).
+Deviations: Adam for AdamP; distillation sees whole images, where the code crops them; gamma holds for one of the two
+contrasts alone too. As in the paper, inter's denominator has all P items, that of its weights P - 1 (`exclude_match`).
 
 Controls: kd_epochs = 0 exchanges nothing, so that the server learns from the public pairs and clients from their own
 examples alone.
@@ -159,7 +159,7 @@ def build(
 
             def epoch(carry, i):
                 keys = jax.random.split(jax.random.fold_in(key, i))
-                carry, own = run(learn, carry, data, keys[0], training.batch_size)
+                carry, own = run(learn, carry, data, keys[0], joint_space.batch_of(training, encoders))
                 shared = joint_space.over_public(here, present)
                 carry, common = run(on_public, carry, shared, keys[1], min(config.public_batch, total))
                 return carry, {"task": own.pop("loss"), **own, **common}
@@ -170,7 +170,8 @@ def build(
                 metrics = jax.tree.map(lambda x: x.sum() / max(training.epochs, 1), metrics)
             else:
                 loss = joint if contrast else learn
-                carry, metrics = run(loss, carry, data, key, training.batch_size, training.epochs)
+                size = joint_space.batch_of(training, encoders)
+                carry, metrics = run(loss, carry, data, key, size, training.epochs)
             reps = all_public(carry[0]) if exchange else {}
             boost = config.both_weight if len(encoders) > 1 else 1.0
             upload = {m: Each(z, boost * data.weight) for m, z in reps.items()}

@@ -55,9 +55,8 @@ def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mappin
             tx = joint_space.optimizer(training, own, download.held)
             params = {**state["params"], **download.sent}
             step = joint_space.finish_step(training, gradient_step(loss, tx))
-            (params, _), metrics = local_steps(
-                step, (params, tx.init(params)), data, key, batch_size=training.batch_size, epochs=training.epochs
-            )
+            size, carry = joint_space.batch_of(training, own), (params, tx.init(params))
+            (params, _), metrics = local_steps(step, carry, data, key, batch_size=size, epochs=training.epochs)
             return {m: Mean(params[m], boost * data.weight) for m in own}, {"params": params}, metrics
 
         init = lambda key: {"params": joint_space.init(key, own, data.cohorts[name].arrays, num_classes.get(name))}

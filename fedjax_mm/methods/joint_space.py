@@ -43,6 +43,8 @@ class Training:
     clip: float | None = None
     """Largest norm of a gradient of the server and of clients with both modalities."""
     batch_size: int = 32
+    single_batch: int | None = None
+    """Of clients with one modality; None: as batch_size."""
     epochs: int = 5
     """Passes over a client's own examples."""
     server_batch: int = 64
@@ -69,10 +71,16 @@ RELEASED = Training(
     server_rounds=30,
     clip=2.0,
     batch_size=128,
+    single_batch=512,
     server_batch=128,
     crop=0.08,
 )
 """The rates of CreamFL's released code (6), for pretrained encoders."""
+
+
+def batch_of(training: Training, encoders: Encoders) -> int:
+    """Own examples in a step of a client with these encoders."""
+    return training.single_batch or training.batch_size if len(encoders) == 1 else training.batch_size
 
 
 def unit(z: jax.Array) -> jax.Array:
@@ -224,6 +232,8 @@ def check(data, server: Encoders, clients: Mapping[str, Encoders], num_classes: 
             f"the public arrays {sorted(public)} and the server's encoders {sorted(server)} need both image and text; "
             f"{missing} is missing"
         )
+    if len(shape := np.shape(public["text"])) != 2:
+        raise ValueError(f"the public texts are {shape}; they must be [P, L], one for each image")
     if set(clients) != set(data.cohorts):
         raise ValueError(f"encoders are given for cohorts {sorted(clients)}; the data has {sorted(data.cohorts)}")
     for name, cohort in data.cohorts.items():
