@@ -12,7 +12,8 @@ class GRU(nn.Module):
 
     r, z, n = split(x W + b), r', z', n' = split(h U): h' = (1 - u) tanh(n + s (n' + b')) + u h, with the reset gate
     s = sigmoid(r + r') and the update gate u = sigmoid(z + z'). A step that is not valid leaves the state as it was.
-    Parameters: input_kernel W [F, 3H], recurrent_kernel U [H, 3H], bias b [3H], recurrent_bias b' [H].
+    Parameters: input_kernel W [F, 3H], recurrent_kernel U [H, 3H] (uniform in +-1/sqrt(H) at the start, as PyTorch's),
+    bias b [3H], recurrent_bias b' [H].
     """
 
     hidden: int
@@ -22,7 +23,9 @@ class GRU(nn.Module):
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         gates = 3 * self.hidden
         kernel = self.param("input_kernel", nn.initializers.glorot_uniform(), (x.shape[-1], gates))
-        recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (self.hidden, gates))
+        # Not orthogonal: the QR of many clients' kernels at once hung XLA's thread pool on 2 cores (jax 0.10.2).
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * self.hidden**-0.5
+        recurrent = self.param("recurrent_kernel", uniform, (self.hidden, gates))
         bias = self.param("bias", nn.initializers.zeros, (gates,))
         recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (self.hidden,))[None]
         kernel, recurrent = kernel.astype(self.dtype), recurrent.astype(self.dtype)
