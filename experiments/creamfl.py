@@ -176,10 +176,11 @@ def compare(settings: Settings) -> list[dict]:
     rows = [chance(settings), *(_row(name, runs[name], asked[name]) for name in names)]
     bars = {"quality": "test/rsum", "quality_axis": "sum of recalls, %", "cost": ("MB down", "MB up")}
     report.plot_bars(rows, out / "bars.png", label="method", controls=("chance", "server only"), **bars)
-    shown = [run for name in ("server only", "FedMD", "reamFL+Avg", "CreamFL") for run in runs[name]]
-    report.plot_curves(shown, "test/rsum", out / "curves.png")
-    problem = load(settings, 0)
-    for name in ("FedMD", "CreamFL"):
+    shown = ("server only", "FedAvg", "FedMD", "reamFL+Avg", "CreamFL")
+    curves = {name: [run.rows for run in runs[name]] for name in shown if name in runs}
+    plots.plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
+    problem, drawn = load(settings, 0), [name for name in ("FedMD", "CreamFL") if name in runs]
+    for name in drawn:
         made = {m: represented(settings, problem, ends[name], m) for m in MODALITIES}
         plots.plot_representations(made, out / f"representations_{name}.png", name)
     sizes = ", ".join(f"{n} with {name}" for name, n in problem.data.sizes.items())
@@ -192,7 +193,7 @@ def compare(settings: Settings) -> list[dict]:
     weights = [key for key in rows[-1] if key.startswith("server/")]
     parts = ["![scores and bytes](bars.png)", "## Differences within a seed", report.table(paired(runs))]
     parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
-    parts += [f"![{name}](representations_{name}.png)" for name in ("FedMD", "CreamFL")]
+    parts += [f"![{name}](representations_{name}.png)" for name in drawn]
     parts += ["## Over rounds", "![curves](curves.png)", "## All metrics"]
     parts += [report.table(rows, ["method", *(key for key in rows[1] if key.startswith("test/"))])]
     problems.save(settings, "CreamFL", about, rows, COLUMNS, parts, runs["CreamFL"][0])

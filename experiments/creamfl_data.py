@@ -38,6 +38,8 @@ class Numbers(NamedTuple):
     per_client: int = 100
     public: int = 1000
     test: int = 500
+    asked: int = 4000
+    """Questions about scenes to learn from; a quarter as many to test."""
 
 
 def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Problem:
@@ -57,7 +59,10 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     for name in ("image", "text"):
         test |= {f"{name}/{name}": tested[name], f"{name}/label": tested["label"]}
     public = {m: splits["public"][m] for m in ("image", "text")}
-    drawn = [scenes.load("vqa", n, seed=seed + 1000 + i, others={}).splits["train"] for i, n in enumerate((4000, 1000))]
+    drawn = [
+        scenes.load("vqa", n, seed=seed + 1000 + i, others={}).splits["train"]
+        for i, n in enumerate((numbers.asked, numbers.asked // 4))
+    ]
     answers = lambda labels: np.eye(len(scenes.ANSWERS), dtype=np.float32)[labels]
     asked = tuple(Questions(arrays["image"], arrays["text"], answers(arrays["label"])) for arrays in drawn)
     classes = {"image": len(scenes.SHAPES), "text": len(scenes.SHAPES)}

@@ -1,0 +1,130 @@
+"""CreamFL's comparison in small, its data, and what the script refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import creamfl, creamfl_data, problems
+from fedjax_mm import evaluate, records
+from fedjax_mm.models import Model
+
+NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80)
+SMALL = creamfl.Settings(
+    numbers=NUMBERS,
+    size=creamfl.Size(dim=8, client_channels=(4,), server_channels=(8,), client_width=8, server_width=8),
+    rounds=2,
+    epochs=1,
+    per_round=3,
+    alpha=10.0,
+    seeds=1,
+)
+
+
+def _flat(params, x):
+    x = x.reshape(len(x), -1).astype(np.float32)
+    return x @ params["w"][: x.shape[1]]
+
+
+FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}, _flat)
+
+
+def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
+    kept = {name: creamfl.variants(SMALL)[name] for name in ("server only", "FedMD", "CreamFL")}
+    monkeypatch.setattr(creamfl, "variants", lambda settings: kept)
+    both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
+    made = creamfl.Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
+    monkeypatch.setattr(creamfl, "models", lambda *given: made)
+    rows = {row["method"]: row for row in creamfl.compare(dataclasses.replace(SMALL, out=str(tmp_path)))}
+    assert list(rows) == ["chance", *kept]
+    problem = creamfl.load(dataclasses.replace(SMALL, out=str(tmp_path)), 0)
+    assert rows["chance"]["test/i2t_r10"] == pytest.approx(100 * 10 / 40)
+    counts = np.bincount(problem.test["text/label"])
+    assert rows["chance"]["test/text/accuracy"] == pytest.approx(counts.max() / counts.sum())
+    assert 0 <= rows["CreamFL"]["VQA"] <= 100 and rows["chance"]["VQA"] > 0
+    # 16 public items of 8 numbers for each modality: both go down, a client with one sends one
+    assert rows["CreamFL"]["MB down"] == pytest.approx(2 * 16 * 8 * 4e-6)
+    assert rows["CreamFL"]["MB up"] == pytest.approx(2 * 16 * 8 * 4e-6) and rows["FedMD"]["MB down"] == 0
+    assert rows["server only"]["MB up"] == rows["server only"]["MB down"] == 0
+    last = records.read_metrics(tmp_path / "CreamFL" / "seed0")[-1]
+    assert rows["CreamFL"]["server/entropy_image"] == last["server/entropy_image"] <= 1
+    report = (tmp_path / "report.md").read_text()
+    assert "CreamFL minus" in report and all(name in report for name in kept)
+    pictures = ("bars", "curves", "representations_FedMD", "representations_CreamFL")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
+    assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
+    assert "server only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["small", "code"])
+def test_models_fit_the_data_and_one_space(preset):
+    made = creamfl.models(SMALL.size, 50, preset)
+    examples = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8), "text": jax.ShapeDtypeStruct((2, 9), np.int32)}
+    for encoders in (made.server, made.equal, *made.clients.values()):
+        for m, model in encoders.items():
+            shape = jax.eval_shape(lambda x, model=model: model.apply(model.init(jax.random.key(0), x), x), examples[m])
+            assert shape.shape == (2, 8)
+
+
+def test_every_server_takes_as_many_steps():
+    for config in creamfl.variants(creamfl.PRESETS["scenes"]).values():
+        passes = config.training.server_epochs + getattr(config, "kd_epochs", 0)
+        assert passes == 2
+
+
+def test_variants_are_the_baselines_and_ablations_of_the_paper():
+    configs = creamfl.variants(creamfl.PRESETS["scenes"])
+    plain = [name for name, config in configs.items() if getattr(config, "inter", None) is False and not config.intra]
+    assert plain == ["FedMD", "FedGEMS", "FedET", "reamFL+Avg", "reamFL+IoT"]
+    assert configs["reamFL+IoT"].both_weight == configs["FedIoT"].both_weight == 100
+    assert configs["CreamFL, no inter"].intra and not configs["CreamFL, no inter"].inter
+
+
+def test_scenes_are_shared_out_without_a_scene_in_two_hands():
+    problem = creamfl_data.scenes_problem(NUMBERS, "test", 0.1, 0)
+    cohorts = problem.data.cohorts
+    assert problem.data.sizes == {"image": 2, "text": 2, "both": 2}
+    assert set(cohorts["image"].arrays) == {"image", "label"} and set(cohorts["text"].arrays) == {"text", "label"}
+    assert all(cohort.counts.sum() == 24 for cohort in cohorts.values())
+    pools = [problem.data.public["image"], problem.test["image"]] + [
+        cohorts[n].arrays["image"] for n in ("image", "both")
+    ]
+    pictures = np.concatenate([np.asarray(pool) for pool in pools])
+    assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == len(pictures) == 16 + 40 + 24 + 24
+    other = creamfl_data.scenes_problem(NUMBERS, "valid", 0.1, 0)
+    assert not np.array_equal(other.test["image"], problem.test["image"])
+
+
+def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
+    problem = creamfl_data.flickr8k_problem(NUMBERS, "test", 0.1, 0, str(shared_data), side=32, vocabulary=600)
+    data, test = problem.data, problem.test
+    assert data.public["image"].shape == (16, 32, 32, 3) and data.public["text"].shape == (16, 32)
+    assert data.cohorts["both"].arrays["text"].shape == (24, 5, 32) and test["text"].shape == (40, 5, 32)
+    assert data.cohorts["image"].arrays["label"].max() > 3 and set(np.unique(test["text/label"])) <= {0, 1, 2, 3}
+    assert all((tokens > 0).any(-1).all() for tokens in (test["text"], test["text/text"], data.public["text"]))
+    assert problem.questions[0].target.shape[1] == 13
+
+
+def test_news_keep_their_labels(shared_data):
+    """The original sorts the sentences by length but not their labels (7.2): a classifier on words must learn them."""
+    numbers = NUMBERS._replace(text=4, per_client=300, test=400)
+    _, news = creamfl_data._labelled(shared_data / "tfds", "test", np.random.default_rng(0), numbers)
+    words = {w: i for i, w in enumerate({w for t in news["train"]["text"] for w in t.split()})}
+    bag = lambda texts: np.array(
+        [np.bincount([words[w] for w in t.split() if w in words], minlength=len(words)) for t in texts]
+    )
+    counts = np.stack([bag(news["train"]["text"])[news["train"]["label"] == k].sum(0) for k in range(4)]) + 1.0
+    log = np.log(counts / counts.sum(1, keepdims=True))
+    found = (bag(news["test"]["text"]) @ log.T).argmax(1)
+    assert evaluate.classification(news["test"]["label"], found, 4)["accuracy"] > 0.6
+
+
+def test_an_unknown_method_is_refused_by_name(tmp_path):
+    command = [sys.executable, "-m", "experiments.creamfl", "--method", "CreamFl", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "CreamFl is not known" in done.stderr and "reamFL+IoT" in done.stderr
+    assert problems.of_a_run(SMALL).keys().isdisjoint({"method", "out", "seeds"})
