@@ -110,7 +110,7 @@ def held(cohort) -> tuple[str, ...]:
 
 
 def init(key: Key, encoders: Encoders, arrays: Arrays, num_classes: int | None) -> PyTree:
-    """{m: parameters}, with `head` for classes, and with `scale` and `shift` (15, 1.4) where pairs are retrieved."""
+    """{m: parameters}, with `head` for classes, and with `scale` and `shift` (15 both) where pairs are retrieved."""
     params = {}
     for i, (m, model) in enumerate(encoders.items()):
         shape, dtype = np.shape(arrays[m]), arrays[m].dtype
