@@ -80,12 +80,14 @@ class CreamFLConfig:
     distance: Literal["l2", "mse"] = "l2"
     """Of distillation: the length of the difference, or its mean square over dimensions."""
     kd_weight: float = 1.0
+    kd_rate: float = 1.0
+    """The rate of distillation, as a share of the server's: to Adam, which forgets scale, kd_weight is nothing."""
     kd_epochs: int = 1
     """Passes over the public pairs; 0: nothing is exchanged."""
 
 
 PRESETS = {
-    "small": CreamFLConfig(Training(server_lr=3e-3)),
+    "small": CreamFLConfig(Training(server_lr=3e-3), kd_rate=0.1),
     "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
     "code": CreamFLConfig(
         dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
@@ -236,7 +238,8 @@ def build(
             return config.kd_weight * sum(terms.values()), terms
 
         examples = {**public, **{f"target_{m}": z for m, z in targets.items()}}
-        step = gradient_step(loss, joint_space.optimizer(training, None, state["round"]))  # 6.
+        slower = dataclasses.replace(training, server_lr=config.kd_rate * training.server_lr)
+        step = gradient_step(loss, joint_space.optimizer(slower, None, state["round"]))  # 6.
         carry = (state["params"], state["opt"])
         carry, far = joint_space.passes(step, carry, examples, key, training.server_batch, config.kd_epochs)
         params = {**state["params"], **{m: trees.where(heard[m], carry[0][m], state["params"][m]) for m in targets}}

@@ -34,7 +34,7 @@ FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}
 
 
 def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    kept = {name: creamfl.variants(SMALL)[name] for name in ("server only", "FedMD", "CreamFL")}
+    kept = {name: creamfl.variants(SMALL)[name] for name in ("server only", "CreamFL")}
     monkeypatch.setattr(creamfl, "variants", lambda settings: kept)
     both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
     made = creamfl.Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
@@ -48,13 +48,13 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
     assert 0 <= rows["CreamFL"]["VQA"] <= 100 and rows["chance"]["VQA"] > 0
     # 16 public items of 8 numbers for each modality: both go down, a client with one sends one
     assert rows["CreamFL"]["MB down"] == pytest.approx(2 * 16 * 8 * 4e-6)
-    assert rows["CreamFL"]["MB up"] == pytest.approx(2 * 16 * 8 * 4e-6) and rows["FedMD"]["MB down"] == 0
+    assert rows["CreamFL"]["MB up"] == pytest.approx(2 * 16 * 8 * 4e-6)
     assert rows["server only"]["MB up"] == rows["server only"]["MB down"] == 0
     last = records.read_metrics(tmp_path / "CreamFL" / "seed0")[-1]
     assert rows["CreamFL"]["server/entropy_image"] == last["server/entropy_image"] <= 1
     report = (tmp_path / "report.md").read_text()
     assert "CreamFL minus" in report and all(name in report for name in kept)
-    pictures = ("bars", "curves", "representations_FedMD", "representations_CreamFL")
+    pictures = ("bars", "curves", "representations_CreamFL")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
     assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
     assert "server only" in capsys.readouterr().out

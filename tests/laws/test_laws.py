@@ -150,8 +150,7 @@ def test_cohort_in_which_nobody_takes_part_leaves_its_parts_untouched(name):
     assert touched("upper_b" if name == "staged" else "b") == ("B" in data.sizes)
     assert not touched("a") and not touched("upper")
     nobody = data.round({k: np.full_like(i, SIZES[k]) for k, i in chosen.items()})
-    if name != "exchange":  # its server goes on learning from public data
-        chex.assert_trees_all_equal(round(state, nobody, KEY)[0].server, state.server)
+    chex.assert_trees_all_equal(round(state, nobody, KEY)[0].server, state.server)
     chex.assert_trees_all_equal(round(state, nobody, KEY)[0].clients, state.clients)
 
 

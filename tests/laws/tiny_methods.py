@@ -1,6 +1,5 @@
-"""A small instance of every registered method, and two toys for what the registered ones do not use yet.
+"""A small instance of every registered method, and a toy for what the registered ones do not use.
 
-`exchange`: clients with their own weights and optimiser state send representations of public data (`each` slots).
 `staged`: a frozen lower half that every client holds; only the upper half is trained and sent.
 """
 
@@ -23,7 +22,7 @@ from fedjax_mm.models import Model, heads, mlp
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.models.transformer import Transformer
-from fedjax_mm.types import Cohort, Download, Each, Mean, Method, Server
+from fedjax_mm.types import Cohort, Download, Mean, Method, Server
 
 SIZES = {"A": 5, "B": 4, "AB": 6}
 
@@ -173,50 +172,6 @@ def _encoder_averaging() -> Tiny:
     return _pictures_and_texts(lambda data: encoder_averaging.build(config, data, ENCODERS, {"A": 3, "B": 3}))
 
 
-def _exchange() -> Method:
-    has = {"A": "a", "B": "b", "AB": "ab"}
-    widths = {"a": 4, "b": 6}
-    flat = lambda x: x.reshape(len(x), -1)
-    tx = optax.adam(0.01)
-
-    def init_params(key, names):
-        return {m: jax.random.normal(jax.random.fold_in(key, ord(m)), (widths[m], 5)) / 2 for m in names}
-
-    def represent(params, arrays):
-        return {m: jnp.tanh(flat(arrays[m]) @ params[m]) for m in params}
-
-    def cohort(name):
-        def init(key):
-            params = init_params(key, has[name])
-            return {"params": params, "opt": tx.init(params)}
-
-        def update(download, state, data, key):
-            def loss(params, batch, key):
-                own = sum(masked_mean((r - 0.3) ** 2, batch["mask"]) for r in represent(params, batch).values())
-                towards = represent(params, data.public)
-                return own + sum(((towards[m] - download.sent[m]) ** 2).mean() for m in towards), {}
-
-            step = gradient_step(loss, tx)
-            carry, metrics = local_steps(step, (state["params"], state["opt"]), data, key, batch_size=4)
-            upload = {m: Each(r, jnp.sign(data.weight)) for m, r in represent(carry[0], data.public).items()}
-            return upload, {"params": carry[0], "opt": carry[1]}, metrics
-
-        return Cohort(SIZES[name], init, update)
-
-    def download(params, public):
-        reps = represent(params, public)
-        return {name: Download({m: reps[m] for m in held}) for name, held in has.items()}
-
-    def server_update(params, uploads, public, key):
-        reps = represent(params, public)
-        target = {m: aggregate.average(aggregate.collect(uploads, m), reps[m]) for m in reps}
-        grads = jax.grad(lambda p: sum(((represent(p, public)[m] - target[m]) ** 2).sum() for m in p))(params)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), {}
-
-    server = Server(lambda key: init_params(key, "ab"), download, server_update)
-    return federate(server, {name: cohort(name) for name in SIZES})
-
-
 def _staged() -> Method:
     trains = {"A": "upper", "B": "upper_b", "AB": "upper"}
 
@@ -266,6 +221,5 @@ TINY = {
     "peft": lambda: Tiny(*tiny_vilt.peft_tiny()),
     "creamfl": _creamfl,
     "encoder_averaging": _encoder_averaging,
-    "exchange": lambda: Tiny(_exchange(), _data()),
     "staged": lambda: Tiny(_staged(), _data()),
 }

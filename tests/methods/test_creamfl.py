@@ -158,7 +158,8 @@ def book(config):
             metrics[f"entropy_{m}"] = -(share * np.log(share)).sum(0).mean() / np.log(len(reps))
             metrics[f"drift_{m}"] = 1 - np.linalg.norm(reps.mean(0), axis=-1).mean()
         begun = models["server"]
-        step("server", at_server, distil(begun, public, targets))
+        slower = "adam", config.kd_rate * t.server_lr * cosine, t.clip
+        step("server", slower, distil(begun, public, targets))
         models["server"] |= {k: begun[k] for k in ("scale", "shift")}  # only encoders are distilled
         return models, opts, metrics
 
@@ -171,7 +172,7 @@ CASES = {
     "inter alone, as the paper": replace(
         PRESETS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
     ),
-    "joint": CreamFLConfig(QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0),
+    "joint": CreamFLConfig(QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0, kd_rate=0.5),
 }
 
 
