@@ -100,6 +100,7 @@ def test_scenes_are_shared_out_without_a_scene_in_two_hands():
 
 
 def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where it is prepared
     problem = creamfl_data.flickr8k_problem(NUMBERS, "test", 0.1, 0, str(shared_data), side=32, vocabulary=600)
     data, test = problem.data, problem.test
     assert data.public["image"].shape == (16, 32, 32, 3) and data.public["text"].shape == (16, 32)
