@@ -39,6 +39,13 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
 
 
+def whole(arrays: Arrays) -> ClientData:
+    """All rows of arrays with leaves [M, ...] as the examples of one client: what a server trains on."""
+    total = len(next(iter(arrays.values())))
+    rows = jnp.arange(total, dtype=jnp.int32)
+    return ClientData(arrays, rows, jnp.int32(total), jnp.float32(1), public=None, uniform=True)
+
+
 def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]."""
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)

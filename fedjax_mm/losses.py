@@ -19,7 +19,7 @@ def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float, *, mask
     _same_shape(a=a, b=b)
     _check_temperature(temperature)
     real = _real(mask, a.shape[:1])
-    logits = _unit(_clean(a, real)) @ _unit(_clean(b, real)).T / temperature
+    logits = unit(_clean(a, real)) @ unit(_clean(b, real)).T / temperature
     candidates = real[None, :]
     target = jnp.arange(len(real))
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -135,7 +135,8 @@ def _clean(x: jax.Array, real: jax.Array) -> jax.Array:
     return jnp.where(real[..., None], _float(x), 0)
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
+    """Rows [..., D] of length 1; a zero row stays, with gradient 0."""
     return x * jax.lax.rsqrt(jnp.maximum(_square(x), 1e-12))[..., None]
 
 

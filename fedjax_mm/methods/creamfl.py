@@ -39,8 +39,9 @@ from jax.sharding import Mesh
 from fedjax_mm import aggregate, losses, trees
 from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
+from fedjax_mm.losses import unit
 from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent, unit
+from fedjax_mm.methods.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent
 from fedjax_mm.methods.joint_space_scores import evaluator
 from fedjax_mm.types import Cohort, Download, Each, Method, Server
 

@@ -38,12 +38,12 @@ import jax.numpy as jnp
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import federate
-from fedjax_mm.local import local_steps
+from fedjax_mm.local import local_steps, whole
 from fedjax_mm.methods import autoencoding
 from fedjax_mm.methods.autoencoding import Objective, Variant
 from fedjax_mm.methods.linear_evaluation import Probe, linear_evaluation
 from fedjax_mm.models.autoencoder import AutoEncoder
-from fedjax_mm.types import Arrays, ClientData, Cohort, Download, Each, Mean, Method, Server
+from fedjax_mm.types import Arrays, Cohort, Download, Each, Mean, Method, Server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +208,8 @@ def build(config: FedMEKTConfig, data, autoencoder: AutoEncoder, labelled: Array
 
         step = autoencoding.phased_step(loss, server_tx, autoencoding.phases(config.variant, ae, ae.modalities))
         examples = {**{m: public[m] for m in ae.modalities}, "knowledge": knowledge}
-        rows = jnp.arange(proxies, dtype=jnp.int32)
-        on_proxy = ClientData(examples, rows, jnp.int32(proxies), jnp.float32(1), None, uniform=True)
         size, carry = min(config.proxy_batch, proxies), (state["params"], state["opt"])
-        carry, metrics = local_steps(step, carry, on_proxy, key, batch_size=size, epochs=config.server_epochs)
+        carry, metrics = local_steps(step, carry, whole(examples), key, batch_size=size, epochs=config.server_epochs)
         new = {**state, "params": carry[0], "opt": carry[1], "knowledge": knowledge, "known": known}
         return trees.where(sum(heard.values()) > 0, new, state), metrics
 

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, losses
-from fedjax_mm.local import Batch, local_steps, masked_mean
+from fedjax_mm.local import Batch, local_steps, masked_mean, whole
+from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.models import Model
 from fedjax_mm.types import Arrays, ClientData, Key, PyTree
@@ -81,11 +82,6 @@ RELEASED = Training(
 def batch_of(training: Training, encoders: Encoders) -> int:
     """Own examples in a step of a client with these encoders."""
     return training.single_batch or training.batch_size if len(encoders) == 1 else training.batch_size
-
-
-def unit(z: jax.Array) -> jax.Array:
-    """Rows of length 1; a zero row stays."""
-    return z * jax.lax.rsqrt(jnp.maximum(jnp.square(z).sum(-1, keepdims=True), 1e-12))
 
 
 def represent(
@@ -197,10 +193,10 @@ def finish_step(training: Training, step: Callable) -> Callable:
 
 def over_public(public: Arrays, wanted: jax.Array | bool = True) -> ClientData:
     """The public examples as a client's own, with `row` [P] their numbers; none where not `wanted` []."""
-    total = len(next(iter(public.values())))
-    rows = jnp.arange(total, dtype=jnp.int32)
-    count = jnp.where(wanted, total, 0)
-    return ClientData({**public, "row": rows}, rows, count, jnp.float32(1), None, uniform=wanted is True)
+    data = whole({**public, "row": jnp.arange(len(next(iter(public.values()))), dtype=jnp.int32)})
+    if wanted is True:
+        return data
+    return dataclasses.replace(data, count=jnp.where(wanted, data.count, 0), uniform=False)
 
 
 def passes(step: Callable, carry, public: Arrays, key: Key, batch_size: int, epochs: int):

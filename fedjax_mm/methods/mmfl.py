@@ -159,7 +159,6 @@ def _moon(config: MMFLConfig, z, current, previous, mask):
     """MOON's loss of embeddings [B, T, D] of one modality, the mean over cosines; mask [B]."""
     axes = (0, 1, 2) if config.moon_axis == "feature" else (0, 2, 1)
     lines = lambda x: x.transpose(axes).reshape(-1, x.shape[axes[2]])
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
     rows = jnp.repeat(mask, z.shape[axes[1]])
-    current, previous = (jax.lax.stop_gradient(unit(lines(x))) for x in (current, previous))
-    return losses.intra_modal(unit(lines(z)), current, previous, config.moon_temperature, mask=rows)
+    current, previous = (jax.lax.stop_gradient(losses.unit(lines(x))) for x in (current, previous))
+    return losses.intra_modal(losses.unit(lines(z)), current, previous, config.moon_temperature, mask=rows)

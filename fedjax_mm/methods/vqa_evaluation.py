@@ -26,7 +26,7 @@ import optax
 from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm import evaluate
-from fedjax_mm.local import gradient_step, local_steps
+from fedjax_mm.local import gradient_step, local_steps, whole
 from fedjax_mm.methods.vqa_tuning import Training, task_loss
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import Arrays, ClientData, Key, PyTree
@@ -90,12 +90,8 @@ def fit(probe: VQAProbe, image: np.ndarray, question: np.ndarray, target: np.nda
     scalers = [StandardScaler().fit(x) for x in (image, question, image * question)]
     shift = jnp.asarray(np.concatenate([s.mean_ for s in scalers]), jnp.float32)
     scale = jnp.asarray(np.concatenate([s.scale_ for s in scalers]), jnp.float32)
-    total = len(image)
     arrays = {"image": jnp.asarray(image), "question": jnp.asarray(question), "target": jnp.asarray(target)}
-    data = ClientData(
-        arrays, jnp.arange(total, dtype=jnp.int32), jnp.int32(total), jnp.float32(1), public=None, uniform=True
-    )
-    params = _train(probe, data, (shift, scale), key)
+    params = _train(probe, whole(arrays), (shift, scale), key)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
         raise ValueError(f"the classifier diverged; lower probe.lr, which is {probe.lr}.")
 
