@@ -9,7 +9,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -17,29 +17,17 @@ import tyro
 
 from experiments import problems
 from experiments.creamfl_data import Numbers, Problem, flickr8k_problem, scenes_problem
+from experiments.creamfl_models import Models, Size, pretrained, small
 from fedjax_mm import evaluate, plots, report
 from fedjax_mm.methods import creamfl, encoder_averaging, vqa_evaluation
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.encoder_averaging import AveragingConfig
-from fedjax_mm.methods.joint_space import MODALITIES, Encoders, represent
-from fedjax_mm.models import cnn, embedding
+from fedjax_mm.methods.joint_space import MODALITIES, represent
 from fedjax_mm.types import FedState, Method
 
 SHOWN = ("i2t_r10", "t2i_r10", "rsum", "r1_sum", "image/accuracy", "text/accuracy", "both/i2t_r10")
 COLUMNS = {"method": "method"} | {f"test/{key}": key for key in SHOWN}
 COLUMNS |= {key: key for key in ("VQA", "MB down", "MB up", "peak MB", "s per round")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Small models; the server's are larger."""
-
-    dim: int = 64
-    client_channels: tuple[int, ...] = (16, 32, 64)
-    server_channels: tuple[int, ...] = (32, 64, 128)
-    client_width: int = 32
-    """Of word vectors."""
-    server_width: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +53,8 @@ class Settings:
     client_lr: float | None = None
     weighing_temperature: float = 1.0
     size: Size = Size()
+    pretraining: int = 8
+    """Passes over other, labelled examples that all encoders have behind them; 0: fresh encoders."""
     seeds: int = 3
     split: Literal["test", "valid"] = "test"
     chunk: Annotated[int | str, tyro.conf.arg(metavar="INT|auto")] = 1
@@ -114,33 +104,18 @@ def load(settings: Settings, seed: int) -> Problem:
     return flickr8k_problem(*given, settings.data_dir or ".")
 
 
-class Models(NamedTuple):
-    server: Encoders
-    clients: Mapping[str, Encoders]
-    equal: Encoders  # of all, where weights are averaged
-
-
 @functools.lru_cache(4)
-def models(size: Size, vocabulary: int, preset: str) -> Models:
-    """Encoders into one space; those of image-only and text-only clients have the released code's form in `code`."""
-    code = preset == "code"
-    small = {
-        "image": embedding.pie_image(cnn.trunk(size.client_channels), size.dim),
-        "text": embedding.pie_text(vocabulary, size.dim, size.client_width, backward="last" if code else "full"),
-    }
-    released = {"scale": 128.0, "relu": True, "backward": "last"} if code else {}
-    image = embedding.mean_image(cnn.trunk(size.client_channels), size.dim, 128.0 if code else 1.0)
-    text = embedding.pie_text(vocabulary, size.dim, size.client_width, **released)
-    server = {
-        "image": embedding.pie_image(cnn.trunk(size.server_channels), size.dim),
-        "text": embedding.pie_text(vocabulary, size.dim, size.server_width),
-    }
-    return Models(server, {"image": {"image": image}, "text": {"text": text}, "both": small}, small)
+def models(settings: Settings) -> Models:
+    """What clients and server start from; the same for all seeds, as a published checkpoint is."""
+    problem = load(settings, 0)
+    return pretrained(
+        small(settings.size, problem.vocabulary, settings.preset == "code"), problem.pretraining, settings.pretraining
+    )
 
 
 def method_of(settings: Settings, name: str, problem: Problem) -> Method:
     """The method of a row."""
-    config, made = variants(settings)[name], models(settings.size, problem.vocabulary, settings.preset)
+    config, made = variants(settings)[name], models(settings)
     if isinstance(config, AveragingConfig):
         return encoder_averaging.build(config, problem.data, made.equal, problem.num_classes)
     return creamfl.build(config, problem.data, made.server, made.clients, problem.num_classes)
@@ -220,7 +195,7 @@ def answered(settings: Settings, name: str, seed: int, state: FedState) -> dict[
     problem = load(settings, seed)
     if problem.questions is None:
         return None
-    made = models(settings.size, problem.vocabulary, settings.preset)
+    made = models(settings)
     encoders = made.equal if isinstance(variants(settings)[name], AveragingConfig) else made.server
     of = jax.jit(lambda params, m, x: represent(encoders[m], params[m], x), static_argnums=1)
     params = state.server["params"]
@@ -233,7 +208,7 @@ def answered(settings: Settings, name: str, seed: int, state: FedState) -> dict[
 
 def represented(settings: Settings, problem: Problem, state: FedState, m: str) -> dict[str, np.ndarray]:
     """Representations [P, D] of the public examples by the server and by three clients of each kind."""
-    made = models(settings.size, problem.vocabulary, settings.preset)
+    made = models(settings)
     of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], problem.data.public[m]))
     found = {"server": of(made.server, state.server["params"])}
     for name, encoders in made.clients.items():

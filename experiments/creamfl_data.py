@@ -27,6 +27,7 @@ class Problem(NamedTuple):
     num_classes: Mapping[str, int]
     vocabulary: int
     questions: tuple[Questions, Questions] | None  # (train, test) about pictures; None where there are none
+    pretraining: Mapping[str, Mapping[str, np.ndarray]]  # [m]: m and label of examples nobody else has; of any seed
 
 
 class Numbers(NamedTuple):
@@ -40,6 +41,8 @@ class Numbers(NamedTuple):
     test: int = 500
     asked: int = 4000
     """Questions about scenes to learn from; a quarter as many to test."""
+    pretraining: int = 4000
+    """Other labelled examples of a modality, that encoders have learnt from before."""
 
 
 def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Problem:
@@ -66,11 +69,16 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     answers = lambda labels: np.eye(len(scenes.ANSWERS), dtype=np.float32)[labels]
     asked = tuple(Questions(arrays["image"], arrays["text"], answers(arrays["label"])) for arrays in drawn)
     classes = {"image": len(scenes.SHAPES), "text": len(scenes.SHAPES)}
-    return Problem(_shared_out(numbers, arrays, public, alpha, seed), test, classes, len(scenes.VOCABULARY), asked)
+    other = scenes.make(numbers.pretraining, 1_000_000)  # to tell the largest object's shape and colour
+    label = other.shape[:, 0] * len(scenes.COLOURS) + other.colour[:, 0]
+    before = {"image": other.image, "text": other.tokens}
+    before = {m: {m: x, "label": label} for m, x in before.items()}
+    data = _shared_out(numbers, arrays, public, alpha, seed)
+    return Problem(data, test, classes, len(scenes.VOCABULARY), asked, before)
 
 
 def flickr8k_problem(
-    numbers: Numbers, split: str, alpha: float, seed: int, data_dir: str, side: int = 64, vocabulary: int = 4000
+    numbers: Numbers, split: str, alpha: float, seed: int, data_dir: str, side: int = 32, vocabulary: int = 4000
 ) -> Problem:
     """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs and in public.
 
@@ -83,7 +91,9 @@ def flickr8k_problem(
     photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=numbers.public, seed=seed)
     cifar, news = _labelled(folder / "tfds", split, rng, numbers)
     captions = photos.captions
-    tokenizer = wordpiece.train([*captions["train"].reshape(-1).tolist(), *news["train"]["text"].tolist()], vocabulary)
+    known = [*captions["train"].reshape(-1).tolist(), *captions["public"].reshape(-1).tolist()]
+    tokenizer = wordpiece.train([*sorted(known), *news.pop("all")["text"].tolist()], vocabulary)  # one for all seeds
+    cifar.pop("all")
     tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), length).reshape(*text.shape, length)
     wide = lambda image: image.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
     image = {k: {"image": wide(a["image"]), "label": a["label"]} for k, a in cifar.items()}
@@ -103,11 +113,15 @@ def flickr8k_problem(
         asked = tuple(Questions(a["image"], a["question"], a["target"]) for a in drawn)
     arrays = {"image": image["train"], "text": text["train"], "both": both}
     data = _shared_out(numbers, arrays, public, alpha, seed)
-    return Problem(data, test, {"image": 100, "text": 4}, vocabulary, asked)
+    before = {"image": image["pretraining"], "text": text["pretraining"]}
+    return Problem(data, test, {"image": 100, "text": 4}, vocabulary, asked, before)
 
 
 def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):
-    """({split: arrays} of CIFAR-100, of the news): as many as clients have; tuning tests on training examples."""
+    """({split: arrays} of CIFAR-100, of the news): as many as clients have; tuning tests on training examples.
+
+    Of the training examples, those in "pretraining" are the same for all seeds.
+    """
     made = []
     for name, clients in (("cifar100", numbers.image), (NEWS, numbers.text)):
         columns = ("image", "label") if name == "cifar100" else ("title", "description", "label")
@@ -115,10 +129,15 @@ def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, number
         tested = prepared.load(name, folder, "test", columns) if split == "test" else whole
         if name == NEWS:
             whole, tested = _read(whole), _read(tested)
-        order, train = rng.permutation(len(whole["label"])), clients * numbers.per_client
+        total, train = len(whole["label"]), clients * numbers.per_client
+        before, order = np.split(np.random.default_rng(0).permutation(total), [min(numbers.pretraining, total // 2)])
+        order = rng.permutation(order)
         rows = order[train : train + numbers.test] if split != "test" else rng.permutation(len(tested["label"]))
+        if len(order) < train or not len(rows):
+            raise ValueError(f"{name} has {len(order)} training examples besides {len(before)}; {train} are asked for")
         take = lambda arrays, rows: {k: v[rows] for k, v in arrays.items()}
-        made.append({"train": take(whole, order[:train]), "test": take(tested, rows[: numbers.test])})
+        parts = {"pretraining": take(whole, before), "train": take(whole, order[:train])}
+        made.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})
     return made
 
 
