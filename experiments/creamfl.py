@@ -63,7 +63,13 @@ class Settings:
 
 PRESETS = {
     "scenes": Settings(),
-    "flickr8k": Settings("flickr8k", out="runs/creamfl_flickr8k"),
+    "flickr8k": Settings(
+        "flickr8k",
+        numbers=Numbers(public=800, pretraining=10_000),
+        rounds=12,
+        pretraining=12,
+        out="runs/creamfl_flickr8k",
+    ),
 }
 
 

@@ -87,7 +87,7 @@ def flickr8k_problem(
     """
     if side % 32:
         raise ValueError(f"side is {side}; it must be a multiple of 32, the side of CIFAR's images")
-    folder, length, rng = pathlib.Path(data_dir), 32, np.random.default_rng(seed)
+    folder, length, rng = pathlib.Path(data_dir), 24, np.random.default_rng(seed)
     photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=numbers.public, seed=seed)
     cifar, news = _labelled(folder / "tfds", split, rng, numbers)
     captions = photos.captions
