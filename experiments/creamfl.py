@@ -16,8 +16,8 @@ import numpy as np
 import tyro
 
 from experiments import problems
-from experiments.creamfl_data import Numbers, Problem, flickr8k_problem, scenes_problem
-from experiments.creamfl_models import Models, Size, pretrained, small
+from experiments.creamfl_data import Numbers, Problem, photo_problem, scenes_problem
+from experiments.creamfl_models import Models, Size, full, pretrained, small
 from fedjax_mm import evaluate, plots, report
 from fedjax_mm.methods import creamfl, encoder_averaging, vqa_evaluation
 from fedjax_mm.methods.creamfl import CreamFLConfig
@@ -34,9 +34,13 @@ COLUMNS |= {key: key for key in ("VQA", "MB down", "MB up", "peak MB", "s per ro
 class Settings:
     """What is trained on, by whom and for how long."""
 
-    data: Literal["scenes", "flickr8k"] = "scenes"
-    """scenes are embedded; flickr8k, with CIFAR-100 and AG's News, are read from --data-dir."""
+    data: Literal["scenes", "flickr8k", "coco"] = "scenes"
+    """scenes are embedded; the others, with CIFAR-100 and AG's News, are read from --data-dir."""
     data_dir: str | None = None
+    checkpoints: str | None = None
+    """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None: small ones."""
+    side: int = 32
+    """Pixels of photographs; 224 for the paper's models."""
     preset: Literal["small", "paper", "code"] = "small"
     """Of the method: small, at rates for small fresh models; the paper's equations; the released code's behaviour."""
     method: str = "CreamFL"
@@ -69,6 +73,16 @@ PRESETS = {
         rounds=12,
         pretraining=12,
         out="runs/creamfl_flickr8k",
+    ),
+    "coco": Settings(
+        "coco",
+        preset="paper",
+        numbers=Numbers(per_client=500, public=50_000, test=5000),
+        side=224,
+        size=Size(dim=512),
+        rounds=30,
+        epochs=5,
+        out="runs/creamfl_coco",
     ),
 }
 
@@ -112,16 +126,23 @@ def load(settings: Settings, seed: int) -> Problem:
     given = (settings.numbers, settings.split, settings.alpha, seed)
     if settings.data == "scenes":
         return scenes_problem(*given)
-    return flickr8k_problem(*given, settings.data_dir or ".")
+    vocabulary = 4000
+    if settings.checkpoints:
+        vocabulary = pathlib.Path(settings.checkpoints) / "bert-base-uncased" / "vocab.txt"
+    return photo_problem(
+        *given, settings.data_dir or ".", public=settings.data, side=settings.side, vocabulary=vocabulary
+    )
 
 
 @functools.lru_cache(4)
 def models(settings: Settings) -> Models:
     """What clients and server start from; the same for all seeds, as a published checkpoint is."""
+    released = settings.preset == "code"
+    if settings.checkpoints:
+        return full(settings.checkpoints, settings.size.dim, settings.side, released)
     problem = load(settings, 0)
-    return pretrained(
-        small(settings.size, problem.vocabulary, settings.preset == "code"), problem.pretraining, settings.pretraining
-    )
+    made = small(settings.size, problem.vocabulary, released)
+    return pretrained(made, problem.pretraining, settings.pretraining)
 
 
 def method_of(settings: Settings, name: str, problem: Problem) -> Method:

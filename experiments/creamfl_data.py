@@ -2,11 +2,11 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_mm.data import FederatedData, flickr8k, partition, prepared, scenes, vqa, wordpiece
+from fedjax_mm.data import FederatedData, coco_captions, flickr8k, partition, prepared, scenes, vqa, wordpiece
 
 NEWS = "ag_news_subset"
 
@@ -77,32 +77,54 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     return Problem(data, test, classes, len(scenes.VOCABULARY), asked, before)
 
 
-def flickr8k_problem(
-    numbers: Numbers, split: str, alpha: float, seed: int, data_dir: str, side: int = 32, vocabulary: int = 4000
+def photo_problem(
+    numbers: Numbers,
+    split: str,
+    alpha: float,
+    seed: int,
+    data_dir: str,
+    public: Literal["flickr8k", "coco"] = "flickr8k",
+    side: int = 32,
+    length: int = 24,
+    vocabulary: int | str | pathlib.Path = 4000,
 ) -> Problem:
-    """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs and in public.
+    """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs.
 
-    data_dir: a folder with flickr8k (its raw files), tfds (cifar100 and ag_news_subset, prepared) and, for questions,
-    vqa/easy_vqa. All images have `side` pixels, a multiple of 32.
+    data_dir: a folder with flickr8k (its raw files), tfds (cifar100 and ag_news_subset, prepared), for questions
+        vqa/easy_vqa, and for `public` "coco" a folder coco, as data.coco_captions takes it.
+    public: where the public pairs, with one caption each, and the test photos come from.
+    side: pixels of all images, a multiple of 32. length: tokens of a text. vocabulary: so many word pieces, fitted to
+        captions and news, or a BERT vocab.txt.
     """
     if side % 32:
         raise ValueError(f"side is {side}; it must be a multiple of 32, the side of CIFAR's images")
-    folder, length, rng = pathlib.Path(data_dir), 24, np.random.default_rng(seed)
-    photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=numbers.public, seed=seed)
+    folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
+    aside = numbers.public if public == "flickr8k" else 0
+    photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=aside, seed=seed)
+    shown, named, tested = photos.splits, photos.captions, split
+    if public == "coco":
+        tested = "valid"
+        coco = coco_captions.load(folder / "coco", ("train", tested), image=side, length=length)
+        drawn = np.sort(rng.permutation(len(coco.captions["train"])))[: numbers.public]
+        shown = {"public": {"image": coco.splits["train"]["image"][drawn]}, tested: coco.splits[tested]}
+        named = {"public": coco.captions["train"][drawn], tested: coco.captions[tested]}
     cifar, news = _labelled(folder / "tfds", split, rng, numbers)
-    captions = photos.captions
-    known = [*captions["train"].reshape(-1).tolist(), *captions["public"].reshape(-1).tolist()]
-    tokenizer = wordpiece.train([*sorted(known), *news.pop("all")["text"].tolist()], vocabulary)  # one for all seeds
-    cifar.pop("all")
+    captions = photos.captions["train"]
+    if isinstance(vocabulary, int):  # one for all seeds, which differ in what of Flickr8k is public
+        known = sorted([*captions.reshape(-1).tolist(), *named["public"].reshape(-1).tolist()])
+        tokenizer = wordpiece.train([*known, *news["all"]["text"].tolist()], vocabulary)
+    else:
+        tokenizer = wordpiece.load(vocabulary)
     tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), length).reshape(*text.shape, length)
     wide = lambda image: image.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
-    image = {k: {"image": wide(a["image"]), "label": a["label"]} for k, a in cifar.items()}
-    text = {k: {"text": tokens(a["text"]), "label": a["label"]} for k, a in news.items()}
-    pairs = rng.permutation(len(captions["train"]))[: numbers.both * numbers.per_client]
-    both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions["train"][pairs])}
-    public = {"image": photos.splits["public"]["image"], "text": tokens(captions["public"][:, 0])}
+    parts = ("pretraining", "train", "test")
+    image = {k: {"image": wide(cifar[k]["image"]), "label": cifar[k]["label"]} for k in parts}
+    text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
+    pairs = rng.permutation(len(captions))[: numbers.both * numbers.per_client]
+    both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions[pairs])}
+    shared = {"image": shown["public"]["image"], "text": tokens(named["public"][:, 0])}
     some = slice(numbers.test)
-    test = {"image": photos.splits[split]["image"][some], "text": tokens(captions[split][some])}
+    test = {"image": shown[tested]["image"][some], "text": tokens(named[tested][some])}
     test |= {"image/image": image["test"]["image"], "image/label": image["test"]["label"]}
     test |= {"text/text": text["test"]["text"], "text/label": text["test"]["label"]}
     asked = None
@@ -112,9 +134,9 @@ def flickr8k_problem(
         drawn = [vqa.examples(tasks, "easy_vqa", part) for part in ("train", "test")]
         asked = tuple(Questions(a["image"], a["question"], a["target"]) for a in drawn)
     arrays = {"image": image["train"], "text": text["train"], "both": both}
-    data = _shared_out(numbers, arrays, public, alpha, seed)
+    data = _shared_out(numbers, arrays, shared, alpha, seed)
     before = {"image": image["pretraining"], "text": text["pretraining"]}
-    return Problem(data, test, {"image": 100, "text": 4}, vocabulary, asked, before)
+    return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
 
 
 def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):

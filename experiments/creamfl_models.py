@@ -1,20 +1,25 @@
-"""Encoders for CreamFL's experiments, small ones that have learnt to classify examples nobody in the experiment holds.
+"""Encoders for CreamFL's experiments: small ones, and those of the paper from their checkpoints.
 
-The paper's start from ImageNet, BERT and GloVe; with fresh ones clients have nothing to teach.
+The small ones first learn to classify examples that nobody in the experiment holds, as the paper's come from ImageNet,
+BERT and GloVe: with fresh ones clients have nothing to teach.
 """
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from fedjax_mm import trees
+from fedjax_mm.data import wordpiece
 from fedjax_mm.local import gradient_step
 from fedjax_mm.methods import joint_space
 from fedjax_mm.methods.joint_space import Encoders, Training
-from fedjax_mm.models import Model, cnn, embedding
+from fedjax_mm.models import Model, bert, cnn, embedding, resnet
+from fedjax_mm.models import pretrained as checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +42,49 @@ class Models(NamedTuple):
 
 def small(size: Size, vocabulary: int, released: bool) -> Models:
     """Encoders into one space; released: those of image-only and text-only clients have the released code's form."""
-    backward = "last" if released else "full"
-    both = {
-        "image": embedding.pie_image(cnn.trunk(size.client_channels), size.dim),
-        "text": embedding.pie_text(vocabulary, size.dim, size.client_width, backward=backward),
-    }
-    form = {"scale": 128.0, "relu": True, "backward": "last"} if released else {}
-    image = embedding.mean_image(cnn.trunk(size.client_channels), size.dim, 128.0 if released else 1.0)
-    text = embedding.pie_text(vocabulary, size.dim, size.client_width, **form)
+    trunk = cnn.trunk(size.client_channels)
     server = {
         "image": embedding.pie_image(cnn.trunk(size.server_channels), size.dim),
         "text": embedding.pie_text(vocabulary, size.dim, size.server_width),
     }
-    return Models(server, {"image": {"image": image}, "text": {"text": text}, "both": both}, both)
+    return _with_clients(server, trunk, size.dim, vocabulary, size.client_width, None, released)
+
+
+def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Models:
+    """The paper's: ResNet-101 and BERT at the server, ResNet-18 and a bi-GRU on vectors 300 wide at clients.
+
+    folder: resnet-101, resnet-18 and bert-base-uncased as Hugging Face has them, the last with its vocab.txt, and, if
+    word vectors are not to start at random, glove.840B.300d.txt. All texts are in BERT's word pieces, of which GloVe
+    knows those that are words; the paper's GRU reads words.
+    """
+    folder = pathlib.Path(folder)
+    words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
+    words, vectors = sorted(words, key=words.get), folder / "glove.840B.300d.txt"
+    table = embedding.glove(vectors, words) if vectors.is_file() else None
+    of = lambda model, name: Model(_start(model, folder / name), model.apply)
+    server = {
+        "image": embedding.pie_image(of(resnet.resnet101(side), "resnet-101"), dim),
+        "text": embedding.linear(of(bert.base(dropout=0.0), "bert-base-uncased"), dim),
+    }
+    trunk = of(resnet.resnet18(side), "resnet-18")
+    return _with_clients(server, trunk, dim, len(words), 300, table, released)
+
+
+def _start(model, path: pathlib.Path):
+    """`init` that gives what a checkpoint holds, and fresh values to what it lacks."""
+    held = jax.device_get(checkpoints.load(model, path))
+    return lambda key, x: trees.grow(held, model.init(key, x))
+
+
+def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool):
+    backward = "last" if released else "full"
+    text = functools.partial(embedding.pie_text, vocabulary, dim, width, table=table)
+    both = {"image": embedding.pie_image(trunk, dim), "text": text(backward=backward)}
+    image = embedding.mean_image(trunk, dim, 128.0 if released else 1.0)
+    form = {"scale": 128.0, "relu": True} if released else {}
+    return Models(
+        server, {"image": {"image": image}, "text": {"text": text(backward=backward, **form)}, "both": both}, both
+    )
 
 
 def pretrained(models: Models, examples: Mapping[str, Mapping[str, np.ndarray]], epochs: int) -> Models:

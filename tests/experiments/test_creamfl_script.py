@@ -8,13 +8,17 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import creamfl, creamfl_data, problems
-from experiments.creamfl_models import pretrained, small
+from experiments.creamfl_models import full, pretrained, small
 from fedjax_mm import evaluate, records
-from fedjax_mm.models import Model
+from fedjax_mm.data import wordpiece
+from fedjax_mm.models import Model, bert, resnet
+from fedjax_mm.models import pretrained as pretrained_files
 
 NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80, pretraining=40)
 SMALL = creamfl.Settings(
@@ -79,6 +83,33 @@ def test_every_server_takes_as_many_steps_but_the_one_that_shows_what_they_do():
         assert passes == (1 if "one pass" in name else 2)
 
 
+def test_full_models_start_from_their_checkpoints(tmp_path, monkeypatch):
+    tiny = {
+        "resnet-101": resnet.encoder((1,), (8,), norm="batch", image=32),
+        "resnet-18": resnet.encoder((1,), (4,), norm="batch", image=32),
+        "bert-base-uncased": bert.encoder(vocabulary=7, dim=8, depth=1, heads=2, mlp=8, positions=9),
+    }
+    for module, name, kind in ((resnet, "resnet101", "resnet-101"), (resnet, "resnet18", "resnet-18")):
+        monkeypatch.setattr(module, name, lambda side, model=tiny[kind]: model)
+    monkeypatch.setattr(bert, "base", lambda dropout: tiny["bert-base-uncased"])
+    held = {}
+    for i, (name, model) in enumerate(tiny.items()):
+        (tmp_path / name).mkdir()
+        held[name] = model.init(jax.random.key(i), jnp.zeros(model.example.shape, model.example.dtype))
+        pretrained_files.save(held[name], model, tmp_path / name / "model.safetensors")
+    (tmp_path / "bert-base-uncased" / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, "a", "b"]))
+    made = full(tmp_path, 8, 32, released=False)
+    examples = {"image": jnp.zeros((1, 32, 32, 3), jnp.uint8), "text": jnp.array([[2, 5, 6, 3, 0]])}
+    start = lambda encoders, m: encoders[m].init(jax.random.key(9), examples[m])
+    chex.assert_trees_all_equal(start(made.server, "image")["trunk"], held["resnet-101"])
+    chex.assert_trees_all_equal(start(made.server, "text")["trunk"], held["bert-base-uncased"])
+    for name in ("image", "both"):
+        chex.assert_trees_all_equal(start(made.clients[name], "image")["trunk"], held["resnet-18"])
+    assert start(made.clients["text"], "text")["words"]["embedding"].shape == (7, 300)
+    for encoders in (made.server, *made.clients.values()):
+        assert all(encoders[m].apply(start(encoders, m), examples[m]).shape == (1, 8) for m in encoders)
+
+
 def test_pretrained_encoders_start_with_what_they_learnt_and_fresh_ones_do_not(monkeypatch):
     label = np.arange(64, dtype=np.int32) % 2
     image = np.broadcast_to((200 * label).astype(np.uint8)[:, None, None, None], (64, 2, 2, 1))
@@ -126,13 +157,31 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
     (texts.parent / "Flicker8k_Dataset").symlink_to(shared_data / "flickr8k" / "Flicker8k_Dataset")
     for name in ("tfds", "vqa"):
         (tmp_path / name).symlink_to(shared_data / name)
-    problem = creamfl_data.flickr8k_problem(NUMBERS, "test", 0.1, 0, str(tmp_path), vocabulary=600)
+    problem = creamfl_data.photo_problem(NUMBERS, "test", 0.1, 0, str(tmp_path), vocabulary=600)
     data, test = problem.data, problem.test
     assert data.public["image"].shape == (16, 32, 32, 3) and data.public["text"].shape == (16, 24)
     assert data.cohorts["both"].arrays["text"].shape == (24, 5, 24) and test["text"].shape == (40, 5, 24)
     assert data.cohorts["image"].arrays["label"].max() > 3 and set(np.unique(test["text/label"])) <= {0, 1, 2, 3}
     assert all((tokens > 0).any(-1).all() for tokens in (test["text"], test["text/text"], data.public["text"]))
     assert problem.questions[0].target.shape[1] == 13
+
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for name, photos in {"train2017": 20, "val2017": 3}.items():  # grey photos, whose captions tell their number
+        (tmp_path / "coco" / name).mkdir()
+        listed = {"images": [], "annotations": []}
+        for i in range(photos):
+            Image.new("RGB", (8, 8), (10 * i,) * 3).save(tmp_path / "coco" / name / f"{i}.png")
+            listed["images"].append({"id": i, "file_name": f"{i}.png"})
+            listed["annotations"] += [{"image_id": i, "caption": "a" * (i + 1)}] * 5
+        (tmp_path / "coco" / "annotations" / f"captions_{name}.json").write_text(json.dumps(listed))
+    (tmp_path / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, *("a" * (i + 1) for i in range(20))]))
+    coco = creamfl_data.photo_problem(
+        NUMBERS, "test", 0.1, 0, str(tmp_path), public="coco", vocabulary=tmp_path / "vocab.txt"
+    )
+    said = len(wordpiece.SPECIAL) + np.asarray(coco.data.public["image"])[:, 0, 0, 0] // 10
+    np.testing.assert_array_equal(coco.data.public["text"][:, 1], said)
+    assert coco.test["image"].shape == (3, 32, 32, 3) and coco.test["text"].shape == (3, 5, 24)
+    assert coco.vocabulary == 25 and not np.array_equal(coco.data.cohorts["both"].arrays["image"], data.public["image"])
 
 
 def test_news_keep_their_labels(shared_data, monkeypatch):
