@@ -1,5 +1,6 @@
 """The round: begin, download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 
@@ -21,6 +22,8 @@ from fedjax_mm.types import (
     OverClients,
     Server,
 )
+
+NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the end of any array
 
 
 def federate(
@@ -45,12 +48,8 @@ def federate(
         raise ValueError("a method needs at least one cohort")
 
     def init(key):
-        key = jax.random.fold_in(key, 0)
-        clients = {}
-        for name, cohort in cohorts.items():
-            keys = jax.vmap(lambda j, name=name: _client_key(key, name, j))(jnp.arange(cohort.size))
-            clients[name] = jax.vmap(cohort.init)(keys)
-        return FedState(server.init(jax.random.fold_in(key, 0)), clients, jnp.int32(0))
+        clients = {name: init_clients(c, name, key, jnp.arange(c.size)) for name, c in cohorts.items()}
+        return FedState(server.init(jax.random.fold_in(_init_key(key), 0)), clients, jnp.int32(0))
 
     def round(state, data, key):
         if set(data.cohorts) != set(cohorts):
@@ -69,6 +68,12 @@ def federate(
         return FedState(new, clients, state.round + 1), {**metrics, "server": {**before, **on_server}}
 
     return Method(init, round, evaluate, server, dict(cohorts), upload, over)
+
+
+def init_clients(cohort: Cohort, name: str, key: jax.Array, numbers: jax.Array):
+    """The first states of clients `numbers` [n] of a cohort as `Method.init(key)` draws them: leaves [n, ...]."""
+    keys = jax.vmap(lambda number: _client_key(_init_key(key), name, number))(numbers)
+    return jax.vmap(cohort.init)(keys)
 
 
 def remap(method: Method, over: OverClients) -> Method:
@@ -103,7 +108,7 @@ def cohort_pass(
     upload: optax.GradientTransformationExtraArgs,
     over: OverClients,
 ):
-    """Runs one cohort's participants: (uploads reduced over clients, states of all N clients, metrics).
+    """Runs one cohort's participants: (uploads reduced over clients, the states as given with theirs new, metrics).
 
     A participant whose upload or new state is not finite is left out: its state stays as it was, its upload has
     weight 0, and the metric `left_out` counts it. Other metrics are means over the participants that count.
@@ -112,9 +117,10 @@ def cohort_pass(
 
     def one(shared, client):
         download, states, arrays, public, key = shared
-        index, weight, rows, count = client
+        index, place, weight, rows, count = client
+        place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
-        mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), states)
+        mine = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
         seen = ClientData(arrays, rows, count, weight, public, data.uniform)
         update = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
@@ -133,15 +139,19 @@ def cohort_pass(
         metrics = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), metrics)
         tally = {"clients": counts, "left_out": present & ~counts}
         total = (means, Mean(_scaled(metrics, w), w), jax.tree.map(lambda x: x.astype(jnp.float32), tally))
-        return total, (each, index, trees.where(counts, new, mine))
+        return total, (each, place, trees.where(counts, new, mine))
 
     impl = jax.random.key_impl(key)
     shared = (download, states, data.arrays, public, jax.random.key_data(key))
-    clients = (data.index, data.weight, data.rows, data.count)
-    (means, metrics, tally), (each, index, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=over.mesh)
-    states = jax.tree.map(lambda all, mine: all.at[index].set(mine, mode="drop"), states, new)
+    clients = (data.index, data.place, data.weight, data.rows, data.count)
+    (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=over.mesh)
+    states = jax.tree.map(lambda all, mine: all.at[place].set(mine, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
     return uploads, states, {**_as_mean(metrics).value, **tally}
+
+
+def _init_key(key):
+    return jax.random.fold_in(key, 0)  # a round folds in 1
 
 
 def _client_key(key, cohort: str, index):
@@ -173,6 +183,11 @@ def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[in
     chunk = max(1, min(chunk, -(-places // devices)))
     more = -places % (chunk * devices)
     fill = lambda x, value: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
-    return chunk, CohortRound(
-        fill(data.index, size), fill(data.weight, 0), fill(data.rows, 0), fill(data.count, 0), data.arrays, data.uniform
+    return chunk, dataclasses.replace(
+        data,
+        index=fill(data.index, size),
+        weight=fill(data.weight, 0),
+        rows=fill(data.rows, 0),
+        count=fill(data.count, 0),
+        place=None if data.place is None else fill(data.place, NOWHERE),
     )

@@ -20,12 +20,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import clients, costs, stages
-from fedjax_mm.federate import remap
-from fedjax_mm.records import Folder, RunDirectory
+from fedjax_mm import client_state as off_device
+from fedjax_mm import clients, compilation, costs, stages
+from fedjax_mm.records import RunDirectory
 from fedjax_mm.stages import Stage
-from fedjax_mm.tune import chosen_chunks
-from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
+from fedjax_mm.types import FedState, Method, PyTree
 
 
 def train(
@@ -41,14 +40,15 @@ def train(
     checkpoint_every: int | None = None,
     chunk: int | Mapping[str, int] | str = 1,
     devices: int | Mesh | None = None,
+    client_state: str | os.PathLike = "device",
     config: Any = None,
     tensorboard: bool = False,
     log: Callable[[str], None] = print,
 ) -> FedState:
     """The FedState after `rounds` rounds.
 
-    method: one, or stages, run one after the other, each compiled once; with stages, rounds may be left out (all they
-        have), and fewer end the run early.
+    method: one, or stages, run one after the other, each compiled once (unless chunk is "auto", while the one before
+        trains); with stages, rounds may be left out (all they have), and fewer end the run early.
     data: a FederatedData. per_round: how many clients take part (see clients.choose).
     directory: where the run is written; if it holds this run already, it goes on from its last checkpoint. None
         keeps nothing.
@@ -56,6 +56,10 @@ def train(
     checkpoint_every: rounds between checkpoints; by default ten in a run. One is always written at the end.
     chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the
         fastest that fits the memory is kept. devices: how many to spread clients over, or a mesh; None is one.
+    client_state: where clients' states are kept (never changes a result): "device", all of them; "host", in memory as
+        NumPy arrays, or a folder, in memory-mapped files, of which the device then holds the participants' alone.
+        With these, `evaluate` gets and `train` returns a FedState whose clients are NumPy arrays; a checkpoint, which
+        has all of them, is written and read by way of memory. A run may go on with another choice.
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
 
     Raises ValueError for settings that do not fit the data or the directory, FloatingPointError when every
@@ -66,9 +70,20 @@ def train(
     clients.choose(data.sizes, per_round, 0, seed)  # bad settings fail before anything is written
     mesh = devices if isinstance(devices, Mesh) or devices is None else clients.make_mesh(devices)
     data = _placed(data, mesh)
-    round_data = lambda r: _replicated(data.round(clients.choose(data.sizes, per_round, r, seed)), mesh)
+    streamed, folder = client_state != "device", None if client_state == "host" else client_state
     init_key, round_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (0, 1))
-    fresh = lambda at: _replicated(jax.jit(plan[at].method.init)(init_key), mesh)
+
+    def round_data(r):
+        taken = data.round(clients.choose(data.sizes, per_round, r, seed))
+        return _replicated(off_device.placed(taken) if streamed else taken, mesh)
+
+    def fresh(at):
+        method = plan[at].method
+        if not streamed:
+            return _replicated(jax.jit(method.init)(init_key), mesh)
+        state = jax.jit(lambda key: dataclasses.replace(method.init(key), clients={}))(init_key)
+        return dataclasses.replace(_replicated(state, mesh), clients=off_device.init(method, init_key, folder))
+
     files, several = None, len(plan) > 1
     if directory is not None:
         owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
@@ -80,7 +95,10 @@ def train(
     at = stages.index(plan, max(0, files.saved_round - 1) if files else 0)  # the stage a checkpoint was written in
     state = fresh(at)
     if files:
-        state = files.restore(state, log)
+        first, state = state, files.restore(state, log)
+        if streamed and state is not first:
+            off_device.fill(first.clients, state.clients)
+            state = dataclasses.replace(state, clients=first.clients)
     start = int(state.round)
     if start >= rounds:
         log(f"this run has its {rounds} rounds already")
@@ -90,26 +108,40 @@ def train(
     evaluate_every = evaluate_every or rounds
     checkpoint_every = checkpoint_every or max(1, rounds // 10)
     writer = _tensorboard(files, start) if tensorboard else None
-    this_round, step = round_data(start), None
+    this_round, step, ahead, everybody = round_data(start), None, None, None
+    whole = lambda state: dataclasses.replace(state, clients=everybody) if streamed else state
     for r in range(start, rounds):
         if entered := (here := stages.index(plan, r)) != at:
             state, at, step = stages.enter(state, fresh(here)), here, None
+        if step is None and streamed:
+            everybody = state.clients
+            state = dataclasses.replace(state, clients=_on(off_device.read(everybody, this_round), mesh))
         if files and (entered or r == 0):
             prefix = f"{plan[at].name}/" if several else ""
             cost = costs.of(plan[at].method, this_round, state)
             files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
         if step is None:
-            folder = files.folder(plan[at].name) if files and several and chunk == "auto" else files
-            step = _compiled(plan[at], state, this_round, round_key, chunk, mesh, folder, log)
+            own = files.folder(plan[at].name) if files and several and chunk == "auto" else files
+            step = compilation.compiled(plan[at], (state, this_round, round_key), chunk, mesh, own, ahead, log)
+            end = sum(stage.rounds for stage in plan[: at + 1])
+            if chunk != "auto" and end < rounds:
+                later = plan[stages.index(plan, end)]
+                ahead = compilation.ahead(later, (state, this_round, round_key), init_key, chunk, mesh, streamed)
         begun = time.perf_counter()
         state, metrics = step(state, this_round, round_key)
-        last = r + 1 == rounds
+        done, last = this_round, r + 1 == rounds
         if not last:  # the next round's rows are laid out while this one computes
             this_round = round_data(r + 1)
+            coming = off_device.read(everybody, this_round) if streamed else None
         row = {"round": r + 1, **({"stage": at + 1} if several else {}), **_flat(jax.device_get(metrics))}
+        if streamed:
+            off_device.write(everybody, done, jax.device_get(state.clients))
+            if not last:
+                off_device.read_again(everybody, this_round, coming, done)
+                state = dataclasses.replace(state, clients=_on(coming, mesh))
         row["seconds"] = round(time.perf_counter() - begun, 4)
         if test is not None and (last or (r + 1) % evaluate_every == 0):
-            row |= {f"test/{k}": v for k, v in plan[at].method.evaluate(_local(state, mesh), test).items()}
+            row |= {f"test/{k}": v for k, v in plan[at].method.evaluate(whole(_local(state, mesh)), test).items()}
             log(f"round {r + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith("test/")))
         for name in data.sizes:
             if row[f"{name}/left_out"]:
@@ -117,7 +149,7 @@ def train(
         if files:
             files.append(row)
             if last or (r + 1) % checkpoint_every == 0:
-                files.save(state)
+                files.save(whole(state))
         if writer:
             for name, value in row.items():
                 writer.add_scalar(name, value, r + 1)
@@ -126,27 +158,12 @@ def train(
         files.close()
     if writer:
         writer.close()
-    return state
+    return whole(state)
 
 
-def _compiled(
-    stage: Stage,
-    state: FedState,
-    data: RoundData,
-    key: jax.Array,
-    chunk: int | Mapping[str, int] | str,
-    mesh: Mesh | None,
-    files: RunDirectory | Folder | None,
-    log: Callable[[str], None],
-):
-    """The stage's round, compiled; `files` remember how "auto" maps clients."""
-    if chunk == "auto":
-        chunk = chosen_chunks(stage.method, state, data, key, mesh, files, log)
-    begun = time.perf_counter()
-    step = jax.jit(remap(stage.method, OverClients(chunk, mesh)).round, donate_argnums=0)
-    step = step.lower(state, data, key).compile()
-    log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {time.perf_counter() - begun:.1f} s")
-    return step
+def _on(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """The tree on the device, or on every device of the mesh."""
+    return jax.device_put(tree) if mesh is None else _replicated(tree, mesh)
 
 
 def _replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:

@@ -68,7 +68,11 @@ class ClientData:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CohortRound:
-    """Who takes part from one cohort, and with which rows. A padding client has index N and weight 0."""
+    """Who takes part from one cohort, and with which rows. A padding client has index N and weight 0.
+
+    `place` says in which row of the FedState's `clients` a participant's state is, where they hold participants alone
+    (a padding client's is its own or beyond their end). None: all N are there, and a client's place is its number.
+    """
 
     index: jax.Array  # [C] int32
     weight: jax.Array  # [C] float32
@@ -76,6 +80,7 @@ class CohortRound:
     count: jax.Array  # [C] int32
     arrays: Arrays  # leaves [E, ...]
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
+    place: jax.Array | None = None  # [C] int32
 
 
 class RoundData(NamedTuple):

@@ -3,11 +3,14 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -400,3 +403,41 @@ def test_one_stage_is_logged_as_a_plain_method_is(tmp_path):
     train_stages(tmp_path, plan=staged((2,)))
     assert all("stage" not in row for row in rows_of(tmp_path))
     assert set(json.loads((tmp_path / "costs.json").read_text())) == {"all"}
+
+
+def test_the_next_stage_is_compiled_while_one_trains(tmp_path):
+    traced, lines = threading.Event(), []
+    plan = staged((1, 1), traces=SimpleNamespace(append=lambda s: traced.set() if s == 2 else None))
+    waits = plan[0].method._replace(evaluate=lambda state, test: {"traced": float(traced.wait(60))})
+    train_stages(tmp_path, lines.append, [plan[0]._replace(method=waits), plan[1]], test=TEST, evaluate_every=1)
+    assert rows_of(tmp_path)[0]["test/traced"] == 1
+    said = [line for line in lines if "compiled" in line]
+    assert "beside" not in said[0]
+    assert re.fullmatch(
+        r"compiled the round of stage 2 in [\d.]+ s beside the stage before, waited [\d.]+ s for it", said[1]
+    )
+
+
+def test_stages_that_a_run_does_not_reach_are_not_compiled(monkeypatch):
+    begun = []
+    monkeypatch.setattr(run.compilation, "ahead", lambda stage, *others: begun.append(stage.name))
+    for rounds, settings, expected in (
+        (None, {}, ["stage 3", "stage 4"]),
+        (2, {}, []),
+        (3, {}, ["stage 3"]),
+        (3, {"chunk": "auto"}, []),
+    ):
+        begun.clear()
+        train_stages(rounds=rounds, **settings)
+        assert begun == expected
+
+
+def test_an_error_in_a_later_stage_is_raised_when_it_is_entered(tmp_path):
+    def update(download, state, data, key):
+        raise ValueError("no such layer")
+
+    first, second = staged((2, 1))
+    broken = federate(second.method.server, {"all": second.method.cohorts["all"]._replace(update=update)})
+    with pytest.raises(ValueError, match="no such layer"):
+        train_stages(tmp_path, plan=[first, second._replace(method=broken)])
+    assert [row["round"] for row in rows_of(tmp_path)] == [1, 2]
