@@ -5,15 +5,30 @@ import json
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import throughput
-from experiments.throughput import Settings
-from fedjax_mm.types import OverClients
+from experiments import (
+    one_by_one,
+    throughput,
+    throughput_methods,
+    throughput_price,
+    throughput_profile,
+    throughput_steps,
+    timing,
+)
+from experiments import throughput_engine as engine
+from experiments.one_by_one import by_batch, separate, serial
+from experiments.throughput_engine import Settings
+from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import federate
+from fedjax_mm.local import local_steps
+from fedjax_mm.models import mlp
+from fedjax_mm.types import ClientData, Cohort, Download, Each, Mean, OverClients, Server
 
+SECTIONS = ("handwritten", "clients_per_round", "mapping", "skew")
 TINY = Settings(
-    only=("handwritten", "clients_per_round", "mapping", "skew"),
     clients=4,
     examples=4,
     per_round=2,
@@ -30,15 +45,16 @@ TINY = Settings(
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    path = throughput.main(dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("throughput"))))
+    out = str(tmp_path_factory.mktemp("throughput"))
+    path = throughput.main(throughput.Settings(only=SECTIONS, engine=TINY, out=out))
     return json.loads(path.read_text())
 
 
 def test_the_file_says_where_and_how_it_was_measured(result):
     assert set(result["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy"}
-    assert result["cpus"] >= 1 and len(result["load_average"]) == 1 + len(TINY.only)
-    assert result["settings"]["chunks"] == [1, 2] and "4 x" in result["device"]
-    assert list(result["sections"]) == list(TINY.only)
+    assert result["cpus"] >= 1 and len(result["load_average"]) == 1 + len(SECTIONS)
+    assert result["settings"]["engine"]["chunks"] == [1, 2] and "4 x" in result["device"]
+    assert list(result["sections"]) == list(SECTIONS)
 
 
 def test_every_variant_has_a_row_with_times(result):
@@ -60,23 +76,23 @@ def test_all_ways_give_the_same_weights(result):
 
 
 def test_a_round_by_hand_that_differs_is_an_error(monkeypatch):
-    by_hand = throughput.round_by_hand
+    by_hand = engine.round_by_hand
     other_rate = lambda settings, chunk: by_hand(dataclasses.replace(settings, client_lr=0.11), chunk)
-    monkeypatch.setattr(throughput, "round_by_hand", other_rate)
+    monkeypatch.setattr(engine, "round_by_hand", other_rate)
     with pytest.raises(ArithmeticError, match="chunk 1: our round and the one by hand differ by"):
-        throughput.handwritten(dataclasses.replace(TINY, chunks=(1,), rounds=1))
+        engine.handwritten(dataclasses.replace(TINY, chunks=(1,), rounds=1))
 
 
 @pytest.mark.parametrize("chunk, share", [(1, 0), (2, 2 / 8), (3, 3 / 9), (4, 6 / 12)])
 def test_a_step_is_wasted_when_a_client_waits_for_the_longest_of_its_chunk(chunk, share):
-    assert throughput.wasted([np.array([3, 2, 1])], chunk) == pytest.approx(share)
+    assert engine.wasted([np.array([3, 2, 1])], chunk) == pytest.approx(share)
 
 
 def test_timings_start_over_and_leave_the_first_run_out():
     calls = []
     step = lambda state, x: calls.append((int(state), x)) or state + x
-    timed = throughput.Timed(step, np.int32(5), [1, 2], rounds=2)
-    times = throughput.timings({"a": timed, "b": timed._replace(inputs=[7])}, repetitions=3)
+    timed = timing.Timed(step, np.int32(5), [1, 2], rounds=2)
+    times = timing.timings({"a": timed, "b": timed._replace(inputs=[7])}, repetitions=3)
     assert times["a"].shape == (3, 2) and (times["a"] >= 0).all()
     a, b = [(5, 1), (6, 2)], [(5, 7)]
     assert calls == b + a + a + b + b + a + a + b
@@ -89,14 +105,93 @@ def test_more_devices_than_there_are_are_measured_in_a_process_that_has_them(mon
         ran.update(code=command[-1], flags=env["XLA_FLAGS"])
         return type("Done", (), {"stdout": 'warning\n[{"devices": 8}]\n'})
 
-    monkeypatch.setattr(throughput.subprocess, "run", fake)
-    assert throughput.mapping(dataclasses.replace(TINY, devices=(1, 8))) == [{"devices": 8}]
+    monkeypatch.setattr(timing.subprocess, "run", fake)
+    assert engine.mapping(dataclasses.replace(TINY, devices=(1, 8))) == [{"devices": 8}]
     assert ran["flags"].endswith("device_count=8") and "devices=(1, 8)" in ran["code"]
 
 
-def test_clients_one_after_another_end_where_the_round_ends():
-    data, method = throughput.workload(TINY, [np.arange(5), np.arange(5, 8), np.arange(8, 9), np.arange(9, 16)])
-    key, rounds, state = jax.random.key(0), throughput.rounds_of(data, TINY), throughput.start_of(method, TINY)
-    serial = throughput.Timed(throughput.serial(method, key), state, rounds, len(rounds))
-    ours = throughput.ours(method, OverClients(1), state, rounds, key)[0]
-    chex.assert_trees_all_close(throughput.after(serial), throughput.after(ours), atol=1e-6)
+def with_every_kind_of_slot():
+    """A server that begins, clients that keep a state, a mean and what each sends: (method, data)."""
+    data = FederatedData.from_arrays({"x": np.arange(12.0, dtype=np.float32)}, np.repeat(np.arange(3), [6, 4, 2]))
+    step = lambda w, batch, key: (0.9 * w + (batch["x"] * batch["mask"]).mean(), {"w": w})
+
+    def update(download, own, data, key):
+        w, metrics = local_steps(step, download.sent + own, data, key, batch_size=2)
+        return {"mean": Mean(w, data.weight), "each": Each({"w": w}, 1.0)}, own + w, metrics
+
+    def combine(server, uploads, public, key):
+        mean, each = uploads["all"]["mean"], uploads["all"]["each"]
+        return server + mean.value + (each.value["w"] * each.weight).sum() * jax.random.uniform(key), {}
+
+    server = Server(
+        init=lambda key: jnp.float32(0),
+        download=lambda server, public: {"all": Download(server)},
+        update=combine,
+        begin=lambda server, public, key: (server + jax.random.uniform(key), {}),
+    )
+    return federate(server, {"all": Cohort(3, lambda key: jax.random.uniform(key), update)}), data
+
+
+def test_a_method_one_by_one_ends_where_its_round_ends():
+    settings = throughput_methods.Settings(rounds=3, repetitions=1)
+    workload = throughput_methods.Workload(*with_every_kind_of_slot(), {"all": 2})
+    row = throughput_methods.compared(settings, workload)
+    assert row["clients"] == 2
+    assert all(row[f"{how} CPU ms"] > 0 and row[f"{how} difference"] < 1e-3 for how in throughput_methods.WAYS)
+
+
+def test_by_batch_makes_a_call_for_every_batch(monkeypatch):
+    made, called = one_by_one._straight, []
+    counted = lambda call: lambda *values: called.append(1) or call(*values)
+    monkeypatch.setattr(one_by_one, "_straight", lambda *given: counted(made(*given)))
+    data = ClientData({"x": jnp.arange(8.0)}, jnp.arange(8), jnp.int32(7), jnp.float32(1), None)
+    step = lambda total, batch, key: (total + (batch["x"] * batch["mask"]).sum(), {"loss": total})
+    calls = {}
+    for drop_last in (False, True):  # 4 batches in each of 5 epochs, or 3
+
+        def train(start, data, key, drop_last=drop_last):
+            settings = {"batch_size": 2, "epochs": 5, "shuffle": False, "drop_last": drop_last}
+            return local_steps(step, 2 * start, data, key, **settings)
+
+        given = (jnp.float32(1), data, jax.random.key(0))
+        called.clear()
+        chex.assert_trees_all_close(by_batch(train)(*given), jax.jit(train)(*given))
+        calls[drop_last] = len(called)
+    assert calls[False] - calls[True] == 5 and calls[True] > 15
+
+
+def test_the_price_of_federation_is_of_the_same_steps():
+    settings = throughput_price.Settings(clients=1, examples=4, batch_size=4, chunks=(1,), repetitions=1)
+    timed, step = throughput_price.variants_of(settings, mlp.encoder((), 3))
+    assert len(step.inputs) == 1
+    chex.assert_trees_all_close(timing.after(timed[1]).server["params"], timing.after(step), atol=1e-6)
+    (row,) = throughput_price.of_model(settings, mlp.encoder((), 3), "tiny")
+    assert row["steps"] == 1 and row["CPU ratio"] > 0 and row["ratio"] > 0
+
+
+def test_a_profile_counts_an_operations_own_time():
+    event = lambda name, start, long, thread: {"name": name, "ts": start, "dur": long, "pid": 1, "tid": thread}
+    events = [
+        event("while.1", 0, 100, 1),
+        event("dot.2", 10, 30, 1),
+        event("dot.3.1", 50, 20, 1),
+        event("dot", 0, 7, 2),
+    ]
+    first, dot, loop = throughput_profile.totals(events, rounds=2)
+    assert (first["operation"], first["ms"]) == ("all", 107 / 2000)
+    assert (dot["operation"], dot["ms"], dot["calls"]) == ("dot", 57 / 2000, 1.5)
+    assert (loop["operation"], loop["ms"], loop["share"]) == ("while", 50 / 2000, 50 / 107)
+
+
+def test_steps_without_torch_say_so():
+    rows = throughput_steps.client_steps(throughput_steps.Settings(names=("FedDAT",), python="/nowhere/python"))
+    assert rows == [{"step": "FedDAT", "skipped": rows[0]["skipped"]}] and "/nowhere/python" in rows[0]["skipped"]
+
+
+@pytest.mark.parametrize("compiled", [jax.jit, by_batch])
+def test_clients_one_after_another_end_where_the_round_ends(compiled):
+    data, method = engine.workload(TINY, [np.arange(5), np.arange(5, 8), np.arange(8, 9), np.arange(9, 16)])
+    key, rounds, state = jax.random.key(0), engine.chosen(data, TINY), timing.start_of(method, TINY.seed)
+    alone = timing.Timed(serial(method, key, compiled), separate(method, state), rounds, len(rounds))
+    ours = timing.ours(method, OverClients(1), state, rounds, key)[0]
+    chex.assert_trees_all_close(timing.after(alone)[0], timing.after(ours).server, atol=1e-6)

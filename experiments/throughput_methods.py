@@ -1,0 +1,119 @@
+"""Rounds of the methods beside their clients one by one, in a compiled call for each client or for each batch."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import compare, creamfl, feddat_modes, fedmekt, layerwise, pretrain_vilt, problems
+from experiments.creamfl_data import Numbers
+from experiments.one_by_one import by_batch, separate, serial
+from experiments.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
+from fedjax_mm.data import FederatedData, vqa
+from fedjax_mm.data.scenes import tasks
+from fedjax_mm.methods import layerwise as stagewise
+from fedjax_mm.methods.feddat import FedDATConfig
+from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.models import adapters
+from fedjax_mm.types import Method, OverClients
+
+WAYS = {"chunk 1": 1, "chunk 3": 3, "call per client": jax.jit, "call per batch": by_batch}
+Name = Literal["FedAvg", "MMFL", "FedMEKT", "layer-wise", "FedDAT", "CreamFL"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which methods' rounds, and how often."""
+
+    names: tuple[Name, ...] = ("FedAvg", "MMFL", "FedMEKT", "layer-wise", "FedDAT", "CreamFL")
+    rounds: int = 3
+    """Rounds in one timing."""
+    repetitions: int = 5
+    seed: int = 0
+
+
+class Workload(NamedTuple):
+    """A method at the sizes of its experiment, and who takes part in a round, of every cohort as many each time."""
+
+    method: Method
+    data: FederatedData
+    per_round: Mapping[str, int]
+
+
+def one_after_another(settings: Settings) -> list[dict]:
+    """A round of each method as one program; a call for each client, then the server's; and a call for each batch.
+
+    differences: the largest in the server's state after all rounds, from the program with one client at a time. Where
+    Adam divides a gradient that is nearly 0 by its own size, the last digit decides about a whole step.
+    """
+    return [{"method": name, **compared(settings, WORKLOADS[name](settings.seed))} for name in settings.names]
+
+
+def compared(settings: Settings, workload: Workload) -> dict:
+    """The row of one method."""
+    method, data, per_round = workload
+    key, state = jax.random.key(settings.seed), start_of(method, settings.seed)
+    rounds = rounds_of(data, per_round, settings.rounds, settings.seed)
+    apart = separate(method, state)
+    variants, row = {}, {"clients": sum(per_round.values())}
+    for how, compiled in WAYS.items():
+        if isinstance(compiled, int):
+            variants[how], cost = ours(method, OverClients(compiled), state, rounds, key)
+            row[f"{how} compile s"] = cost["compile s"]
+        else:
+            variants[how] = Timed(serial(method, key, compiled), apart, rounds, len(rounds))
+    ends = {how: after(timed) for how, timed in variants.items()}
+    servers = {how: end[0] if isinstance(end, tuple) else end.server for how, end in ends.items()}
+    times = timings(variants, settings.repetitions)
+    for how in variants:
+        cpu, wall = median(times[how])
+        row |= {f"{how} CPU ms": cpu, f"{how} ms": wall}
+        row[f"{how} difference"] = max_difference(servers[how], servers["chunk 1"])
+    return row
+
+
+def of_digits(variant: problems.Variant, seed: int) -> Workload:
+    """The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison."""
+    problem = problems.load("digits", None, "A10_B10_AB10", 0.3, seed)
+    return Workload(variant.build(problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
+
+
+def of_layerwise(seed: int) -> Workload:
+    """Scenes, the last of three stages: two layers frozen, one trained."""
+    settings = layerwise.PRESETS["scenes"]
+    problem = layerwise.load(settings, seed)
+    stages = stagewise.build(layerwise.config_of(settings, "layer-wise"), problem.data, problem.encoders)
+    return Workload(stages[-1].method, problem.data, {"all": settings.per_round})
+
+
+def of_feddat(seed: int) -> Workload:
+    """Questions about scenes, a client a style, over a small trunk that has learnt nothing, which costs the same."""
+    size, settings = pretrain_vilt.Size(), Training(lr=1e-2, batch_size=16)
+    drawn = tasks.domain(96, 8, size.image, seed=seed)
+    data = vqa.federated(vqa.load(drawn, (size.image, size.image), size.patch, size.length, seed=seed))
+    model, arrays = pretrain_vilt.encoder(size), data.cohorts["all"].arrays
+    trunk = model.init(jax.random.key(seed), {k: np.asarray(arrays[k][:1]) for k in arrays})
+    head = adapters.answers(arrays["target"].shape[1])
+    widths = feddat_modes.Widths(adapter=16)
+    mode = feddat_modes.Mode(FedDATConfig(settings))
+    return Workload(feddat_modes.make(mode, widths, data, model, trunk, head), data, data.sizes)
+
+
+def of_creamfl(seed: int) -> Workload:
+    """Scenes, fresh encoders, and a quarter of the public pairs."""
+    numbers = Numbers(6, 6, 6, per_client=64, public=256, test=8, asked=8, pretraining=8)
+    settings = creamfl.Settings(numbers=numbers, pretraining=0)
+    problem = creamfl.load(settings, seed)
+    return Workload(creamfl.method_of(settings, "CreamFL", problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
+
+
+WORKLOADS = {
+    "FedAvg": lambda seed: of_digits(compare.variants("digits")["FedAvg"], seed),
+    "MMFL": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedAvg"], seed),
+    "FedMEKT": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedMEKT"], seed),
+    "layer-wise": of_layerwise,
+    "FedDAT": of_feddat,
+    "CreamFL": of_creamfl,
+}

@@ -1,0 +1,141 @@
+"""How the cost of a round grows with the population, wherever clients' states are kept.
+
+    python -m experiments.throughput_population
+    python -m experiments.throughput_population --populations 10 1000 --client-states device host
+
+FedAvg of a small classifier whose head (2,010 floats) is personal: a state every client keeps from round to round. The
+clients' examples are drawn from one pool, so that of the data nothing grows but the row numbers. Rounds are those of
+`run.train`, without files and checkpoints; each run has a process of its own, because memory is measured at its peak.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import tempfile
+import time
+import zlib
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.timing import in_own_process, peak_rss_mb
+from fedjax_mm import records, report, run, trees
+from fedjax_mm.data import FederatedData
+from fedjax_mm.methods import fedavg
+from fedjax_mm.models import heads, mlp
+from fedjax_mm.types import FedState, Method
+
+Place = Literal["device", "host", "disk"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the measurement."""
+
+    populations: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000)
+    client_states: tuple[Place, ...] = ("device", "host", "disk")
+    per_round: int = 10
+    pool: int = 6000
+    """Examples that all clients draw theirs from."""
+    examples: int = 60
+    """Of each client."""
+    features: int = 784
+    width: int = 200
+    batch_size: int = 20
+    rounds: int = 50
+    """Timed, after one that is not; reported is their median."""
+    seed: int = 0
+    out: str = "runs/throughput_population"
+
+
+def main(settings: Settings) -> pathlib.Path:
+    """Measures, prints a table and writes population.json, whose path is returned."""
+    out = pathlib.Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    load = [os.getloadavg()]
+    rows = population(settings)
+    load.append(os.getloadavg())
+    report.show(rows)
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "versions": records.versions(),
+        "device": records.device(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_average": load,
+        "rows": rows,
+    }
+    path = out / "population.json"
+    path.write_text(json.dumps(result, indent=1))
+    print(f"written to {path}")
+    return path
+
+
+def population(settings: Settings) -> list[dict]:
+    """A row for each population and place of the states, each from a process of its own.
+
+    Raises ArithmeticError where two places give other weights.
+    """
+    rows = []
+    for clients in settings.populations:
+        for place in settings.client_states:
+            one = dataclasses.replace(settings, populations=(clients,), client_states=(place,))
+            rows += in_own_process(measured, one, devices=1)
+        if len({row["checksum"] for row in rows if row["clients"] == clients}) > 1:
+            raise ArithmeticError(f"{clients} clients do not end with the same weights in all of {rows}")
+    return rows
+
+
+def measured(settings: Settings) -> list[dict]:
+    """The row of one population and one place: what a round costs, and what this process held."""
+    (clients,), (place,) = settings.populations, settings.client_states
+    data, method = workload(settings, clients)
+    times, held = [], []
+
+    def look(state: FedState, test) -> dict:
+        begun = time.process_time(), time.perf_counter()
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        times.append((begun, (time.process_time(), time.perf_counter())))
+        return {}
+
+    with tempfile.TemporaryDirectory(dir=settings.out) as folder:
+        begun = time.perf_counter()
+        state = run.train(
+            method._replace(evaluate=look),
+            data,
+            rounds=settings.rounds + 1,
+            per_round=settings.per_round,
+            seed=settings.seed,
+            test={},
+            evaluate_every=1,
+            client_state=folder if place == "disk" else place,
+            log=lambda line: None,
+        )
+        whole = time.perf_counter() - begun
+    between = [np.subtract(now, before) for (_, before), (now, _) in zip(times, times[1:], strict=False)]
+    cpu, wall = 1e3 * np.median(between, axis=0)
+    row = {"clients": clients, "client states": place, "states MB": trees.size_bytes(state.clients) / 1e6}
+    row |= {"CPU ms": cpu, "ms": wall, "device MB": max(held) / 1e6, "peak RSS MB": peak_rss_mb(), "whole run s": whole}
+    ends = jax.tree.leaves(jax.device_get(state.server["params"]))
+    return [{**row, "checksum": zlib.crc32(b"".join(x.tobytes() for x in ends))}]
+
+
+def workload(settings: Settings, clients: int) -> tuple[FederatedData, Method]:
+    """FedAvg of an encoder, the head personal, and rows of the pool for each client."""
+    rng = np.random.default_rng(settings.seed)
+    pixels = rng.integers(0, 256, (settings.pool, settings.features), np.uint8)
+    arrays = {"x": pixels, "label": rng.integers(0, 10, settings.pool).astype(np.int32)}
+    data = FederatedData.from_arrays(arrays, list(rng.integers(0, settings.pool, (clients, settings.examples))))
+    config = fedavg.FedAvgConfig(batch_size=settings.batch_size, shared=("x",))
+    encoder = mlp.encoder((settings.width,), settings.width)
+    return data, fedavg.build(config, data, {"x": encoder}, heads.linear(10))
+
+
+if __name__ == "__main__":
+    from experiments import throughput_population  # under its own name, which the processes it starts import it by
+
+    throughput_population.main(tyro.cli(throughput_population.Settings))

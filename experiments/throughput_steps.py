@@ -1,0 +1,214 @@
+"""A client's local training beside the same in PyTorch: same weights, batch, losses and optimiser, same cores.
+
+A client owns one batch and takes as many epochs as there are steps, so that shuffling changes nothing. Its whole update
+is timed, from the server's weights to what it sends; both sides are processes that wait for each other (see peers/).
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import throughput_peers
+from experiments.throughput_peers import Peer
+from experiments.timing import in_own_process
+from fedjax_mm.data import FederatedData
+from fedjax_mm.methods import feddat, fedmekt, layerwise
+from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.models import adapters, autoencoder, bert, vilt, vit
+from fedjax_mm.types import Method, PyTree
+
+Name = Literal["FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released"]
+OURS = Peer(throughput_peers.HERE / "peers/our_steps.py")
+TORCH = Peer(throughput_peers.HERE / "peers/torch_steps.py", throughput_peers.TORCH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which steps, of what size, and on how many cores."""
+
+    names: tuple[Name, ...] = ("FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released")
+    """released: PyTorch makes three passes a step, as the authors' code; we make two in either."""
+    python: str = "~/.cache/fedjax_mm/peers/torch/bin/python"
+    """An interpreter that has torch; `python -m experiments.throughput_peers --peers torch` makes this one."""
+    cores: tuple[int, ...] = (1, 2)
+    """Both sides are pinned to the same ones."""
+    steps: int = 10
+    batch_size: int = 16
+    """Of transformers; FedMEKT has 24 windows and 24 proxy windows."""
+    width: int = 192
+    """Of transformers, with heads of 64."""
+    depth: int = 4
+    image: int = 64
+    """Side of images, in 8x8 patches (layer-wise), 16x16 (FedDAT)."""
+    length: int = 24
+    """Of texts."""
+    window: int = 50
+    """Time steps."""
+    repetitions: int = 7
+    seed: int = 0
+    out: str = "runs/throughput_steps"
+
+
+class Task(NamedTuple):
+    """A method with one client that owns one batch; `given` is what PyTorch starts from, `about` what it must know."""
+
+    method: Method
+    data: FederatedData
+    given: Callable[[Any, Any], Mapping[str, PyTree]]  # of the server's message and the client's state
+    about: Mapping[str, float]
+
+
+def client_steps(settings: Settings) -> list[dict]:
+    """A row per step and number of cores: milliseconds per step, and ratios PyTorch / ours, with quartiles.
+
+    `loss` is the mean over the steps: where it is PyTorch's, gradients and optimiser are.
+    """
+    python = pathlib.Path(settings.python).expanduser()
+    if not python.exists():
+        why = f"there is no {settings.python}; make it with experiments.throughput_peers"
+        return [{"step": name, "skipped": why} for name in settings.names]
+    in_own_process(hand_over, settings, devices=1)  # JAX's threads and a fork for the peers do not go together
+    rows = []
+    for name in settings.names:
+        for cores in settings.cores:
+            folder = pathlib.Path(settings.out) / name
+            rows.append({"step": name, "cores": cores, **side_by_side(settings, folder, cores, str(python))})
+    return rows
+
+
+def side_by_side(settings: Settings, folder: pathlib.Path, cores: int, python: str) -> dict:
+    """The row of one step on so many cores."""
+    peers = throughput_peers.Settings(cores=cores)
+    times, losses = {}, {}
+    with (
+        throughput_peers.started(OURS, throughput_peers.environment("ours", OURS, peers), folder, "ours", peers) as us,
+        throughput_peers.started(TORCH, python, folder, "torch", peers) as them,
+    ):
+        sides = {"ours": us, "torch": them}
+        for turn in range(settings.repetitions + 1):  # the first is not counted
+            for side in list(sides)[:: 1 if turn % 2 else -1]:
+                answer = throughput_peers.ask(sides[side], "run 1")
+                times.setdefault(side, []).append((turn, *(answer[c] / settings.steps for c in ("cpu", "wall"))))
+        for side, running in sides.items():
+            path = folder / f"{side}_loss.npz"
+            throughput_peers.ask(running, f"save {path.resolve()}")
+            losses[f"{side} loss"] = float(np.load(path)["loss"])
+    row = {}
+    for side in sides:
+        of = throughput_peers.statistics(times[side], times["ours"])
+        row |= {f"{side} {k}": v for k, v in of.items() if side != "ours" or "ratio" not in k}
+    return row | losses
+
+
+def hand_over(settings: Settings) -> list[dict]:
+    """Writes for each step what both sides read: given.npz, arrays by path, and about.json."""
+    for name in settings.names:
+        folder, task = pathlib.Path(settings.out) / name, TASKS[name](settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        _, (download, state, data, _) = update_of(task, settings)
+        given = {**task.given(download, state), "arrays": data.arrays}
+        paths = jax.tree_util.tree_leaves_with_path(given)
+        leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in paths}
+        np.savez(folder / "given.npz", **leaves)
+        about = {"name": name, "steps": settings.steps, **task.about, "settings": dataclasses.asdict(settings)}
+        (folder / "about.json").write_text(json.dumps(about))
+    return []
+
+
+def update_of(task: Task, settings: Settings) -> tuple[Callable, tuple]:
+    """(the client's update, its arguments)."""
+    key = jax.random.key(settings.seed)
+    state, data = jax.jit(task.method.init)(key), task.data.client("all", 0)
+    download = task.method.server.download(state.server, task.data.public)["all"]
+    mine = jax.tree.map(lambda x: x[0], state.clients["all"])
+    return task.method.cohorts["all"].update, (download, mine, data, key)
+
+
+def _fedmekt(settings: Settings) -> Task:
+    rng, own = np.random.default_rng(settings.seed), 24
+    features = {"a": 3, "b": 8}
+    draw = lambda f: rng.normal(size=(own, settings.window, f)).astype(np.float32)
+    arrays, public = ({m: draw(f) for m, f in features.items()} for _ in range(2))
+    data = FederatedData.from_arrays(arrays, [np.arange(own)], public=public)
+    ae = autoencoder.split_lstm(features, hidden=32, width=16, readout=True)
+    config = fedmekt.FedMEKTConfig(batch_size=own, proxy_batch=own, epochs=settings.steps)
+    labelled = {**public, "labels": np.zeros((own, settings.window), np.int32)}
+    method = fedmekt.build(config, data, ae, labelled, 2)
+    given = lambda download, state: {"params": state["params"], "teacher": download.sent, "public": public}
+    about = {"lr": config.client_lr, "alpha": config.alpha, "temperature": config.temperature}
+    return Task(method, data, given, about)
+
+
+def _layerwise(settings: Settings, plan: str) -> Task:
+    rng, batch, vocabulary = np.random.default_rng(settings.seed), settings.batch_size, 4000
+    tokens = rng.integers(1, vocabulary, (batch, settings.length)).astype(np.int32)
+    tokens[np.arange(settings.length) >= rng.integers(4, settings.length + 1, batch)[:, None]] = 0
+    images = rng.integers(0, 256, (batch, settings.image, settings.image, 3), np.uint8)
+    data = FederatedData.from_arrays({"image": images, "text": tokens}, [np.arange(batch)])
+    heads = settings.width // 64
+    shape = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
+    encoders = {
+        "image": vit.encoder(settings.image, 8, **shape),
+        "text": bert.encoder(vocabulary, positions=settings.length, dropout=0.0, **shape),
+    }
+    config = layerwise.LayerwiseConfig(
+        plan,
+        rounds=(1, 1),
+        encoder_lr=dict.fromkeys(encoders, (3e-3, 3e-3)),
+        head_lr=3e-3,
+        batch_size=batch,
+        epochs=settings.steps,
+        projection_hidden=1024,
+        head_dropout=0.0,
+        crop=None,
+    )
+    method = layerwise.build(config, data, encoders)[-1].method
+    frozen = settings.depth // 2 if plan == "layer-wise" else 0
+    rate = config.head_lr * batch / 256
+    about = {"heads": heads, "patch": 8, "frozen": frozen, "lr": rate, "temperature": config.temperature}
+    about |= {"decay": config.weight_decay, "projection_decay": config.projection_decay}
+    whole = lambda download, state: {"sent": download.sent, "held": download.held}
+    return Task(method, data, whole, about)
+
+
+def _feddat(settings: Settings, released: bool) -> Task:
+    rng, batch, answers, vocabulary = np.random.default_rng(settings.seed), settings.batch_size, 20, 4000
+    question = rng.integers(1, vocabulary, (batch, settings.length)).astype(np.int32)
+    question[np.arange(settings.length) >= rng.integers(4, settings.length + 1, batch)[:, None]] = 0
+    target = np.eye(answers, dtype=np.float32)[rng.integers(0, answers, batch)]
+    images = rng.integers(0, 256, (batch, settings.image, settings.image, 3), np.uint8)
+    data = FederatedData.from_arrays({"image": images, "question": question, "target": target}, [np.arange(batch)])
+    heads = settings.width // 64
+    shape = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
+    model = vilt.encoder(settings.image, 16, vocabulary, settings.length, std=0.5 * settings.width**-0.5, **shape)
+    trunk = model.init(
+        jax.random.key(settings.seed), {k: jnp.asarray(v[:1]) for k, v in data.cohorts["all"].arrays.items()}
+    )
+    training = Training(lr=1e-2, batch_size=batch, epochs=settings.steps)
+    config = feddat.FedDATConfig(training)
+    adapter = lambda key: adapters.adapter(key, settings.depth, settings.width)
+    method = feddat.build(config, data, model, trunk, adapter, adapters.answers(answers))
+    given = lambda download, state: {
+        "trunk": download.held,
+        "received": download.sent["adapter"],
+        "local": state["adapter"],
+        "head": state["head"],
+    }
+    about = {"heads": heads, "patch": 16, "lr": training.lr, "decay": training.weight_decay}
+    about |= {"horizon": training.horizon, "warmup": training.warmup, "temperature": config.temperature}
+    return Task(method, data, given, about | {"released": released})
+
+
+TASKS: Mapping[Name, Callable[[Settings], Task]] = {
+    "FedMEKT": _fedmekt,
+    "layer-wise": lambda settings: _layerwise(settings, "layer-wise"),
+    "end-to-end": lambda settings: _layerwise(settings, "end-to-end"),
+    "FedDAT": lambda settings: _feddat(settings, False),
+    "FedDAT released": lambda settings: _feddat(settings, True),
+}
