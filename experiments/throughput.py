@@ -1,4 +1,4 @@
-"""How fast a round is: against a loop written by hand, clients one after another, one place, PyTorch.
+"""How fast a round is: against a loop written by hand, clients one by one, one place, peers.
 
     python -m experiments.throughput
     python -m experiments.throughput --only handwritten --repetitions 40
@@ -16,10 +16,28 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from experiments import throughput_engine, throughput_methods, throughput_price, throughput_steps, timing
+from experiments import (
+    throughput_engine,
+    throughput_methods,
+    throughput_peers,
+    throughput_population,
+    throughput_price,
+    throughput_steps,
+    timing,
+)
 from fedjax_mm import records, report
 
-Section = Literal["handwritten", "clients_per_round", "mapping", "skew", "one_after_another", "price", "client_steps"]
+Section = Literal[
+    "handwritten",
+    "clients_per_round",
+    "population",
+    "mapping",
+    "skew",
+    "one_after_another",
+    "price",
+    "client_steps",
+    "peers",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +49,27 @@ class Settings:
     methods: throughput_methods.Settings = throughput_methods.Settings()
     price: throughput_price.Settings = throughput_price.Settings()
     steps: throughput_steps.Settings = throughput_steps.Settings()
+    population: throughput_population.Settings = throughput_population.Settings()
+    peers: throughput_peers.Settings = throughput_peers.Settings()
     out: str = "runs/throughput"
 
 
 SECTIONS: Mapping[Section, Callable[[Settings], list[dict]]] = {
     "handwritten": lambda settings: throughput_engine.handwritten(settings.engine),
     "clients_per_round": lambda settings: throughput_engine.clients_per_round(settings.engine),
+    "population": lambda settings: throughput_population.population(settings.population),
     "mapping": lambda settings: throughput_engine.mapping(settings.engine),
     "skew": lambda settings: throughput_engine.skew(settings.engine),
     "one_after_another": lambda settings: throughput_methods.one_after_another(settings.methods),
     "price": lambda settings: throughput_price.price(settings.price),
     # Alone: JAX with threads of its own and the fork that starts a peer do not go together.
     "client_steps": lambda settings: timing.in_own_process(throughput_steps.client_steps, settings.steps, devices=1),
+    "peers": lambda settings: throughput_peers.peers(settings.peers),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),
     "one_after_another": ("method", "clients", *(f"{how} CPU ms" for how in throughput_methods.WAYS)),
+    "peers": throughput_peers.COLUMNS,
     "client_steps": ("step", "cores", "ours CPU ms", "torch CPU ms", "torch CPU ratio", "ours ms", "torch ms")
     + ("torch ratio", "ours loss", "torch loss", "skipped"),
 }

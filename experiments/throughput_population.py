@@ -1,18 +1,12 @@
 """How the cost of a round grows with the population, wherever clients' states are kept.
 
-    python -m experiments.throughput_population
-    python -m experiments.throughput_population --populations 10 1000 --client-states device host
-
 FedAvg of a small classifier whose head (2,010 floats) is personal: a state every client keeps from round to round. The
 clients' examples are drawn from one pool, so that of the data nothing grows but the row numbers. Rounds are those of
 `run.train`, without files and checkpoints; each run has a process of its own, because memory is measured at its peak.
 """
 
 import dataclasses
-import json
-import os
 import pathlib
-import platform
 import tempfile
 import time
 import zlib
@@ -20,10 +14,9 @@ from typing import Literal
 
 import jax
 import numpy as np
-import tyro
 
 from experiments.timing import in_own_process, peak_rss_mb
-from fedjax_mm import records, report, run, trees
+from fedjax_mm import run, trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import heads, mlp
@@ -48,31 +41,9 @@ class Settings:
     batch_size: int = 20
     rounds: int = 50
     """Timed, after one that is not; reported is their median."""
+    folder: str = "runs/throughput"
+    """Where states on disk are, for as long as a run takes."""
     seed: int = 0
-    out: str = "runs/throughput_population"
-
-
-def main(settings: Settings) -> pathlib.Path:
-    """Measures, prints a table and writes population.json, whose path is returned."""
-    out = pathlib.Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    load = [os.getloadavg()]
-    rows = population(settings)
-    load.append(os.getloadavg())
-    report.show(rows)
-    result = {
-        "settings": dataclasses.asdict(settings),
-        "versions": records.versions(),
-        "device": records.device(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "load_average": load,
-        "rows": rows,
-    }
-    path = out / "population.json"
-    path.write_text(json.dumps(result, indent=1))
-    print(f"written to {path}")
-    return path
 
 
 def population(settings: Settings) -> list[dict]:
@@ -80,6 +51,7 @@ def population(settings: Settings) -> list[dict]:
 
     Raises ArithmeticError where two places give other weights.
     """
+    pathlib.Path(settings.folder).mkdir(parents=True, exist_ok=True)
     rows = []
     for clients in settings.populations:
         for place in settings.client_states:
@@ -102,7 +74,7 @@ def measured(settings: Settings) -> list[dict]:
         times.append((begun, (time.process_time(), time.perf_counter())))
         return {}
 
-    with tempfile.TemporaryDirectory(dir=settings.out) as folder:
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         begun = time.perf_counter()
         state = run.train(
             method._replace(evaluate=look),
@@ -133,9 +105,3 @@ def workload(settings: Settings, clients: int) -> tuple[FederatedData, Method]:
     config = fedavg.FedAvgConfig(batch_size=settings.batch_size, shared=("x",))
     encoder = mlp.encoder((settings.width,), settings.width)
     return data, fedavg.build(config, data, {"x": encoder}, heads.linear(10))
-
-
-if __name__ == "__main__":
-    from experiments import throughput_population  # under its own name, which the processes it starts import it by
-
-    throughput_population.main(tyro.cli(throughput_population.Settings))

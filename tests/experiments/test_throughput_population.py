@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 
 import pytest
 
@@ -20,10 +19,8 @@ def in_this_process(monkeypatch):
 
 
 def test_states_off_the_device_take_room_there_for_participants_alone(in_this_process, tmp_path):
-    path = throughput_population.main(dataclasses.replace(TINY, out=str(tmp_path)))
-    result = json.loads(path.read_text())
-    assert result["settings"]["populations"] == [3, 40] and result["versions"]["jax"]
-    rows = {(row["clients"], row["client states"]): row for row in result["rows"]}
+    found = throughput_population.population(dataclasses.replace(TINY, folder=str(tmp_path)))
+    rows = {(row["clients"], row["client states"]): row for row in found}
     assert list(rows) == [(n, place) for n in (3, 40) for place in ("device", "host", "disk")]
     for (clients, _), row in rows.items():
         assert row["states MB"] == pytest.approx(clients * STATE_MB)
@@ -33,8 +30,8 @@ def test_states_off_the_device_take_room_there_for_participants_alone(in_this_pr
     assert abs(grown["host"]) < STATE_MB and abs(grown["disk"]) < STATE_MB
 
 
-def test_places_that_give_other_weights_are_an_error(monkeypatch):
+def test_places_that_give_other_weights_are_an_error(monkeypatch, tmp_path):
     other = lambda section, settings, devices: [{"clients": 3, "checksum": settings.client_states}]
     monkeypatch.setattr(throughput_population, "in_own_process", other)
     with pytest.raises(ArithmeticError, match="3 clients do not end with the same weights"):
-        throughput_population.population(TINY)
+        throughput_population.population(dataclasses.replace(TINY, folder=str(tmp_path)))
