@@ -149,6 +149,8 @@ def build(
 
             def joint(params, batch, key):
                 value, metrics = learn(params, batch, key)
+                if len(encoders) > 1:  # a sum over pairs, of which the paper adds the mean to the contrasts
+                    value /= jnp.maximum(batch["mask"].sum(), 1)
                 rows = jax.random.randint(jax.random.fold_in(key, 2), (config.public_batch,), 0, total)
                 more, terms = far(params, sent, old, {m: x[rows] for m, x in here.items()}, rows)
                 return value + more, {"task": value, **metrics, **terms}
