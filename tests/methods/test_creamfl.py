@@ -145,7 +145,8 @@ def book(config):
                     step(who, how, task(models[who], mine))
                     step(who, how, far(models[who], public, g, old))
                 else:
-                    own = jax.tree.map(lambda x, n=len(rows) if both else 1: x / n, task(models[who], mine))
+                    share = 1 / len(rows) if both else 1.0  # pairs' loss is a sum
+                    own = jax.tree.map(lambda x, share=share: share * x, task(models[who], mine))
                     step(who, how, jax.tree.map(np.add, own, far(models[who], public, g, old)))
             for m in old:
                 uploads[m].append((z(models[who], m, public[m]), len(rows) * (config.both_weight if both else 1)))
