@@ -4,7 +4,7 @@
     python -m experiments.throughput_peers --workloads mlp --peers fedjax pfl --repetitions 5
 
 Each peer is a script of experiments/peers in a process and an environment of its own, made on first use (some minutes,
-2 GB) and kept in `cache`. All are pinned to the same cores, get the same data, start and participants (Flower draws its
+5 GB) and kept in `cache`. All are pinned to the same cores, get the same data, start and participants (Flower draws its
 own), and are timed in turn, A B C, C B A, ...; while one works the others wait for a line on stdin. CPU time is that of
 all threads and child processes. A ratio is of two timings of one turn: peer's / ours.
 
@@ -56,7 +56,14 @@ PEERS: Mapping[str, Peer] = {
         ("fedjax==0.0.17", "jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.13", "optax==0.2.2", "chex==0.1.86")
         + ("scipy==1.12.0", "numpy==1.26.4"),
     ),
-    "drjax": Peer(HERE / "peers/drjax_round.py", ("drjax==0.2.1", "jax==0.10.2", "numpy==2.4.6")),
+    "drjax": Peer(
+        HERE / "peers/drjax_round.py",
+        ("drjax==0.2.1", "jax==0.10.2", "numpy==2.4.6"),
+        without=dict.fromkeys(
+            ("femnist_cnn", "cifar_cnn"),
+            "XLA's convolutions in a vmapped loop on a CPU: 45 s for a round of femnist_cnn",
+        ),
+    ),
     "torch": Peer(HERE / "peers/torch_round.py", TORCH),
     "pfl": Peer(HERE / "peers/pfl_round.py", ("pfl[pytorch]==0.6.0", *TORCH)),
     "flower": Peer(
