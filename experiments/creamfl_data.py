@@ -92,7 +92,8 @@ def photo_problem(
 
     data_dir: a folder with flickr8k (its raw files), tfds (cifar100 and ag_news_subset, prepared), for questions
         vqa/easy_vqa, and for `public` "coco" a folder coco, as data.coco_captions takes it.
-    public: where the public pairs, with one caption each, and the test photos come from.
+    public: where the public pairs, with one caption each, and the test photos come from; COCO's are those of val in
+        either split, as the captions of its test are not given out.
     side: pixels of all images, a multiple of 32. length: tokens of a text. vocabulary: so many word pieces, fitted to
         captions and news, or a BERT vocab.txt.
     """

@@ -62,9 +62,9 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict]]] = {
     "skew": lambda settings: throughput_engine.skew(settings.engine),
     "one_after_another": lambda settings: throughput_methods.one_after_another(settings.methods),
     "price": lambda settings: throughput_price.price(settings.price),
-    # Alone: JAX with threads of its own and the fork that starts a peer do not go together.
+    # These two alone: JAX with threads of its own and the fork that starts a peer do not go together.
     "client_steps": lambda settings: timing.in_own_process(throughput_steps.client_steps, settings.steps, devices=1),
-    "peers": lambda settings: throughput_peers.peers(settings.peers),
+    "peers": lambda settings: timing.in_own_process(throughput_peers.peers, settings.peers, devices=1),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),
