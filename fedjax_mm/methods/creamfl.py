@@ -88,7 +88,9 @@ class CreamFLConfig:
 
 
 PRESETS = {
-    "small": CreamFLConfig(Training(server_lr=3e-3), kd_rate=0.1),
+    "small": CreamFLConfig(
+        Training(server_lr=3e-3, client_lr=3e-3, both_lr=3e-3), gamma=1.0, temperature=0.1, kd_rate=0.1
+    ),
     "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
     "code": CreamFLConfig(
         dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
@@ -252,5 +254,5 @@ def build(
     return federate(
         Server(server_init, download, server_update, begin),
         {name: cohort(name) for name in data.cohorts},
-        evaluator(training, server, clients),
+        evaluator(training, server, clients, data),
     )

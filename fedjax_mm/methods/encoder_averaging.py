@@ -84,5 +84,5 @@ def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mappin
         return {**state, "params": {**state["params"], **new}, "round": state["round"] + 1}, {}
 
     server = Server(server_init, download, server_update, begin)
-    evaluate = evaluator(training, encoders, mine)
+    evaluate = evaluator(training, encoders, mine, data)
     return federate(server, {name: cohort(name) for name in data.cohorts}, evaluate)

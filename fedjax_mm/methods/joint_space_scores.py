@@ -10,14 +10,16 @@ from fedjax_mm.methods.joint_space import MODALITIES, Encoders, Training, classi
 from fedjax_mm.types import Arrays, FedState
 
 
-def evaluator(training: Training, server: Encoders, clients: Mapping[str, Encoders], few: int = 200) -> Callable:
+def evaluator(training: Training, server: Encoders, clients: Mapping[str, Encoders], data, few: int = 200) -> Callable:
     """evaluate(state, arrays) of states whose server and clients have `params` as `init` makes them.
 
     arrays: `image` [I, ...] and `text` [I, L] or [I, Q, L], pairs; for a cohort that classifies "<cohort>/image" or
     "<cohort>/text" and "<cohort>/label". Gives, of the server, retrieval_recall's scores of all pictures, "fold/..." of
     five folds and the sums of both (where there are 5,000 pictures, the 5K and the 1K protocol); of clients the mean
-    over a cohort's of "<cohort>/accuracy" or, on the first `few` pictures, "<cohort>/i2t_r1" and so on.
+    over a cohort's of "<cohort>/accuracy" over all classes and "<cohort>/own_accuracy" over the classes a client of
+    `data` holds, as often as it holds them; or, on the first `few` pictures, of "<cohort>/i2t_r1" and so on.
     """
+    held = {name: np.array(table["classes"]) for name, table in data.split().items() if "classes" in table}
 
     def embed(encoders):
         one = lambda params, pairs: {m: represent(encoders[m], params[m], pairs[m], training.block) for m in MODALITIES}
@@ -54,7 +56,24 @@ def evaluator(training: Training, server: Encoders, clients: Mapping[str, Encode
             elif f"{name}/label" in arrays:
                 (m,) = encoders
                 found = np.asarray(on_clients[name](params, arrays[f"{name}/{m}"]))
-                scores[f"{name}/accuracy"] = float((found == np.asarray(arrays[f"{name}/label"])[None]).mean())
+                labels = np.asarray(arrays[f"{name}/label"])
+                right = found == labels[None]
+                scores[f"{name}/accuracy"] = float(right.mean())
+                scores[f"{name}/own_accuracy"] = own_accuracy(right, labels, held[name])
         return scores
 
     return evaluate_state
+
+
+def own_accuracy(right: np.ndarray, labels: np.ndarray, held: np.ndarray) -> float:
+    """The mean over clients of accuracy on test examples weighted as a client's own classes are.
+
+    right [N, E] bool; labels [E]; held [N, K], how many examples of each class a client has. A class that is not
+    tested counts for nothing, and a client that has no other one neither; nan if that leaves none.
+    """
+    classes = max(held.shape[1], labels.max() + 1)
+    tested = np.bincount(labels, minlength=classes)
+    share = np.pad(held, ((0, 0), (0, classes - held.shape[1]))) / np.maximum(tested, 1)
+    weight = share[:, labels]
+    total = weight.sum(1)
+    return float(np.mean((weight * right).sum(1)[total > 0] / total[total > 0])) if total.any() else float("nan")

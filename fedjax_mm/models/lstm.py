@@ -54,17 +54,22 @@ def recurrence(projected: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(projected, kernel):
+    hidden = kernel.shape[0]
+    # tanh(x) = 2 sigmoid(2 x) - 1 makes all four gates one operation: a small cell's time goes into dispatching them.
+    is_tanh = (jnp.arange(4 * hidden) // hidden == 2)[None]
+    slope, shift = jnp.where(is_tanh, 2.0, 1.0), jnp.where(is_tanh, -1.0, 0.0)
+
     def step(carry, projected):
         h, c = carry
         recurred = jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-        i, f, g, o = jnp.split(projected + recurred, 4, axis=-1)
-        i, f, g, o = nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o)
+        gates = slope * nn.sigmoid(slope * (projected + recurred)) + shift
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
         c = f * c + i * g
         h = o * jnp.tanh(c)
-        return (h, c), (h, c, jnp.concatenate([i, f, g, o], axis=-1))
+        return (h, c), (h, c, gates)
 
     # zeros_like, because inside shard_map a carry must vary over devices as its inputs do.
-    zero = jnp.zeros_like(projected[0, :, : kernel.shape[0]])
+    zero = jnp.zeros_like(projected[0, :, :hidden])
     h, c, gates = jax.lax.scan(step, (zero, zero), projected)[1]
     return h, (h, c, gates, kernel)
 
@@ -73,19 +78,24 @@ def _backward(kept, d_outputs):
     h, c, gates, kernel = kept
     before = lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
 
+    # What does not depend on the carry is computed for all steps at once.
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    t = jnp.tanh(c)
+    through_tanh = o * (1 - t * t)
+    slopes = [g * i * (1 - i), before(c) * f * (1 - f), i * (1 - g * g), t * o * (1 - o)]
+    slopes = jnp.concatenate(slopes, axis=-1)
+
     def step(carry, at):
         dh, dc = carry
-        d_output, gates, c, c_before = at
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        dh, t = dh + d_output, jnp.tanh(c)
-        dc = dc + dh * o * (1 - t * t)
-        d_gates = [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)]
-        d_gates = jnp.concatenate(d_gates, axis=-1)
+        d_output, f, through_tanh, slopes = at
+        dh = dh + d_output
+        dc = dc + dh * through_tanh
+        d_gates = jnp.concatenate([dc, dc, dc, dh], axis=-1) * slopes
         dh = jnp.matmul(d_gates.astype(kernel.dtype), kernel.T, preferred_element_type=jnp.float32)
         return (dh, dc * f), d_gates
 
     zero = jnp.zeros_like(h[0])
-    d_projected = jax.lax.scan(step, (zero, zero), (d_outputs, gates, c, before(c)), reverse=True)[1]
+    d_projected = jax.lax.scan(step, (zero, zero), (d_outputs, f, through_tanh, slopes), reverse=True)[1]
     d_kernel = jnp.einsum("tbh,tbg->hg", before(h), d_projected)
     return d_projected, d_kernel.astype(kernel.dtype)
 

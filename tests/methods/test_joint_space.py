@@ -13,7 +13,7 @@ from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods import joint_space
 from fedjax_mm.methods.joint_space import Training, init, optimizer, represent, task
-from fedjax_mm.methods.joint_space_scores import evaluator
+from fedjax_mm.methods.joint_space_scores import evaluator, own_accuracy
 from fedjax_mm.models import Model
 from fedjax_mm.types import FedState
 
@@ -217,7 +217,9 @@ def recalls(image, text, owner, ks=(1, 5, 10)):
 
 def test_scores_are_those_of_the_server_and_of_the_mean_client():
     state, arrays = trained()
-    scores = evaluator(Training(block=7), SERVER, CLIENTS, few=10)(state, arrays)
+    labelled = {m: pairs(12, seed) for seed, m in enumerate(("image", "text"), 5)}
+    data = FederatedData.from_arrays(labelled, {m: np.split(np.arange(12), (3, 7)) for m in labelled})
+    scores = evaluator(Training(block=7), SERVER, CLIENTS, data, few=10)(state, arrays)
     flat, owner = arrays["text"].reshape(-1, 2), np.repeat(np.arange(23), 2)
     of = lambda params, count: (arrays["image"][:count] @ params["image"]["w"], flat[: 2 * count] @ params["text"]["w"])
     whole = recalls(*of(state.server["params"], 23), owner)
@@ -234,20 +236,33 @@ def test_scores_are_those_of_the_server_and_of_the_mean_client():
     for key in every[0]:
         assert scores[f"both/{key}"] == pytest.approx(np.mean([one[key] for one in every]), abs=1e-3)
     for m in ("image", "text"):
-        p, right = state.clients[m]["params"], []
+        p, right, own = state.clients[m]["params"], [], []
         for j in range(3):
             logits = arrays[f"{m}/{m}"] @ p[m]["w"][j] @ p["head"]["kernel"][j] + p["head"]["bias"][j]
-            right.append((logits.argmax(1) == arrays[f"{m}/label"]).mean())
+            label = arrays[f"{m}/label"]
+            right.append((logits.argmax(1) == label).mean())
+            mine = labelled[m]["label"][(0, 3, 7)[j] : (3, 7, 12)[j]]
+            own.append(sum((mine == k).mean() * (logits.argmax(1) == label)[label == k].mean() for k in set(mine)))
         assert scores[f"{m}/accuracy"] == pytest.approx(np.mean(right), abs=1e-6) and np.ptp(right) > 0.01
-    without = evaluator(Training(block=7), SERVER, CLIENTS, few=10)(
+        assert scores[f"{m}/own_accuracy"] == pytest.approx(np.mean(own), abs=1e-6) and np.mean(own) != np.mean(right)
+    without = evaluator(Training(block=7), SERVER, CLIENTS, data, few=10)(
         state, {k: x for k, x in arrays.items() if "label" not in k} | {"client": np.zeros(3), "image/other": 0}
     )
     assert without == {key: value for key, value in scores.items() if not key.endswith("accuracy")}
 
 
+def test_accuracy_on_own_classes_leaves_out_what_nobody_tests_or_holds():
+    right = np.array([[1, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]], bool)
+    held = np.array([[3, 1, 5, 0], [0, 0, 5, 0], [0, 0, 0, 0]])  # the second's are not tested, the third has none
+    labels = np.array([0, 0, 0, 1])
+    assert own_accuracy(right, labels, held) == pytest.approx(3 / 4 * 2 / 3 + 1 / 4)
+    assert own_accuracy(right, labels, held[:, :1]) == pytest.approx(2 / 3)  # nobody holds the class 1
+    assert np.isnan(own_accuracy(right, labels, 0 * held))
+
+
 def test_one_caption_a_picture_needs_no_axis_of_captions():
     state, arrays = trained()
-    scores = evaluator(Training(), SERVER, {})
+    scores = evaluator(Training(), SERVER, {}, problem())
     one = scores(state, arrays | {"text": arrays["text"][:, 0]})
     assert one == scores(state, arrays | {"text": arrays["text"][:, :1]}) and "both/i2t_r1" not in one
 
