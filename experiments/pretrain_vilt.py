@@ -101,10 +101,12 @@ def load(folder: str | pathlib.Path) -> Trunk:
     return Trunk(model, pretrained.load(model, folder), wordpiece.load(folder / "vocab.txt"), size, scores)
 
 
-def encoder(size: Size) -> vilt.Vilt:
-    """The ViLT of these sizes."""
+def encoder(size: Size, dtype: jax.typing.DTypeLike = jnp.float32) -> vilt.Vilt:
+    """The ViLT of these sizes, its arithmetic in `dtype`."""
     shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
-    return vilt.encoder(size.image, size.patch, size.vocabulary, size.length, std=0.5 * size.dim**-0.5, **shape)
+    return vilt.encoder(
+        size.image, size.patch, size.vocabulary, size.length, std=0.5 * size.dim**-0.5, dtype=dtype, **shape
+    )
 
 
 class Captions(NamedTuple):

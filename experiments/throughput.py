@@ -1,4 +1,4 @@
-"""How fast a round is: against a loop written by hand, clients one by one, one place, peers.
+"""How fast a round is: against a loop written by hand, clients one by one, one place, the matrix peak, peers.
 
     python -m experiments.throughput
     python -m experiments.throughput --only handwritten --repetitions 40
@@ -19,9 +19,11 @@ import tyro
 from experiments import (
     throughput_engine,
     throughput_methods,
+    throughput_peak,
     throughput_peers,
     throughput_population,
     throughput_price,
+    throughput_processes,
     throughput_steps,
     timing,
 )
@@ -32,9 +34,11 @@ Section = Literal[
     "clients_per_round",
     "population",
     "mapping",
+    "processes",
     "skew",
     "one_after_another",
     "price",
+    "peak",
     "client_steps",
     "peers",
 ]
@@ -48,8 +52,10 @@ class Settings:
     engine: Annotated[throughput_engine.Settings, tyro.conf.arg(name="")] = throughput_engine.Settings()
     methods: throughput_methods.Settings = throughput_methods.Settings()
     price: throughput_price.Settings = throughput_price.Settings()
+    peak: throughput_peak.Settings = throughput_peak.Settings()
     steps: throughput_steps.Settings = throughput_steps.Settings()
     population: throughput_population.Settings = throughput_population.Settings()
+    processes: throughput_processes.Settings = throughput_processes.Settings()
     peers: throughput_peers.Settings = throughput_peers.Settings()
     out: str = "runs/throughput"
 
@@ -59,9 +65,11 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict]]] = {
     "clients_per_round": lambda settings: throughput_engine.clients_per_round(settings.engine),
     "population": lambda settings: throughput_population.population(settings.population),
     "mapping": lambda settings: throughput_engine.mapping(settings.engine),
+    "processes": lambda settings: throughput_processes.processes(settings.processes),
     "skew": lambda settings: throughput_engine.skew(settings.engine),
     "one_after_another": lambda settings: throughput_methods.one_after_another(settings.methods),
     "price": lambda settings: throughput_price.price(settings.price),
+    "peak": lambda settings: throughput_peak.peak(settings.peak),
     # These two alone: JAX with threads of its own and the fork that starts a peer do not go together.
     "client_steps": lambda settings: timing.in_own_process(throughput_steps.client_steps, settings.steps, devices=1),
     "peers": lambda settings: timing.in_own_process(throughput_peers.peers, settings.peers, devices=1),

@@ -50,10 +50,10 @@ class Settings:
     """Timings of each variant; reported is their median."""
     chunks: tuple[int, ...] = (1, 2, 5, 10)
     """Clients vmapped at a time."""
-    devices: tuple[int, ...] = (1, 2, 4)
+    devices: tuple[int, ...] = (1, 2, 4, 8)
     """Devices to spread clients over; on CPU they are forced host devices, in a process of their own."""
-    populations: tuple[int, ...] = (1000, 10000)
-    taking_part: tuple[int, ...] = (1, 10, 100, 1000)
+    populations: tuple[int, ...] = (1000, 10_000)
+    taking_part: tuple[int, ...] = (1, 8, 64, 512)
     alpha: float = 0.1
     """Dirichlet concentration of classes over clients where sizes are skewed."""
     seed: int = 0

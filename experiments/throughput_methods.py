@@ -88,13 +88,20 @@ def of_layerwise(seed: int) -> Workload:
     return Workload(stages[-1].method, problem.data, {"all": settings.per_round})
 
 
-def of_feddat(seed: int) -> Workload:
-    """Questions about scenes, a client a style, over a small trunk that has learnt nothing, which costs the same."""
-    size, settings = pretrain_vilt.Size(), Training(lr=1e-2, batch_size=16)
-    drawn = tasks.domain(96, 8, size.image, seed=seed)
+def of_feddat(
+    seed: int,
+    size: pretrain_vilt.Size,
+    dtype: jax.typing.DTypeLike = np.float32,
+    examples: int = 96,
+    batch_size: int = 16,
+) -> Workload:
+    """Questions about scenes, a client a style, over a trunk that has learnt nothing, which costs the same."""
+    settings = Training(lr=1e-2, batch_size=batch_size)
+    drawn = tasks.domain(examples, 8, size.image, seed=seed)
     data = vqa.federated(vqa.load(drawn, (size.image, size.image), size.patch, size.length, seed=seed))
-    model, arrays = pretrain_vilt.encoder(size), data.cohorts["all"].arrays
+    model, arrays = pretrain_vilt.encoder(size, dtype), data.cohorts["all"].arrays
     trunk = model.init(jax.random.key(seed), {k: np.asarray(arrays[k][:1]) for k in arrays})
+    trunk = jax.tree.map(lambda x: x.astype(dtype), trunk)
     head = adapters.answers(arrays["target"].shape[1])
     widths = feddat_modes.Widths(adapter=16)
     mode = feddat_modes.Mode(FedDATConfig(settings))
@@ -114,6 +121,6 @@ WORKLOADS = {
     "MMFL": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedAvg"], seed),
     "FedMEKT": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedMEKT"], seed),
     "layer-wise": of_layerwise,
-    "FedDAT": of_feddat,
+    "FedDAT": lambda seed: of_feddat(seed, pretrain_vilt.Size()),
     "CreamFL": of_creamfl,
 }

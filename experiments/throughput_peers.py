@@ -1,12 +1,11 @@
 """A round of ours against peers': fedjax, pfl, DrJAX, Flower, a PyTorch loop and a JAX round written by hand.
 
-    python -m experiments.throughput_peers
-    python -m experiments.throughput_peers --workloads mlp --peers fedjax pfl --repetitions 5
+    python -m experiments.throughput --only peers
+    python -m experiments.throughput --only peers --peers.workloads mlp --peers.peers fedjax pfl
 
-Each peer is a script of experiments/peers in a process and an environment of its own, made on first use (some minutes,
-5 GB) and kept in `cache`. All are pinned to the same cores, get the same data, start and participants (Flower draws its
-own), and are timed in turn, A B C, C B A, ...; while one works the others wait for a line on stdin. CPU time is that of
-all threads and child processes. A ratio is of two timings of one turn: peer's / ours.
+Each peer is a script of experiments/peers in a process and an environment of its own (see peers/processes.py). All get
+the same data, start and participants (Flower draws its own) and are timed in turn, A B C, C B A, ...; while one works
+the others wait. CPU time is that of all threads and child processes. A ratio is of two timings of a turn: peer / ours.
 
 That all do the same job is seen on a round of three clients whose result does not depend on shuffling (`difference`:
 the most that a weight differs from ours) and in the loss after all rounds.
@@ -14,60 +13,39 @@ the most that a weight differs from ours) and in the loss after all rounds.
 
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
-import re
-import select
-import shutil
-import subprocess
-import sys
-import venv
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Annotated
 
 import numpy as np
 import tyro
 
-from experiments.peers import workload
-from fedjax_mm import report
+from experiments.peers import processes, workload
+from experiments.peers.processes import HERE, TORCH, Peer, PeerError, ask, checked, environment, saved, started
 
-HERE = pathlib.Path(__file__).resolve().parent
 JUDGED = 200  # examples in the loss
 TOLERANCE = 1e-4  # of a weight after one round of the check
-
-
-class Peer(NamedTuple):
-    """A script, and what it needs. Without requirements it runs in this environment."""
-
-    script: pathlib.Path
-    requirements: tuple[str, ...] = ()
-    without: Mapping[str, str] = {}  # workload -> why this peer leaves it out
-    repetitions: int | None = None  # at most, where a timing takes minutes
-
-
-TORCH = ("torch==2.13.0", "numpy==2.4.6")
 PEERS: Mapping[str, Peer] = {
-    "ours": Peer(HERE / "peers/our_round.py"),
-    "hand": Peer(HERE / "peers/hand_round.py"),
+    "ours": Peer(HERE / "our_round.py"),
+    "hand": Peer(HERE / "hand_round.py"),
     # The newest JAX and Haiku that fedjax can be imported with.
     "fedjax": Peer(
-        HERE / "peers/fedjax_round.py",
+        HERE / "fedjax_round.py",
         ("fedjax==0.0.17", "jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.13", "optax==0.2.2", "chex==0.1.86")
         + ("scipy==1.12.0", "numpy==1.26.4"),
     ),
     "drjax": Peer(
-        HERE / "peers/drjax_round.py",
+        HERE / "drjax_round.py",
         ("drjax==0.2.1", "jax==0.10.2", "numpy==2.4.6"),
         without=dict.fromkeys(
             ("femnist_cnn", "cifar_cnn"),
             "XLA's convolutions in a vmapped loop on a CPU: 45 s for a round of femnist_cnn",
         ),
     ),
-    "torch": Peer(HERE / "peers/torch_round.py", TORCH),
-    "pfl": Peer(HERE / "peers/pfl_round.py", ("pfl[pytorch]==0.6.0", *TORCH)),
+    "torch": Peer(HERE / "torch_round.py", TORCH),
+    "pfl": Peer(HERE / "pfl_round.py", ("pfl[pytorch]==0.6.0", *TORCH)),
     "flower": Peer(
-        HERE / "peers/flower_round.py",
+        HERE / "flower_round.py",
         ("flwr[simulation]==1.20.0", "ray==2.31.0", *TORCH),
         without=dict.fromkeys(("femnist_cnn", "cifar_cnn"), "a supernode for each of thousands of clients"),
         repetitions=3,
@@ -85,39 +63,9 @@ class Settings:
     """Timings of each peer; reported are median and quartiles."""
     rounds: int | None = None
     """Rounds in one timing; each workload has a number of its own."""
-    cores: int = 1
-    cache: str = "~/.cache/fedjax_mm/peers"
-    """Folder of the peers' environments."""
-    torch_wheels: str = "https://download.pytorch.org/whl/cpu/torch/"
-    """Page of PyTorch wheels without CUDA; unreachable, PyPI's are taken."""
-    patience: float = 1200.0
-    """Seconds to wait for a peer's answer."""
+    running: Annotated[processes.Settings, tyro.conf.arg(name="")] = processes.Settings()
     seed: int = 0
     out: str = "runs/throughput_peers"
-
-
-class Running(NamedTuple):
-    """A peer's process, and where it writes what goes wrong."""
-
-    process: subprocess.Popen
-    log: pathlib.Path
-    patience: float
-
-
-class PeerError(Exception):
-    """A peer could not be installed or started, or died."""
-
-
-def main(settings: Settings) -> pathlib.Path:
-    """Measures, prints a table and writes peers.json, whose path is returned."""
-    load = os.getloadavg()
-    rows = peers(settings)
-    report.show(rows, COLUMNS)
-    path = pathlib.Path(settings.out) / "peers.json"
-    result = {"settings": dataclasses.asdict(settings), "load_average": [load, os.getloadavg()], "rows": rows}
-    path.write_text(json.dumps(result, indent=1))
-    print(f"written to {path}")
-    return path
 
 
 COLUMNS = ("workload", "peer", "CPU ms", "ms", "CPU ratio", "CPU ratio low", "CPU ratio high", "ratio") + (
@@ -144,11 +92,11 @@ def peers(
     pythons, reasons, rows = {}, {}, []
     for name in names:
         try:
-            pythons[name] = environment(name, table[name], settings)
+            pythons[name] = environment(name, table[name], settings.running)
         except PeerError as error:
             reasons[name] = str(error)
     for kind in settings.workloads:
-        task = workload.make(kinds[kind], settings.seed, settings.cores)
+        task = workload.make(kinds[kind], settings.seed, settings.running.cores)
         folder = pathlib.Path(settings.out) / kind
         workload.write(task, folder)
         workload.write(workload.check(task), folder / "check")
@@ -174,8 +122,8 @@ def measure(
         running = {}
         for name, (peer, python) in usable.items():
             try:
-                first[name] = checked(peer, python, folder / "check", name, settings)
-                running[name] = stack.enter_context(started(peer, python, folder, name, settings))
+                first[name] = checked(peer, python, folder / "check", name, settings.running)
+                running[name] = stack.enter_context(started(peer, python, folder, name, settings.running))
                 answer = ask(running[name], "run 1")
                 rows[name] = {"first round s": answer.get("first", answer["wall"]), "rounds": 1}
             except PeerError as error:
@@ -222,110 +170,6 @@ def statistics(times: list, ours: list) -> dict[str, float]:
     return row
 
 
-def checked(peer: Peer, python: str, folder: pathlib.Path, name: str, settings: Settings) -> workload.Layers:
-    """The weights after one round of the check, by a process that ends with it."""
-    with started(peer, python, folder, name, settings) as running:
-        ask(running, "run 1")
-        return saved(running, folder / f"{name}.npz")
-
-
-def saved(running: Running, path: pathlib.Path) -> workload.Layers:
-    return workload.read_layers(ask(running, f"save {path.resolve()}")["saved"])
-
-
-@contextlib.contextmanager
-def started(peer: Peer, python: str, folder: pathlib.Path, name: str, settings: Settings) -> Iterator[Running]:
-    """The peer's process, set up on the workload in `folder` and waiting; ended on leaving."""
-    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    around = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
-    around |= dict.fromkeys(threads, str(settings.cores)) | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    if not peer.requirements:
-        around["PYTHONPATH"] = str(HERE.parent)
-    log = folder / f"{name}.log"
-    with log.open("w") as errors, _pinned(settings.cores):
-        process = subprocess.Popen(
-            [python, str(peer.script), str(folder.resolve())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=around,
-        )
-    running = Running(process, log, settings.patience)
-    try:
-        _answer(running)  # ready
-        yield running
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-@contextlib.contextmanager
-def _pinned(cores: int) -> Iterator[None]:
-    """This thread is held to so many cores, and with it what it starts, where the system can do that."""
-    if not hasattr(os, "sched_setaffinity"):  # Linux has it
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(allowed)[-cores:])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-def ask(running: Running, request: str) -> dict:
-    """The peer's answer; see peers/protocol.py. Raises PeerError if it dies or takes too long."""
-    with contextlib.suppress(BrokenPipeError):
-        print(request, file=running.process.stdin, flush=True)
-    return _answer(running)
-
-
-def _answer(running: Running) -> dict:
-    if not select.select([running.process.stdout], [], [], running.patience)[0]:
-        running.process.kill()
-        raise PeerError(f"no answer in {running.patience:.0f} s; see {running.log}")
-    line = running.process.stdout.readline()
-    if not line:
-        said = running.log.read_text().strip().splitlines() or ["it ended without a word"]
-        errors = [line for line in said if re.match(r"[\w.]+(Error|Exception)\b", line)]
-        raise PeerError(f"{(errors or said)[-1]}; see {running.log}")
-    return json.loads(line)
-
-
-def environment(name: str, peer: Peer, settings: Settings) -> str:
-    """The Python of the peer's environment, which is made if it is not there. Raises PeerError if it cannot be."""
-    if not peer.requirements:
-        return sys.executable
-    folder = pathlib.Path(settings.cache).expanduser() / name
-    python, kept = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = "\n".join(peer.requirements)
-    if kept.exists() and kept.read_text() == wanted:
-        return str(python)
-    print(f"installing {', '.join(peer.requirements)} in {folder}")
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--retries", "1"]
-    if any(r.startswith("torch==") for r in peer.requirements) and settings.torch_wheels:
-        pip += ["--find-links", settings.torch_wheels]
-    done = subprocess.run([*pip, *peer.requirements], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        problems = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-        raise PeerError(f"cannot be installed: {problems[0]}")
-    kept.write_text(wanted)
-    return str(python)
-
-
 def _known(what: str, given, table: Mapping) -> None:
     if unknown := set(given) - set(table):
         raise ValueError(f"{what} {sorted(unknown)} are not known; there are {sorted(table)}")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Settings))

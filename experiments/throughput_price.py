@@ -17,21 +17,28 @@ from experiments.timing import Timed, median, ours, rounds_of, start_of, timings
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, cnn, heads, mlp, vit
-from fedjax_mm.types import OverClients
+from fedjax_mm.types import Method, OverClients
 
-Name = Literal["mlp", "cnn", "transformer"]
+Name = Literal["mlp", "wide mlp", "cnn", "transformer", "wide transformer"]
 MODELS: Mapping[Name, Callable[[], Model]] = {
     "mlp": lambda: mlp.encoder((200, 200), 32),
+    "wide mlp": lambda: mlp.encoder((2000, 2000), 32),
     "cnn": lambda: cnn.encoder((16, 32, 64), 64),
-    "transformer": lambda: _vit(32, 8, dim=192, depth=4, heads=3, mlp=768),
+    "transformer": lambda: plain(vit.encoder(32, 8, dim=192, depth=4, heads=3, mlp=768)),
+    "wide transformer": lambda: plain(vit.encoder(32, 8, dim=384, depth=6, heads=6, mlp=1536)),
 }
+
+
+RATE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The models, and one workload for all: images of 32x32 in ten classes."""
+    """The models, and one workload for all: images in ten classes."""
 
-    names: tuple[Name, ...] = ("mlp", "cnn", "transformer")
+    names: tuple[Name, ...] = ("mlp", "wide mlp", "cnn", "transformer", "wide transformer")
+    side: int = 32
+    """Pixels of an image; the models here are made for 32."""
     clients: int = 10
     """All take part."""
     examples: int = 64
@@ -66,22 +73,29 @@ def of_model(settings: Settings, encoder: Model, name: str) -> list[dict]:
 
 def variants_of(settings: Settings, encoder: Model) -> tuple[dict[int, Timed], Timed]:
     """(FedAvg of the encoder and a linear head at every chunk, SGD in one place from the same weights)."""
+    data, method, head = workload(settings, encoder)
+    key, state = jax.random.key(settings.seed), start_of(method, settings.seed)
+    rounds = rounds_of(data, settings.clients, settings.rounds, settings.seed)
+    federated = {c: ours(method, OverClients(c), state, rounds, key)[0] for c in settings.chunks}
+    rng = np.random.default_rng(settings.seed)
+    order = rng.permutation(settings.clients * settings.examples).reshape(-1, settings.batch_size)
+    batches = jnp.asarray(order.astype(np.int32))
+    run, arrays = centralised(encoder, head, RATE), data.cohorts["all"].arrays
+    step = lambda params, batches: run(params, arrays, batches)
+    return federated, Timed(step, state.server["params"], [batches] * settings.rounds, settings.rounds)
+
+
+def workload(settings: Settings, encoder: Model) -> tuple[FederatedData, Method, Model]:
+    """(random images of equal clients, FedAvg of the encoder and a linear head, the head)."""
     if settings.examples % settings.batch_size:
         raise ValueError(f"{settings.examples} examples do not divide into batches of {settings.batch_size}")
     rng = np.random.default_rng(settings.seed)
     total = settings.clients * settings.examples
-    arrays = {"x": rng.integers(0, 256, (total, 32, 32, 3), np.uint8)}
+    arrays = {"x": rng.integers(0, 256, (total, settings.side, settings.side, 3), np.uint8)}
     arrays["label"] = rng.integers(0, 10, total).astype(np.int32)
     data = FederatedData.from_arrays(arrays, np.repeat(np.arange(settings.clients), settings.examples))
-    config, head = fedavg.FedAvgConfig(client_lr=0.01, batch_size=settings.batch_size), heads.linear(10)
-    method = fedavg.build(config, data, {"x": encoder}, head)
-    key, state = jax.random.key(settings.seed), start_of(method, settings.seed)
-    rounds = rounds_of(data, settings.clients, settings.rounds, settings.seed)
-    federated = {c: ours(method, OverClients(c), state, rounds, key)[0] for c in settings.chunks}
-    batches = jnp.asarray(rng.permutation(total).reshape(-1, settings.batch_size).astype(np.int32))
-    run, arrays = centralised(encoder, head, config.client_lr), data.cohorts["all"].arrays
-    step = lambda params, batches: run(params, arrays, batches)
-    return federated, Timed(step, state.server["params"], [batches] * settings.rounds, settings.rounds)
+    config, head = fedavg.FedAvgConfig(client_lr=RATE, batch_size=settings.batch_size), heads.linear(10)
+    return data, fedavg.build(config, data, {"x": encoder}, head), head
 
 
 def centralised(encoder: Model, head: Model, rate: float) -> Callable:
@@ -101,6 +115,6 @@ def centralised(encoder: Model, head: Model, rate: float) -> Callable:
     return jax.jit(run, donate_argnums=0)
 
 
-def _vit(image: int, patch: int, **shape) -> Model:
-    made = vit.encoder(image, patch, **shape)
+def plain(made: vit.Transformer) -> Model:
+    """The transformer as a model from images to its class token's output."""
     return Model(made.init, made.apply)

@@ -7,6 +7,7 @@ is timed, from the server's weights to what it sends; both sides are processes t
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import throughput_peers
-from experiments.throughput_peers import Peer
+from experiments.peers import processes
+from experiments.peers.processes import HERE, Peer, PeerError, ask, environment, started
+from experiments.throughput_peers import statistics
 from experiments.timing import in_own_process
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import feddat, fedmekt, layerwise
@@ -24,8 +26,8 @@ from fedjax_mm.models import adapters, autoencoder, bert, vilt, vit
 from fedjax_mm.types import Method, PyTree
 
 Name = Literal["FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released"]
-OURS = Peer(throughput_peers.HERE / "peers/our_steps.py")
-TORCH = Peer(throughput_peers.HERE / "peers/torch_steps.py", throughput_peers.TORCH)
+OURS = Peer(HERE / "our_steps.py")
+TORCH = Peer(HERE / "torch_steps.py", processes.TORCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Settings:
 
     names: tuple[Name, ...] = ("FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released")
     """released: PyTorch makes three passes a step, as the authors' code; we make two in either."""
-    python: str = "~/.cache/fedjax_mm/peers/torch/bin/python"
-    """An interpreter that has torch; `python -m experiments.throughput_peers --peers torch` makes this one."""
+    python: str | None = None
+    """An interpreter that has torch; None: the environment of the peer of that name."""
     cores: tuple[int, ...] = (1, 2)
     """Both sides are pinned to the same ones."""
     steps: int = 10
@@ -69,39 +71,40 @@ def client_steps(settings: Settings) -> list[dict]:
 
     `loss` is the mean over the steps: where it is PyTorch's, gradients and optimiser are.
     """
-    python = pathlib.Path(settings.python).expanduser()
-    if not python.exists():
-        why = f"there is no {settings.python}; make it with experiments.throughput_peers"
-        return [{"step": name, "skipped": why} for name in settings.names]
+    try:
+        python = settings.python or environment("torch", TORCH, processes.Settings())
+        if not pathlib.Path(python).exists():
+            raise PeerError(f"there is no {python}")
+    except PeerError as error:
+        return [{"step": name, "skipped": str(error)} for name in settings.names]
     in_own_process(hand_over, settings, devices=1)  # JAX's threads and a fork for the peers do not go together
     rows = []
     for name in settings.names:
         for cores in settings.cores:
             folder = pathlib.Path(settings.out) / name
-            rows.append({"step": name, "cores": cores, **side_by_side(settings, folder, cores, str(python))})
+            rows.append({"step": name, "cores": cores, **side_by_side(settings, folder, cores, python)})
     return rows
 
 
 def side_by_side(settings: Settings, folder: pathlib.Path, cores: int, python: str) -> dict:
     """The row of one step on so many cores."""
-    peers = throughput_peers.Settings(cores=cores)
-    times, losses = {}, {}
+    pinned, times, losses = processes.Settings(cores=cores), {}, {}
     with (
-        throughput_peers.started(OURS, throughput_peers.environment("ours", OURS, peers), folder, "ours", peers) as us,
-        throughput_peers.started(TORCH, python, folder, "torch", peers) as them,
+        started(OURS, sys.executable, folder, "ours", pinned) as us,
+        started(TORCH, python, folder, "torch", pinned) as them,
     ):
         sides = {"ours": us, "torch": them}
         for turn in range(settings.repetitions + 1):  # the first is not counted
             for side in list(sides)[:: 1 if turn % 2 else -1]:
-                answer = throughput_peers.ask(sides[side], "run 1")
+                answer = ask(sides[side], "run 1")
                 times.setdefault(side, []).append((turn, *(answer[c] / settings.steps for c in ("cpu", "wall"))))
         for side, running in sides.items():
             path = folder / f"{side}_loss.npz"
-            throughput_peers.ask(running, f"save {path.resolve()}")
+            ask(running, f"save {path.resolve()}")
             losses[f"{side} loss"] = float(np.load(path)["loss"])
     row = {}
     for side in sides:
-        of = throughput_peers.statistics(times[side], times["ours"])
+        of = statistics(times[side], times["ours"])
         row |= {f"{side} {k}": v for k, v in of.items() if side != "ours" or "ratio" not in k}
     return row | losses
 

@@ -7,6 +7,7 @@ without evaluation and files.
 
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -93,9 +94,19 @@ def ours(method: Method, over: OverClients, state: FedState, rounds: Sequence[Ro
 
 def in_own_process(section: Callable[[Any], list[dict]], settings: Any, devices: int) -> list[dict]:
     """section(settings), its rows, from a process with that many forced host devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    module = section.__module__
-    code = f"import json; from {module} import *; print(json.dumps({section.__name__}({settings!r})))"
-    command, environment = [sys.executable, "-c", code], {**os.environ, "XLA_FLAGS": flags}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {**os.environ, "XLA_FLAGS": with_devices(devices)}
+    given = {"env": environment, "check": True, "stdout": subprocess.PIPE, "text": True}
+    return json.loads(subprocess.run(command(section, settings), **given).stdout.splitlines()[-1])
+
+
+def with_devices(number: int) -> str:
+    """XLA_FLAGS that force so many host devices."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
+
+
+def command(function: Callable, *args: Any) -> list[str]:
+    """A command line that prints function(*args) as JSON; the function is one of a module, args can be pickled."""
+    name, given = function.__name__, pickle.dumps(args).hex()
+    called = f"{name}(*pickle.loads(bytes.fromhex({given!r})))"
+    code = f"import json, pickle; from {function.__module__} import {name}; print(json.dumps({called}))"
+    return [sys.executable, "-c", code]

@@ -1,1 +1,1 @@
-"""One script per peer of experiments.throughput_peers, each run in an environment of its own."""
+"""One script per peer of experiments.throughput_peers, each run in an environment of its own (processes.py)."""

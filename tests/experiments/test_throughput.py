@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import pickle
+import re
+import subprocess
+import sys
 
 import chex
 import jax
@@ -13,13 +17,16 @@ from experiments import (
     one_by_one,
     throughput,
     throughput_methods,
+    throughput_peak,
     throughput_price,
+    throughput_processes,
     throughput_profile,
     throughput_steps,
     timing,
 )
 from experiments import throughput_engine as engine
 from experiments.one_by_one import by_batch, separate, serial
+from experiments.peers import processes
 from experiments.throughput_engine import Settings
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import federate
@@ -107,7 +114,14 @@ def test_more_devices_than_there_are_are_measured_in_a_process_that_has_them(mon
 
     monkeypatch.setattr(timing.subprocess, "run", fake)
     assert engine.mapping(dataclasses.replace(TINY, devices=(1, 8))) == [{"devices": 8}]
-    assert ran["flags"].endswith("device_count=8") and "devices=(1, 8)" in ran["code"]
+    (given,) = pickle.loads(bytes.fromhex(re.search("'([0-9a-f]+)'", ran["code"])[1]))
+    assert ran["flags"].endswith("device_count=8") and "import mapping;" in ran["code"] and given.devices == (1, 8)
+
+
+def test_a_command_calls_a_function_of_a_module_and_prints_what_it_gives():
+    given = processes.Settings(cores=2)
+    line = timing.command(dataclasses.asdict, given)
+    assert json.loads(subprocess.run(line, check=True, capture_output=True).stdout) == dataclasses.asdict(given)
 
 
 def with_every_kind_of_slot():
@@ -195,3 +209,51 @@ def test_clients_one_after_another_end_where_the_round_ends(compiled):
     alone = timing.Timed(serial(method, key, compiled), separate(method, state), rounds, len(rounds))
     ours = timing.ours(method, OverClients(1), state, rounds, key)[0]
     chex.assert_trees_all_close(timing.after(alone)[0], timing.after(ours).server, atol=1e-6)
+
+
+def test_the_share_of_the_peak_counts_the_products_of_all_steps():
+    data, method = engine.workload(TINY)  # 784 to 3 to 10, batches of 2, 4 clients of 2 steps
+    measured = throughput_peak.Workload(method, data, (1, 2), 8)
+    rows = throughput_peak.of_workload(throughput_peak.Settings(repetitions=1), "tiny", measured, limit=2.0)
+    forward = 2 * 2 * (784 * 3 + 3 * 10)
+    backward = forward + 2 * 2 * 3 * 10  # weights of both layers, and what comes into the second
+    for chunk, row in zip((1, 2), rows, strict=True):
+        assert row["chunk"] == chunk and row["TFLOP a round"] == pytest.approx(8e-12 * (forward + backward))
+        assert row["TFLOP per s"] == pytest.approx(row["TFLOP a round"] / (1e-3 * row["ms"]))
+        assert row["share"] == pytest.approx(row["TFLOP per s"] / 2)
+
+
+def test_the_product_is_timed_by_its_flops(monkeypatch):
+    monkeypatch.setattr(throughput_peak, "timings", lambda variants, n: {k: np.full((n, 2), 2.0) for k in variants})
+    assert throughput_peak.of_product(100, jnp.dtype("float32"), 3) == pytest.approx(2 * 100**3 / 2e-3 * 1e-12)
+
+
+def test_processes_are_run_in_turn_and_cost_what_they_cost_together(monkeypatch):
+    ran = []
+
+    def launched(settings, widths, number):
+        ran.append(number)
+        return (1.0 * len(ran), 10.0 * number), [np.full(3, number, np.float32)]
+
+    monkeypatch.setattr(throughput_processes, "launched", launched)
+    one, two = throughput_processes.processes(throughput_processes.Settings(widths=((3,),), repetitions=3))
+    assert ran == [1, 2, 2, 1, 1, 2]
+    assert (one["CPU ms"], two["CPU ms"], two["ms"]) == (4, 3, 20)
+    assert (one["difference"], two["difference"], two["processes"]) == (0, 1, 2)
+
+
+def test_a_member_times_rounds_and_leaves_the_weights(tmp_path):
+    settings = throughput_processes.Settings(rounds=2)
+    cpu, wall = throughput_processes.member(settings, (3,), 1, 0, 0, str(tmp_path))
+    with np.load(tmp_path / "end.npz") as end:
+        assert cpu > 0 and wall > 0 and {end[name].shape for name in end.files} == {(784, 3), (3,), (3, 10), (10,)}
+
+
+def test_a_process_that_fails_is_an_error(monkeypatch):
+    failing = [sys.executable, "-c", "raise SystemExit(3)"]
+    monkeypatch.setattr(throughput_processes, "command", lambda *given: failing)
+    settings = throughput_processes.Settings(devices=4)
+    with pytest.raises(RuntimeError, match=r"of 2 processes some failed: exits \[3, 3\]"):
+        throughput_processes.launched(settings, (3,), 2)
+    with pytest.raises(ValueError, match="4 devices cannot be spread evenly over 3 processes"):
+        throughput_processes.launched(settings, (3,), 3)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import throughput_peers
-from experiments.peers import protocol, workload
-from experiments.throughput_peers import PEERS, Peer, Settings, environment, peers, statistics
+from experiments.peers import processes, protocol, workload
+from experiments.peers.processes import Peer, PeerError, ask, environment, started
+from experiments.throughput_peers import PEERS, Settings, peers, statistics
 
 MLP = workload.Kind((6,), (), (5,), 3, 3, (1, 3), 2, 3, rounds=2, pool=12)
 CNN = workload.Kind((8, 8, 1), (3, 4), (5,), 3, 3, (1, 3), 2, 3, rounds=1, pool=12)
@@ -42,9 +41,7 @@ def fake(folder, name, seconds, code=FAKE):
 
 
 def settings(folder, **changes):
-    return Settings(
-        **{"workloads": ("mlp",), "repetitions": 2, "out": str(folder / "out"), "patience": 600.0} | changes
-    )
+    return Settings(**{"workloads": ("mlp",), "repetitions": 2, "out": str(folder / "out")} | changes)
 
 
 def test_two_fake_peers_are_timed_in_turn_and_compared(tmp_path):
@@ -75,9 +72,9 @@ def test_a_peer_that_fails_is_a_row_that_says_why(tmp_path, code, reason):
 
 def test_a_peer_that_takes_too_long_is_ended(tmp_path):
     peer = fake(tmp_path, "late", 1, FAKE.replace('say({"rounds"', 'time.sleep(600); say({"rounds"'))
-    with throughput_peers.started(peer, sys.executable, tmp_path, "late", settings(tmp_path)) as running:
-        with pytest.raises(throughput_peers.PeerError, match="no answer in 0 s"):
-            throughput_peers.ask(running._replace(patience=0.1), "run 1")
+    with started(peer, sys.executable, tmp_path, "late", processes.Settings()) as running:
+        with pytest.raises(PeerError, match="no answer in 0 s"):
+            ask(running._replace(patience=0.1), "run 1")
         assert running.process.wait(9) < 0  # by a signal, before it is asked to end
 
 
@@ -115,7 +112,7 @@ def test_ratios_are_of_one_turn_and_the_first_turn_does_not_count():
 
 
 def test_an_environment_is_kept_until_its_requirements_change(tmp_path):
-    peer, options = Peer(tmp_path / "x.py", ("a==1", "b==2")), Settings(cache=str(tmp_path))
+    peer, options = Peer(tmp_path / "x.py", ("a==1", "b==2")), processes.Settings(cache=str(tmp_path))
     (tmp_path / "x").mkdir()
     (tmp_path / "x/requirements.txt").write_text("a==1\nb==2")
     assert environment("x", peer, options) == str(tmp_path / "x/bin/python")
@@ -134,10 +131,13 @@ def test_an_environment_is_made_and_a_failure_says_why(tmp_path, monkeypatch, st
 
     (tmp_path / "x/bin").mkdir(parents=True)
     (tmp_path / "x/requirements.txt").write_text("torch==0")
-    monkeypatch.setattr(throughput_peers.venv, "create", create)
-    peer, options = Peer(tmp_path / "x.py", ("torch==1", "b==2")), Settings(cache=str(tmp_path), torch_wheels="file:/w")
+    monkeypatch.setattr(processes.venv, "create", create)
+    peer, options = (
+        Peer(tmp_path / "x.py", ("torch==1", "b==2")),
+        processes.Settings(cache=str(tmp_path), torch_wheels="file:/w"),
+    )
     if status:
-        with pytest.raises(throughput_peers.PeerError, match="cannot be installed: ERROR: gone"):
+        with pytest.raises(PeerError, match="cannot be installed: ERROR: gone"):
             environment("x", peer, options)
         assert not (tmp_path / "x/requirements.txt").exists()
     else:
@@ -158,7 +158,7 @@ def test_the_time_is_that_of_the_process_and_its_children():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin")
 def test_a_started_peer_is_pinned_and_we_are_not(tmp_path):
     peer, ours = fake(tmp_path, "pinned", 1), len(os.sched_getaffinity(0))
-    with throughput_peers.started(peer, sys.executable, tmp_path, "pinned", settings(tmp_path)) as running:
+    with started(peer, sys.executable, tmp_path, "pinned", processes.Settings()) as running:
         affinity = os.sched_getaffinity(running.process.pid)
     assert len(affinity) == 1 and len(os.sched_getaffinity(0)) == ours
 
@@ -226,10 +226,3 @@ def test_the_loss_is_that_of_jax(tmp_path):
     x = jax.nn.relu(x @ task.layers[2][0]) @ task.layers[3][0]
     expected = -np.asarray(jax.nn.log_softmax(x))[np.arange(len(x)), task.label].mean()
     assert np.isclose(workload.loss(task.layers, task.x, task.label), expected, rtol=1e-5)
-
-
-def test_the_file_holds_settings_and_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(throughput_peers, "peers", lambda settings: [{"workload": "mlp", "peer": "ours", "ms": 1.0}])
-    (tmp_path / "out").mkdir()
-    result = json.loads(throughput_peers.main(settings(tmp_path)).read_text())
-    assert result["rows"][0]["ms"] == 1.0 and result["settings"]["cores"] == 1 and len(result["load_average"]) == 2
