@@ -87,23 +87,22 @@ def main(settings: Settings) -> pathlib.Path:
     """Measures, prints a table per section and writes throughput.json, whose path is returned."""
     out = pathlib.Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    load, sections = [os.getloadavg()], {}
-    for name in settings.only:
-        sections[name] = SECTIONS[name](settings)
-        load.append(os.getloadavg())
-        print(f"{name} (load average {load[-1][0]:.1f} on {os.cpu_count()} CPUs)")
-        report.show(sections[name], COLUMNS.get(name))
-    result = {
+    path, load, sections = out / "throughput.json", [os.getloadavg()], {}
+    about = {
         "settings": dataclasses.asdict(settings),
         "versions": records.versions(),
         "device": records.device(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "load_average": load,
-        "sections": sections,
     }
-    path = out / "throughput.json"
-    path.write_text(json.dumps(result, indent=1))
+    for name in settings.only:
+        sections[name] = SECTIONS[name](settings)
+        load.append(os.getloadavg())
+        print(f"{name} (load average {load[-1][0]:.1f} on {os.cpu_count()} CPUs)")
+        report.show(sections[name], COLUMNS.get(name))
+        path.write_text(
+            json.dumps({**about, "load_average": load, "sections": sections}, indent=1)
+        )  # what is done stays
     print(f"written to {path}")
     return path
 
