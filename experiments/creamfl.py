@@ -246,10 +246,12 @@ def answered(settings: Settings, name: str, seed: int, state: FedState) -> dict[
     return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), *reps, jax.random.key(seed))
 
 
-def represented(settings: Settings, problem: Problem, state: FedState, m: str) -> dict[str, np.ndarray]:
-    """Representations [P, D] of the public examples by the server and by three clients of each kind."""
-    made = models(settings)
-    of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], problem.data.public[m]))
+def represented(
+    settings: Settings, problem: Problem, state: FedState, m: str, few: int = 200
+) -> dict[str, np.ndarray]:
+    """Representations [few, D] of the first public examples by the server and by three clients of each kind."""
+    made, some = models(settings), problem.data.public[m][:few]
+    of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], some))
     found = {"server": of(made.server, state.server["params"])}
     for name, encoders in made.clients.items():
         for k in range(min(3, problem.data.sizes[name]) if m in encoders else 0):

@@ -48,7 +48,7 @@ def cell_text(cell: Cell) -> str:
     if not isinstance(cell, tuple):
         return str(cell) if isinstance(cell, str | Integral) else _fixed(cell, _decimals(cell, 3))
     mean, std = cell
-    if not std > 0:
+    if not std > 1e-6 * abs(mean):  # float32 has no more digits
         return f"{_fixed(mean, _decimals(mean, 3))} ± {std:.0f}"
     decimals = min(_decimals(std, 2), max(_decimals(mean, 3), _decimals(std, 1)))
     return f"{_fixed(mean, decimals)} ± {_fixed(std, decimals)}"
