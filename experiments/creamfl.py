@@ -246,9 +246,7 @@ def answered(settings: Settings, name: str, seed: int, state: FedState) -> dict[
     return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), *reps, jax.random.key(seed))
 
 
-def represented(
-    settings: Settings, problem: Problem, state: FedState, m: str, few: int = 200
-) -> dict[str, np.ndarray]:
+def represented(settings: Settings, problem: Problem, state: FedState, m: str, few: int = 200) -> dict[str, np.ndarray]:
     """Representations [few, D] of the first public examples by the server and by three clients of each kind."""
     made, some = models(settings), problem.data.public[m][:few]
     of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], some))
