@@ -34,6 +34,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from fedjax_mm import aggregate, losses, trees
@@ -125,7 +126,8 @@ def build(
     exchange = config.kd_epochs > 0
     contrast = exchange and (config.inter or config.intra)
     anchored = exchange and (contrast or config.weighing in ANCHORED)
-    total = len(data.public["image"])
+    public = dict(data.public)
+    total = len(public["image"])
 
     def cohort(name):
         encoders = clients[name]
@@ -140,14 +142,17 @@ def build(
             intra /= len(z) if config.intra_mean else 1
             return config.gamma * (config.inter * inter + config.intra * intra), {"inter": inter, "intra": intra}
 
+        def reps_of(params, public, wanted=True):
+            return {m: represent(encoders[m], params[m], public[m], training.block, wanted) for m in encoders}
+
         def update(download, state, data, key):
             sent, here = download.sent, {m: data.public[m] for m in encoders}
             present = data.weight > 0
             tx = joint_space.optimizer(training, encoders, download.held)
-            all_public = lambda params: {
-                m: represent(encoders[m], params[m], here[m], training.block, present) for m in encoders
-            }
-            old = all_public(state["params"]) if contrast else {}
+            old = {}
+            if contrast:  # as it sent them last, or if it never did, as it would have
+                fresh = reps_of(state["params"], here, present & ~state["has_reps"])
+                old = trees.where(state["has_reps"], state["reps"], fresh)
 
             def joint(params, batch, key):
                 value, metrics = learn(params, batch, key)
@@ -179,14 +184,17 @@ def build(
                 loss = joint if contrast else learn
                 size = joint_space.batch_of(training, encoders)
                 carry, metrics = run(loss, carry, data, key, size, training.epochs)
-            reps = all_public(carry[0]) if exchange else {}
+            reps = reps_of(carry[0], here, present) if exchange else {}
             boost = config.both_weight if len(encoders) > 1 else 1.0
             upload = {m: Each(z, boost * data.weight) for m, z in reps.items()}
-            return upload, {"params": carry[0], "opt": carry[1]}, metrics
+            kept = {"reps": reps, "has_reps": jnp.bool_(True)} if contrast else {}
+            return upload, {"params": carry[0], "opt": carry[1], **kept}, metrics
 
         def client_init(key):
             params = joint_space.init(key, encoders, data.cohorts[name].arrays, num_classes.get(name))
-            return {"params": params, "opt": joint_space.optimizer(training, encoders, jnp.int32(0)).init(params)}
+            state = {"params": params, "opt": joint_space.optimizer(training, encoders, jnp.int32(0)).init(params)}
+            reps = optax.tree.zeros_like(jax.eval_shape(reps_of, params, public))
+            return state | ({"reps": reps, "has_reps": jnp.bool_(False)} if contrast else {})
 
         return Cohort(data.sizes[name], client_init, update)
 
@@ -196,9 +204,8 @@ def build(
         return {m: represent(server[m], params[m], public[m], training.block) for m in MODALITIES}
 
     def server_init(key):
-        params = joint_space.init(key, server, data.public, None)
-        empty = lambda z: jnp.zeros(z.shape, z.dtype)
-        reps = jax.tree.map(empty, jax.eval_shape(represented, params, dict(data.public))) if anchored else {}
+        params = joint_space.init(key, server, public, None)
+        reps = optax.tree.zeros_like(jax.eval_shape(represented, params, public)) if anchored else {}
         opt = joint_space.optimizer(training, None, jnp.int32(0)).init(params)
         return {"params": params, "opt": opt, "reps": reps, "round": jnp.int32(0)}
 
