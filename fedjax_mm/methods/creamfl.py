@@ -29,6 +29,7 @@ examples alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -42,7 +43,7 @@ from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
 from fedjax_mm.losses import unit
 from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent
+from fedjax_mm.methods.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent_all
 from fedjax_mm.methods.joint_space_scores import evaluator
 from fedjax_mm.types import Cohort, Download, Each, Method, Server
 
@@ -131,7 +132,8 @@ def build(
 
     def cohort(name):
         encoders = clients[name]
-        learn = joint_space.task(training, encoders)
+        learn, size = joint_space.task(training, encoders), joint_space.batch_of(training, encoders)
+        reps_of = functools.partial(represent_all, encoders, training.block)
 
         def far(params, sent, old, batch, rows, mask=None):
             """(gamma (inter + intra), both) of public examples `rows` [B], which are `batch`."""
@@ -141,9 +143,6 @@ def build(
             intra = sum(losses.intra_modal(z[m], sent[m][rows], old[m][rows], **at) for m in z)
             intra /= len(z) if config.intra_mean else 1
             return config.gamma * (config.inter * inter + config.intra * intra), {"inter": inter, "intra": intra}
-
-        def reps_of(params, public, wanted=True):
-            return {m: represent(encoders[m], params[m], public[m], training.block, wanted) for m in encoders}
 
         def update(download, state, data, key):
             sent, here = download.sent, {m: data.public[m] for m in encoders}
@@ -171,7 +170,7 @@ def build(
 
             def epoch(carry, i):
                 keys = jax.random.split(jax.random.fold_in(key, i))
-                carry, own = run(learn, carry, data, keys[0], joint_space.batch_of(training, encoders))
+                carry, own = run(learn, carry, data, keys[0], size)
                 shared = joint_space.over_public(here, present)
                 carry, common = run(on_public, carry, shared, keys[1], min(config.public_batch, total))
                 return carry, {"task": own.pop("loss"), **own, **common}
@@ -181,9 +180,7 @@ def build(
                 carry, metrics = jax.lax.scan(epoch, carry, jnp.arange(training.epochs))
                 metrics = jax.tree.map(lambda x: x.sum() / max(training.epochs, 1), metrics)
             else:
-                loss = joint if contrast else learn
-                size = joint_space.batch_of(training, encoders)
-                carry, metrics = run(loss, carry, data, key, size, training.epochs)
+                carry, metrics = run(joint if contrast else learn, carry, data, key, size, training.epochs)
             reps = reps_of(carry[0], here, present) if exchange else {}
             boost = config.both_weight if len(encoders) > 1 else 1.0
             upload = {m: Each(z, boost * data.weight) for m, z in reps.items()}
@@ -199,9 +196,7 @@ def build(
         return Cohort(data.sizes[name], client_init, update)
 
     server_task = joint_space.task(training, server)
-
-    def represented(params, public):
-        return {m: represent(server[m], params[m], public[m], training.block) for m in MODALITIES}
+    represented = functools.partial(represent_all, server, training.block)
 
     def server_init(key):
         params = joint_space.init(key, server, public, None)

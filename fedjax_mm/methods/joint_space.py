@@ -100,6 +100,13 @@ def represent(
     return jax.lax.fori_loop(0, jnp.where(wanted, blocks, 0), one, jnp.zeros((total, width)))
 
 
+def represent_all(
+    encoders: Encoders, block: int, params: PyTree, examples: Arrays, wanted: jax.Array | bool = True
+) -> dict[str, jax.Array]:
+    """{m: [P, D]}, `represent` for each encoder's modality."""
+    return {m: represent(encoders[m], params[m], examples[m], block, wanted) for m in encoders}
+
+
 def held(cohort) -> tuple[str, ...]:
     """The modalities of a cohort of a FederatedData."""
     return tuple(m for m in MODALITIES if m in cohort.arrays)

@@ -1,12 +1,13 @@
 """How well image and text encoders retrieve and classify: the scores of CreamFL and its baselines."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
 from fedjax_mm import evaluate
-from fedjax_mm.methods.joint_space import MODALITIES, Encoders, Training, classify, represent
+from fedjax_mm.methods.joint_space import Encoders, Training, classify, represent_all
 from fedjax_mm.types import Arrays, FedState
 
 
@@ -21,21 +22,16 @@ def evaluator(training: Training, server: Encoders, clients: Mapping[str, Encode
     """
     held = {name: np.array(table["classes"]) for name, table in data.split().items() if "classes" in table}
 
-    def embed(encoders):
-        one = lambda params, pairs: {m: represent(encoders[m], params[m], pairs[m], training.block) for m in MODALITIES}
-        return one, jax.jit(lambda params, pairs: jax.lax.map(lambda p: one(p, pairs), params))
+    embed = lambda encoders: functools.partial(represent_all, encoders, training.block)
+    of_all = lambda one: lambda params, pairs: jax.lax.map(lambda p: one(p, pairs), params)
 
     def label(encoders):
-        def of_all(params, x):
-            blocks = lambda p: jax.lax.map(
-                lambda row: classify(encoders, p, row[None])[0].argmax(-1), x, batch_size=256
-            )
-            return jax.lax.map(blocks, params)
+        return lambda params, x: jax.lax.map(
+            lambda row: classify(encoders, params, row[None])[0].argmax(-1), x, batch_size=256
+        )
 
-        return jax.jit(of_all)
-
-    on_server = jax.jit(embed(server)[0])
-    on_clients = {name: embed(of)[1] if len(of) > 1 else label(of) for name, of in clients.items()}
+    on_server = jax.jit(embed(server))
+    on_clients = {name: jax.jit(of_all(embed(of) if len(of) > 1 else label(of))) for name, of in clients.items()}
 
     def evaluate_state(state: FedState, arrays: Arrays) -> dict[str, float]:
         texts = np.asarray(arrays["text"])

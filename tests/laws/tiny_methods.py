@@ -112,8 +112,8 @@ def _layerwise() -> Tiny:
     """The second stage; its clients all have both modalities, so there is one cohort."""
     data = _data()
     data = dataclasses.replace(data, cohorts={"AB": data.cohorts["AB"]})
-    rates = {"a": (0.5, 0.5), "b": (0.5, 0.5)}  # times 4 / 256
-    config = layerwise.LayerwiseConfig(rounds=(0, 4), encoder_lr=rates, head_lr=0.5, batch_size=4, epochs=2)
+    rates = {"a": (0.1, 0.1), "b": (0.1, 0.1)}  # times 4 / 256
+    config = layerwise.LayerwiseConfig(rounds=(0, 4), encoder_lr=rates, head_lr=0.1, batch_size=4, epochs=2)
     config = dataclasses.replace(config, projection_hidden=4, projection_dim=3, head_dropout=0.0)
     encoders = {"a": _encoder(4), "b": _encoder(2)}  # an example has three of b, of which a step draws one
     return Tiny(layerwise.build(config, data, encoders)[1].method, data)
