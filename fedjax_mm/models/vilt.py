@@ -162,6 +162,12 @@ def encoder(
         with nn.intercept_methods(tunings.low_rank(changes, lora_alpha)):
             return block.apply({"params": params}, h, mask)
 
+    def later(params: PyTree, h: jax.Array, mask: jax.Array, first: int, sites: tuple, lora: PyTree) -> jax.Array:
+        for number in range(first, depth):  # a scan would copy what it keeps: a quarter of a round
+            trunk, site, changes = _at((params["layers"], sites, lora), number)
+            h = tunings.adapted(site, layer(trunk, h, mask, changes))
+        return h
+
     def normed(params: PyTree, h: jax.Array) -> jax.Array:
         return norm.apply({"params": params["norm"]}, h.astype(jnp.float32))
 
@@ -170,13 +176,8 @@ def encoder(
             raise ValueError(f"tuning may hold adapter, lora and prompt, got {sorted(unknown)}")
         prompts = tunings.prompts(tuning["prompt"]) if "prompt" in tuning else None
         h, mask = embedded(params, batch, prompts)
-
-        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, None]:
-            trunk, site, changes = at
-            return tunings.adapted(site, layer(trunk, h, mask, changes)), None
-
         sites = (tuning["adapter"],) if "adapter" in tuning else ()
-        return jax.lax.scan(step, h, (params["layers"], sites, tuning.get("lora", {})))[0]
+        return later(params, h, mask, 0, sites, tuning.get("lora", {}))
 
     def apply(params: PyTree, batch: Arrays, tuning: Mapping[str, PyTree] = {}) -> jax.Array:
         return transformer.pooled(params, normed(params, hidden(params, batch, tuning)[:, :1]))
@@ -190,13 +191,7 @@ def encoder(
 
     def finish(params: PyTree, started: Started, adapters: Sequence[PyTree]) -> jax.Array:
         h, mask = started
-
-        def step(h: jax.Array, at: tuple) -> tuple[jax.Array, None]:
-            trunk, site = at
-            return tunings.adapted(site, layer(trunk, h, mask, {})), None
-
-        later = jax.tree.map(lambda leaf: leaf[1:], (params["layers"], tuple(adapters)))
-        h = jax.lax.scan(step, tunings.adapted(_at(tuple(adapters), 0), h), later)[0]
+        h = later(params, tunings.adapted(_at(tuple(adapters), 0), h), mask, 1, tuple(adapters), {})
         return transformer.pooled(params, normed(params, h[:, :1]))
 
     example = {
