@@ -163,7 +163,7 @@ def encoder(
             return block.apply({"params": params}, h, mask)
 
     def later(params: PyTree, h: jax.Array, mask: jax.Array, first: int, sites: tuple, lora: PyTree) -> jax.Array:
-        for number in range(first, depth):  # a scan would copy what it keeps: a quarter of a round
+        for number in range(first, depth):  # a scan copies what it keeps, a fifth of a small round
             trunk, site, changes = _at((params["layers"], sites, lora), number)
             h = tunings.adapted(site, layer(trunk, h, mask, changes))
         return h

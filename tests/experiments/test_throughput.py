@@ -211,21 +211,26 @@ def test_clients_one_after_another_end_where_the_round_ends(compiled):
     chex.assert_trees_all_close(timing.after(alone)[0], timing.after(ours).server, atol=1e-6)
 
 
-def test_the_share_of_the_peak_counts_the_products_of_all_steps():
+def test_the_share_of_the_peak_is_of_a_products_flops_in_the_same_turn(monkeypatch):
     data, method = engine.workload(TINY)  # 784 to 3 to 10, batches of 2, 4 clients of 2 steps
     measured = throughput_peak.Workload(method, data, (1, 2), 8)
-    rows = throughput_peak.of_workload(throughput_peak.Settings(repetitions=1), "tiny", measured, limit=2.0)
+    took = {"product": [2.0, 4.0, 6.0], 1: [1.0, 1.0, 5.0], 2: [4.0, 4.0, 4.0]}
+    fixed = lambda variants, n: {name: np.repeat(np.array(took[name])[:, None], 2, axis=1) for name in variants}
+    monkeypatch.setattr(throughput_peak, "timings", fixed)
+    rows = throughput_peak.of_workload(throughput_peak.Settings(), "tiny", measured, (None, 1e-9))
     forward = 2 * 2 * (784 * 3 + 3 * 10)
-    backward = forward + 2 * 2 * 3 * 10  # weights of both layers, and what comes into the second
-    for chunk, row in zip((1, 2), rows, strict=True):
-        assert row["chunk"] == chunk and row["TFLOP a round"] == pytest.approx(8e-12 * (forward + backward))
-        assert row["TFLOP per s"] == pytest.approx(row["TFLOP a round"] / (1e-3 * row["ms"]))
-        assert row["share"] == pytest.approx(row["TFLOP per s"] / 2)
+    flops = 8e-12 * (2 * forward + 2 * 2 * 3 * 10)  # backward: weights of both layers, and what comes into the second
+    for row, ms, ratio in zip(rows, (1.0, 4.0), (2.0, 1.0), strict=True):  # 2/1, 4/1, 6/5 and 2/4, 4/4, 6/4
+        assert row["TFLOP a round"] == pytest.approx(flops) and row["ms"] == ms
+        assert row["TFLOP per s"] == pytest.approx(flops / (1e-3 * ms)) and row["product"] == pytest.approx(2.5e-7)
+        assert row["share"] == pytest.approx(ratio * flops / 1e-9)
 
 
-def test_the_product_is_timed_by_its_flops(monkeypatch):
-    monkeypatch.setattr(throughput_peak, "timings", lambda variants, n: {k: np.full((n, 2), 2.0) for k in variants})
-    assert throughput_peak.of_product(100, jnp.dtype("float32"), 3) == pytest.approx(2 * 100**3 / 2e-3 * 1e-12)
+def test_a_product_counts_a_multiplication_and_an_addition_for_each_term():
+    timed, flops = throughput_peak.product(100, jnp.dtype("float32"))
+    assert flops == pytest.approx(2e-12 * 100**3) and timed.rounds == 4
+    (a,) = timed.inputs
+    np.testing.assert_allclose(timing.after(timed), np.linalg.multi_dot([a] * 5), rtol=1e-4, atol=1e-5)
 
 
 def test_processes_are_run_in_turn_and_cost_what_they_cost_together(monkeypatch):
