@@ -46,13 +46,15 @@ class Workload(NamedTuple):
 
 
 def peak(settings: Settings) -> list[dict]:
-    """A row per workload and chunk; share is of the product's FLOPs a second, in the same turn."""
+    """A row per workload and chunk; product is that of two large matrices, TFLOP a second, and share is of it."""
     on_cpu = jax.default_backend() == "cpu"
     full = {"auto": not on_cpu, "small": False, "full": True}[settings.size]
     dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
     limit = product(2048 if on_cpu else 8192, dtype)
-    made = {name: WORKLOADS[name](full, dtype, settings.seed) for name in settings.names}
-    return [row for name, workload in made.items() for row in of_workload(settings, name, workload, limit)]
+    rows = []
+    for name in settings.names:
+        rows += of_workload(settings, name, WORKLOADS[name](full, dtype, settings.seed), limit)
+    return [{**row, "dtype": dtype.name} for row in rows]
 
 
 def product(n: int, dtype: jnp.dtype) -> tuple[Timed, float]:
@@ -77,7 +79,7 @@ def of_workload(settings: Settings, name: str, workload: Workload, limit: tuple[
         cpu, wall = median(times[chunk])
         reached = flops / (1e-3 * times[chunk][:, 1])
         rates = {"share": np.median(reached / most), "TFLOP per s": np.median(reached), "product": np.median(most)}
-        rates = {key: float(value) for key, value in rates.items()}
+        rates = {what: float(value) for what, value in rates.items()}
         row = {"workload": name, "chunk": chunk, **rates, "steps": steps, "TFLOP a round": flops, "CPU ms": cpu}
         rows.append({**row, "ms": wall, **made[chunk][1]})
     return rows
