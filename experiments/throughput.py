@@ -100,9 +100,8 @@ def main(settings: Settings) -> pathlib.Path:
         load.append(os.getloadavg())
         print(f"{name} (load average {load[-1][0]:.1f} on {os.cpu_count()} CPUs)")
         report.show(sections[name], COLUMNS.get(name))
-        path.write_text(
-            json.dumps({**about, "load_average": load, "sections": sections}, indent=1)
-        )  # what is done stays
+        # After each section, so that what is done stays.
+        path.write_text(json.dumps({**about, "load_average": load, "sections": sections}, indent=1))
     print(f"written to {path}")
     return path
 

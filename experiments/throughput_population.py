@@ -15,12 +15,12 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments.timing import in_own_process, peak_rss_mb
-from fedjax_mm import run, trees
+from experiments.timing import in_own_process, peak_rss_mb, trained
+from fedjax_mm import trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import heads, mlp
-from fedjax_mm.types import FedState, Method
+from fedjax_mm.types import Method
 
 Place = Literal["device", "host", "disk"]
 
@@ -66,30 +66,14 @@ def measured(settings: Settings) -> list[dict]:
     """The row of one population and one place: what a round costs, and what this process held."""
     (clients,), (place,) = settings.populations, settings.client_states
     data, method = workload(settings, clients)
-    times, held = [], []
-
-    def look(state: FedState, test) -> dict:
-        begun = time.process_time(), time.perf_counter()
-        held.append(sum(x.nbytes for x in jax.live_arrays()))
-        times.append((begun, (time.process_time(), time.perf_counter())))
-        return {}
-
+    held = []
+    look = lambda: held.append(sum(x.nbytes for x in jax.live_arrays()))
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         begun = time.perf_counter()
-        state = run.train(
-            method._replace(evaluate=look),
-            data,
-            rounds=settings.rounds + 1,
-            per_round=settings.per_round,
-            seed=settings.seed,
-            test={},
-            evaluate_every=1,
-            client_state=folder if place == "disk" else place,
-            log=lambda line: None,
-        )
+        given = {"per_round": settings.per_round, "seed": settings.seed}
+        where = folder if place == "disk" else place
+        state, (cpu, wall) = trained(method, data, settings.rounds, look, client_state=where, **given)
         whole = time.perf_counter() - begun
-    between = [np.subtract(now, before) for (_, before), (now, _) in zip(times, times[1:], strict=False)]
-    cpu, wall = 1e3 * np.median(between, axis=0)
     row = {"clients": clients, "client states": place, "states MB": trees.size_bytes(state.clients) / 1e6}
     row |= {"CPU ms": cpu, "ms": wall, "device MB": max(held) / 1e6, "peak RSS MB": peak_rss_mb(), "whole run s": whole}
     ends = jax.tree.leaves(jax.device_get(state.server["params"]))

@@ -7,15 +7,12 @@ import pathlib
 import socket
 import subprocess
 import tempfile
-import time
 
 import jax
 import numpy as np
 
 from experiments import throughput_engine
-from experiments.timing import command, with_devices
-from fedjax_mm import run
-from fedjax_mm.types import FedState
+from experiments.timing import command, trained, with_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +87,9 @@ def member(
         jax.distributed.initialize(f"127.0.0.1:{port}", number, index)
     engine = throughput_engine.Settings(widths=widths, seed=settings.seed)
     data, method = throughput_engine.workload(engine)
-    times = []
-
-    def look(state: FedState, test) -> dict:
-        times.append((time.process_time(), time.perf_counter()))
-        return {}
-
-    state = run.train(
-        method._replace(evaluate=look),
-        data,
-        rounds=settings.rounds + 1,
-        per_round=engine.per_round,
-        seed=settings.seed,
-        test={},
-        evaluate_every=1,
-        devices=settings.devices,
-        log=lambda line: None,
-    )
+    given = {"per_round": engine.per_round, "seed": settings.seed, "devices": settings.devices}
+    state, (cpu, wall) = trained(method, data, settings.rounds, **given)
     if index == 0:
         leaves = [np.asarray(x.addressable_data(0)) for x in jax.tree.leaves(state.server["params"])]
         np.savez(pathlib.Path(folder) / "end.npz", *leaves)
-    cpu, wall = 1e3 * np.median(np.diff(times, axis=0), axis=0)
-    return float(cpu), float(wall)
+    return cpu, wall

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm import clients
+from fedjax_mm import clients, run
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import remap
 from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
@@ -90,6 +90,24 @@ def ours(method: Method, over: OverClients, state: FedState, rounds: Sequence[Ro
     cost = {"compile s": time.perf_counter() - begun}
     cost["temporary MB"] = step.memory_analysis().temp_size_in_bytes / 1e6
     return Timed(lambda state, taken: step(state, taken, key)[0], state, rounds, len(rounds)), cost
+
+
+def trained(
+    method: Method, data: FederatedData, rounds: int, look: Callable[[], None] = lambda: None, **given: Any
+) -> tuple[FedState, list[float]]:
+    """(state after run.train, median CPU and wall ms of a round after the first); look() after each is not timed."""
+    times = []
+
+    def evaluate(state: FedState, test) -> dict:
+        begun = time.process_time(), time.perf_counter()
+        look()
+        times.append((begun, (time.process_time(), time.perf_counter())))
+        return {}
+
+    seen = {"rounds": rounds + 1, "test": {}, "evaluate_every": 1, "log": lambda line: None}
+    state = run.train(method._replace(evaluate=evaluate), data, **seen, **given)
+    between = [np.subtract(now, before) for (_, before), (now, _) in zip(times, times[1:], strict=False)]
+    return state, (1e3 * np.median(between, axis=0)).tolist()
 
 
 def in_own_process(section: Callable[[Any], list[dict]], settings: Any, devices: int) -> list[dict]:
