@@ -18,12 +18,14 @@ import tyro
 from experiments import problems
 from experiments.creamfl_data import Numbers, Problem, photo_problem, scenes_problem
 from experiments.creamfl_models import Models, Size, full, pretrained, small
-from fedjax_mm import evaluate, plots, report
-from fedjax_mm.methods import creamfl, encoder_averaging, vqa_evaluation
-from fedjax_mm.methods.creamfl import CreamFLConfig
-from fedjax_mm.methods.encoder_averaging import AveragingConfig
-from fedjax_mm.methods.joint_space import MODALITIES, represent
-from fedjax_mm.types import FedState, Method
+from fedjax_mm import evaluate, report
+from fedjax_mm.federate import Method
+from fedjax_mm.methods import creamfl
+from fedjax_mm.methods.creamfl import CreamFLConfig, encoder_averaging, vqa_evaluation
+from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, represent
+from fedjax_mm.report import plots
+from fedjax_mm.types import FedState
 
 SHOWN = ("i2t_r10", "t2i_r10", "rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
 COLUMNS = {"method": "method"} | {f"test/{key}": key for key in SHOWN}

@@ -16,8 +16,8 @@ import numpy as np
 from fedjax_mm import trees
 from fedjax_mm.data import wordpiece
 from fedjax_mm.local import gradient_step
-from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import Encoders, Training
+from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
 from fedjax_mm.models import Model, bert, cnn, embedding, resnet
 from fedjax_mm.models import pretrained as checkpoints
 

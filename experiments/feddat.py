@@ -18,11 +18,12 @@ import tyro
 from experiments import feddat_costs, pretrain_vilt, problems
 from experiments.feddat_modes import Widths, make, modes, size
 from experiments.pretrain_vilt import Trunk
-from fedjax_mm import plots, report
+from fedjax_mm import report
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import Model, adapters
+from fedjax_mm.report import plots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from experiments.feddat_modes import Mode, Widths, make, modes, size
 from fedjax_mm import report, trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods.feddat import FedDATConfig
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 from fedjax_mm.types import PyTree
 

@@ -8,12 +8,13 @@ import jax
 
 from fedjax_mm import trees
 from fedjax_mm.data import FederatedData
-from fedjax_mm.methods import feddat, peft
-from fedjax_mm.methods.feddat import FedDATConfig
-from fedjax_mm.methods.peft import PEFTConfig
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.federate import Method
+from fedjax_mm.methods import feddat
+from fedjax_mm.methods.feddat import FedDATConfig, peft
+from fedjax_mm.methods.feddat.peft import PEFTConfig
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import Model, adapters, vilt
-from fedjax_mm.types import Method, PyTree
+from fedjax_mm.types import PyTree
 
 
 class Widths(NamedTuple):

@@ -13,10 +13,10 @@ import tyro
 from experiments import problems
 from experiments.problems import Problem, Variant
 from fedjax_mm import report
-from fedjax_mm.methods import fedmekt, mmfl
-from fedjax_mm.methods.fedmekt import FedMEKTConfig
-from fedjax_mm.methods.linear_evaluation import Probe
-from fedjax_mm.methods.mmfl import MMFLConfig
+from fedjax_mm.methods import fedmekt
+from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
+from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig
 from fedjax_mm.models import autoencoder
 
 

@@ -16,11 +16,13 @@ import jax
 import numpy as np
 
 from experiments import problems
-from fedjax_mm import costs, plots, records, report, stages
+from fedjax_mm import costs, report, stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
 from fedjax_mm.models import Transformer, ast, bert, transformer, vit
+from fedjax_mm.report import plots
+from fedjax_mm.run import records
 
 PUBLISHED = {  # GMAC per sample, stage by stage
     "coco": {

@@ -9,7 +9,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.types import ClientData, Each, FedState, Mean, Method, PyTree, RoundData
+from fedjax_mm.federate import Method
+from fedjax_mm.types import ClientData, Each, FedState, Mean, PyTree, RoundData
 
 
 def separate(method: Method, state: FedState) -> PyTree:

@@ -25,9 +25,10 @@ from flax import linen as nn
 from tokenizers import Tokenizer
 
 from experiments import problems
-from fedjax_mm import losses, records
+from fedjax_mm import losses
 from fedjax_mm.data import flickr8k, scenes, wordpiece
 from fedjax_mm.models import pretrained, transformer, vilt
+from fedjax_mm.run import records
 from fedjax_mm.types import PyTree
 
 MASK, SEP = (wordpiece.SPECIAL.index(token) for token in ("[MASK]", "[SEP]"))

@@ -26,9 +26,10 @@ from fedjax_mm.data import (
     ur_fall,
     utd_mhad,
 )
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, cnn, heads, lstm, mlp, text
-from fedjax_mm.types import FedState, Method
+from fedjax_mm.types import FedState
 
 SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # of recordings; clients have the rest
 DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {

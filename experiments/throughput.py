@@ -27,7 +27,8 @@ from experiments import (
     throughput_steps,
     timing,
 )
-from fedjax_mm import records, report
+from fedjax_mm import report
+from fedjax_mm.run import records
 
 Section = Literal[
     "handwritten",

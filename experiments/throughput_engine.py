@@ -24,10 +24,10 @@ from experiments.timing import (
 )
 from fedjax_mm import clients
 from fedjax_mm.data import FederatedData, partition
-from fedjax_mm.federate import remap
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, mlp
-from fedjax_mm.types import FedState, Method, OverClients, PyTree, RoundData
+from fedjax_mm.types import FedState, OverClients, PyTree, RoundData
 
 COHORT = "all"  # the name FederatedData gives a cohort that is alone
 
@@ -236,7 +236,7 @@ def round_by_hand(settings: Settings, chunk: int) -> Callable:
 
 def scanned(method: Method, chunk: int, rounds: Sequence[RoundData], key) -> Callable:
     """(state, arrays) -> (state, metrics) of all rounds in one program."""
-    one_round, first = remap(method, OverClients(chunk)).round, rounds[0].cohorts[COHORT]
+    one_round, first = method._replace(over=OverClients(chunk)).round, rounds[0].cohorts[COHORT]
     fields = ("index", "weight", "rows", "count")
     stacked = {f: np.stack([getattr(r.cohorts[COHORT], f) for r in rounds]) for f in fields}
 

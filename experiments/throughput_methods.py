@@ -13,11 +13,12 @@ from experiments.one_by_one import by_batch, separate, serial
 from experiments.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import layerwise as stagewise
 from fedjax_mm.methods.feddat import FedDATConfig
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters
-from fedjax_mm.types import Method, OverClients
+from fedjax_mm.types import OverClients
 
 WAYS = {"chunk 1": 1, "chunk 3": 3, "call per client": jax.jit, "call per batch": by_batch}
 Name = Literal["FedAvg", "MMFL", "FedMEKT", "layer-wise", "FedDAT", "CreamFL"]

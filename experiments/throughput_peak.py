@@ -17,8 +17,9 @@ from experiments import pretrain_vilt, throughput_engine, throughput_methods, th
 from experiments.timing import Timed, median, ours, rounds_of, start_of, timings
 from fedjax_mm import costs
 from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
 from fedjax_mm.models import vit
-from fedjax_mm.types import Method, OverClients
+from fedjax_mm.types import OverClients
 
 Name = Literal["transformer clients", "adapters over a frozen trunk", "many small clients"]
 

@@ -18,9 +18,9 @@ import numpy as np
 from experiments.timing import in_own_process, peak_rss_mb, trained
 from fedjax_mm import trees
 from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import heads, mlp
-from fedjax_mm.types import Method
 
 Place = Literal["device", "host", "disk"]
 

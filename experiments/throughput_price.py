@@ -15,9 +15,10 @@ import optax
 
 from experiments.timing import Timed, median, ours, rounds_of, start_of, timings
 from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, cnn, heads, mlp, vit
-from fedjax_mm.types import Method, OverClients
+from fedjax_mm.types import OverClients
 
 Name = Literal["mlp", "wide mlp", "cnn", "transformer", "wide transformer"]
 MODELS: Mapping[Name, Callable[[], Model]] = {

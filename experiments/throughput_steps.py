@@ -20,10 +20,11 @@ from experiments.peers.processes import HERE, Peer, PeerError, ask, environment,
 from experiments.throughput_peers import statistics
 from experiments.timing import in_own_process
 from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import feddat, fedmekt, layerwise
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, autoencoder, bert, vilt, vit
-from fedjax_mm.types import Method, PyTree
+from fedjax_mm.types import PyTree
 
 Name = Literal["FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released"]
 OURS = Peer(HERE / "our_steps.py")

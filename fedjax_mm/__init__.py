@@ -5,9 +5,11 @@ method = methods.fedavg.build(config, data, encoders, head)  # what a client and
 state = run.train(method, data, rounds=100, per_round=10, directory="runs/first")
 """
 
-from fedjax_mm import aggregate, clients, costs, data, evaluate, losses, methods, models, run, stages, trees
+from typing import TYPE_CHECKING
+
+from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, stages, trees
 from fedjax_mm.data import Dataset, FederatedData
-from fedjax_mm.federate import federate, on_change, remap
+from fedjax_mm.federate import Method, federate, on_change
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import (
@@ -18,12 +20,16 @@ from fedjax_mm.types import (
     Each,
     FedState,
     Mean,
-    Method,
     OverClients,
+    Population,
     RoundData,
     Server,
 )
 
+if TYPE_CHECKING:
+    from fedjax_mm import evaluate, methods, models, report, run
+
+__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "methods", "models", "report", "run"))
 __all__ = [
     "ClientData",
     "Cohort",
@@ -36,6 +42,7 @@ __all__ = [
     "Mean",
     "Method",
     "OverClients",
+    "Population",
     "RoundData",
     "Server",
     "Stage",
@@ -51,7 +58,7 @@ __all__ = [
     "methods",
     "models",
     "on_change",
-    "remap",
+    "report",
     "run",
     "stages",
     "trees",

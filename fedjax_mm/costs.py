@@ -9,7 +9,8 @@ import jax.extend.core
 import numpy as np
 
 from fedjax_mm import trees
-from fedjax_mm.types import ClientData, Download, FedState, Method, RoundData
+from fedjax_mm.federate import Method, transformed
+from fedjax_mm.types import ClientData, Download, FedState, RoundData
 
 
 class Cost(NamedTuple):
@@ -59,8 +60,8 @@ def _of_cohort(method: Method, name: str, download: Download, state: FedState, d
 
     def update(download, mine, seen, key):
         uploads, _, _ = method.cohorts[name].update(download, mine, seen, key)
-        values = {slot: upload.value for slot, upload in uploads.items()}
-        return method.upload.update(values, method.upload.init(values), download.sent, key=key)[0]
+        travels = transformed(method.upload, uploads, download.sent, key)
+        return {slot: sent.value for slot, sent in travels.items()}
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jaxpr, upload = jax.make_jaxpr(update, return_shape=True)(download, mine, seen, key)

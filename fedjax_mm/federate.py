@@ -1,8 +1,10 @@
 """The round: begin, download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
 
 import dataclasses
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +13,80 @@ import optax
 from fedjax_mm import trees
 from fedjax_mm.clients import map_reduce
 from fedjax_mm.types import (
+    Arrays,
     ClientData,
     Cohort,
     CohortRound,
     Download,
     Each,
     FedState,
+    Key,
     Mean,
-    Method,
+    Metrics,
     OverClients,
+    PyTree,
+    RoundData,
     Server,
+    Upload,
 )
 
 NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the end of any array
 
 
+def no_scores(state: FedState, arrays: Arrays) -> dict[str, float]:
+    """The scores of a method that names none."""
+    return {}
+
+
+class Method(NamedTuple):
+    """A federated method, as plain data: `method._replace(upload=..., over=...)` means what it says.
+
+    `init` and `round` are computed from the fields and pure: they can be jitted, scanned over rounds and vmapped over
+    seeds.
+    """
+
+    server: Server
+    cohorts: Mapping[str, Cohort]
+    upload: optax.GradientTransformation = optax.identity()
+    """What an upload passes through between a client's update and its aggregation (see `federate`)."""
+    over: OverClients = OverClients()
+    """How a round maps over its clients; never changes a result."""
+    evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
+    """The scores that `run.train(test=...)` takes."""
+
+    def init(self, key: Key) -> FedState:
+        """The state before the first round."""
+        server = init_server(self, key)
+        clients = {
+            name: init_clients(cohort, name, key, jnp.arange(cohort.size), server)
+            for name, cohort in self.cohorts.items()
+        }
+        return FedState(server, clients, jnp.int32(0))
+
+    def round(self, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Metrics]:
+        """The state after one more round, and its metrics by cohort and of the "server"."""
+        if set(data.cohorts) != set(self.cohorts):
+            raise ValueError(
+                f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(self.cohorts)}"
+            )
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
+        at_server, before = state.server, {}
+        if self.server.begin:
+            at_server, before = self.server.begin(at_server, data.public, jax.random.fold_in(key, 1))
+        downloads = self.server.download(at_server, data.public)
+        uploads, clients, metrics = {}, {}, {}
+        for name in self.cohorts:
+            uploads[name], clients[name], metrics[name] = cohort_pass(
+                self, name, downloads[name], state.clients[name], data, key
+            )
+        new, on_server = self.server.update(at_server, uploads, data.public, jax.random.fold_in(key, 0))
+        return FedState(new, clients, state.round + 1), {**metrics, "server": {**before, **on_server}}
+
+
 def federate(
     server: Server,
     cohorts: Mapping[str, Cohort],
-    evaluate: Callable = lambda state, data: {},
+    evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores,
     *,
     upload: optax.GradientTransformation | None = None,
     over: OverClients | None = None,
@@ -41,44 +98,35 @@ def federate(
         and `key=` as an extra argument (see `on_change`). What must last from round to round belongs in the client's
         state.
     over: how the round maps over clients; never changes a result.
+
+    Raises ValueError where there is no cohort.
     """
-    over = over or OverClients()
-    upload = optax.with_extra_args_support(upload or optax.identity())
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
-
-    def init(key):
-        clients = {name: init_clients(c, name, key, jnp.arange(c.size)) for name, c in cohorts.items()}
-        return FedState(server.init(jax.random.fold_in(_init_key(key), 0)), clients, jnp.int32(0))
-
-    def round(state, data, key):
-        if set(data.cohorts) != set(cohorts):
-            raise ValueError(f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(cohorts)}")
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
-        at_server, before = state.server, {}
-        if server.begin:
-            at_server, before = server.begin(at_server, data.public, jax.random.fold_in(key, 1))
-        downloads = server.download(at_server, data.public)
-        uploads, clients, metrics = {}, {}, {}
-        for name, cohort in cohorts.items():
-            uploads[name], clients[name], metrics[name] = cohort_pass(
-                cohort, name, downloads[name], state.clients[name], data.cohorts[name], data.public, key, upload, over
-            )
-        new, on_server = server.update(at_server, uploads, data.public, jax.random.fold_in(key, 0))
-        return FedState(new, clients, state.round + 1), {**metrics, "server": {**before, **on_server}}
-
-    return Method(init, round, evaluate, server, dict(cohorts), upload, over)
+    return Method(server, dict(cohorts), upload or optax.identity(), over or OverClients(), evaluate)
 
 
-def init_clients(cohort: Cohort, name: str, key: jax.Array, numbers: jax.Array):
-    """The first states of clients `numbers` [n] of a cohort as `Method.init(key)` draws them: leaves [n, ...]."""
+def init_server(method: Method, key: Key) -> PyTree:
+    """The server's state as `method.init(key)` draws it."""
+    return method.server.init(jax.random.fold_in(_init_key(key), 0))
+
+
+def init_clients(cohort: Cohort, name: str, key: Key, numbers: jax.Array, server: PyTree) -> PyTree:
+    """The first states of clients `numbers` [n] of a cohort as `Method.init(key)` draws them: leaves [n, ...].
+
+    server: the server's first state.
+    """
     keys = jax.vmap(lambda number: _client_key(_init_key(key), name, number))(numbers)
-    return jax.vmap(cohort.init)(keys)
+    return jax.vmap(client_init(cohort), (0, None))(keys, server)
 
 
-def remap(method: Method, over: OverClients) -> Method:
-    """The same method with its clients mapped another way."""
-    return federate(method.server, method.cohorts, method.evaluate, upload=method.upload, over=over)
+def client_init(cohort: Cohort) -> Callable[[Key, PyTree], PyTree]:
+    """`cohort.init` as a function of (key, server state), also where it takes the key alone."""
+    try:
+        inspect.signature(cohort.init).bind(None, None)
+    except TypeError:
+        return lambda key, server: cohort.init(key)
+    return cohort.init
 
 
 def on_change(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -98,22 +146,15 @@ def on_change(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def cohort_pass(
-    cohort: Cohort,
-    name: str,
-    download: Download,
-    states,
-    data: CohortRound,
-    public,
-    key,
-    upload: optax.GradientTransformationExtraArgs,
-    over: OverClients,
-):
+    method: Method, name: str, download: Download, states: PyTree, data: RoundData, key: Key
+) -> tuple[Upload, PyTree, Metrics]:
     """Runs one cohort's participants: (uploads reduced over clients, the states as given with theirs new, metrics).
 
     A participant whose upload or new state is not finite is left out: its state stays as it was, its upload has
     weight 0, and the metric `left_out` counts it. Other metrics are means over the participants that count.
     """
-    chunk, data = _fit(over, name, data, cohort.size)
+    cohort, public = method.cohorts[name], data.public
+    chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
 
     def one(shared, client):
         download, states, arrays, public, key = shared
@@ -121,10 +162,10 @@ def cohort_pass(
         place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
         mine = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
-        seen = ClientData(arrays, rows, count, weight, public, data.uniform)
+        seen = ClientData(arrays, rows, count, weight, public, taken.uniform)
         update = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
-        sent = _transformed(upload, sent, download.sent, jax.random.fold_in(key, 1))
+        sent = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
         counts = present & trees.all_finite((sent, new))
         w = jnp.where(counts, weight, 0.0)
@@ -142,12 +183,23 @@ def cohort_pass(
         return total, (each, place, trees.where(counts, new, mine))
 
     impl = jax.random.key_impl(key)
-    shared = (download, states, data.arrays, public, jax.random.key_data(key))
-    clients = (data.index, data.place, data.weight, data.rows, data.count)
-    (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=over.mesh)
+    shared = (download, states, taken.arrays, public, jax.random.key_data(key))
+    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count)
+    (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
     states = jax.tree.map(lambda all, mine: all.at[place].set(mine, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
     return uploads, states, {**_as_mean(metrics).value, **tally}
+
+
+def transformed(transform: optax.GradientTransformation, upload: Upload, received: PyTree, key: Key) -> Upload:
+    """One client's upload as it travels: the values of all slots through the transform, which is started afresh.
+
+    received: what the server had sent, which the transform gets as `params`.
+    """
+    transform = optax.with_extra_args_support(transform)
+    values = {slot: sent.value for slot, sent in upload.items()}
+    values, _ = transform.update(values, transform.init(values), received, key=key)
+    return {slot: sent._replace(value=values[slot]) for slot, sent in upload.items()}
 
 
 def _init_key(key):
@@ -157,12 +209,6 @@ def _init_key(key):
 def _client_key(key, cohort: str, index):
     """Named by cohort and client number: neither the other cohorts nor the other participants change it."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(cohort.encode())), index)
-
-
-def _transformed(upload, sent, received, key):
-    values = {slot: s.value for slot, s in sent.items()}
-    values, _ = upload.update(values, upload.init(values), received, key=key)
-    return {slot: s._replace(value=values[slot]) for slot, s in sent.items()}
 
 
 def _scaled(tree, weight):

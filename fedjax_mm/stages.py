@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedjax_mm import trees
-from fedjax_mm.types import FedState, Method
+from fedjax_mm.federate import Method
+from fedjax_mm.types import FedState
 
 
 class Stage(NamedTuple):

@@ -7,9 +7,10 @@ steps, `B` batch, `P` public (proxy) examples, `D` embedding width, `K` classes,
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 PyTree = Any
 Key = jax.Array
@@ -90,11 +91,47 @@ class RoundData(NamedTuple):
     public: Arrays | None = None  # leaves [P, ...]
 
 
-class Cohort(NamedTuple):
-    """Clients with the same shapes. Both functions speak of ONE client."""
+class CohortPopulation(NamedTuple):
+    """What is known of a cohort before any of its examples is seen."""
 
     size: int  # N
-    init: Callable[[Key], PyTree]  # -> client state, kept from round to round; `lambda key: ()` where there is none
+    arrays: Mapping[str, jax.ShapeDtypeStruct]  # leaves [E, ...]
+    classes: np.ndarray | None = None  # [N, K] examples of each class that each client owns, where there is `label` [E]
+
+
+class Population(NamedTuple):
+    """Who there is, and the shapes of what they hold: all that a method is built from."""
+
+    cohorts: Mapping[str, CohortPopulation]
+    public: Mapping[str, jax.ShapeDtypeStruct] | None = None  # leaves [P, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Clients per cohort, N."""
+        return {name: cohort.size for name, cohort in self.cohorts.items()}
+
+    @property
+    def population(self) -> "Population":
+        """Itself, so that a method is built from a population as from a FederatedData."""
+        return self
+
+
+class HasPopulation(Protocol):
+    """A Population or a FederatedData: what every `build` takes."""
+
+    @property
+    def population(self) -> Population: ...
+
+
+class Cohort(NamedTuple):
+    """Clients with the same shapes. Both functions speak of ONE client.
+
+    `init(key, server)` gives the client's state before its first round, `()` where it keeps none; `server` is the
+    server's own first state. A function of the key alone is taken too.
+    """
+
+    size: int  # N
+    init: Callable[[Key, PyTree], PyTree] | Callable[[Key], PyTree]
     update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics]]
 
 
@@ -129,18 +166,3 @@ class OverClients(NamedTuple):
 
     chunk: int | Mapping[str, int] = 1
     mesh: jax.sharding.Mesh | None = None
-
-
-class Method(NamedTuple):
-    """A federated method: `federate(server, cohorts, evaluate)` makes one.
-
-    `round` is pure: it can be jitted, scanned over rounds and vmapped over seeds.
-    """
-
-    init: Callable[[Key], FedState]
-    round: Callable[[FedState, RoundData, Key], tuple[FedState, Metrics]]
-    evaluate: Callable[[FedState, Arrays], Mapping[str, float]]
-    server: Server
-    cohorts: Mapping[str, Cohort]
-    upload: Any  # optax.GradientTransformationExtraArgs: what an upload passes through on its way
-    over: OverClients

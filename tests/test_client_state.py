@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mm import client_state, clients, records, run
+from fedjax_mm import clients, run
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
+from fedjax_mm.run import client_state, records
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
@@ -77,7 +78,7 @@ def test_first_states_are_those_of_init_bit_for_bit(where, tmp_path, monkeypatch
     method, _ = problem()
     expected, drawn = jax.jit(method.init)(jax.random.key(3)).clients, []
     draw = lambda *cohort_and_key, f=client_state.init_clients: (
-        drawn.append(len(cohort_and_key[-1])) or f(*cohort_and_key)
+        drawn.append(len(cohort_and_key[3])) or f(*cohort_and_key)
     )
     monkeypatch.setattr(client_state, "init_clients", draw)
     monkeypatch.setattr(client_state, "BLOCK_BYTES", 50)  # two clients' states

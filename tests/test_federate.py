@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import federate, remap
+from fedjax_mm.federate import federate
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import heads, mlp
 from fedjax_mm.types import Cohort, Download, Mean, OverClients, Server
@@ -50,7 +50,7 @@ def test_a_server_that_begins_does_so_before_it_sends_anything():
         begin,
     )
     data = FederatedData.from_arrays(ARRAYS, OWNED, public={"y": np.ones(3)})
-    method = remap(federate(server, {"all": Cohort(4, lambda key: (), update)}), OverClients(2))
+    method = federate(server, {"all": Cohort(4, lambda key: (), update)}, over=OverClients(2))
     taken, state = data.round({"all": np.arange(4)}), method.init(KEY)
     for _ in range(2):  # what it begins with is what it ended with
         before, (state, metrics) = state.server, method.round(state, taken, KEY)
@@ -84,7 +84,7 @@ def test_round_memory_grows_by_chunk_models_not_by_participants():
 
     def temp_bytes(participants, chunk):
         taken = data.round({"all": np.arange(participants)})
-        round = jax.jit(remap(method, OverClients(chunk)).round)
+        round = jax.jit(method._replace(over=OverClients(chunk)).round)
         return round.lower(state, taken, KEY).compile().memory_analysis().temp_size_in_bytes
 
     assert temp_bytes(32, 1) < temp_bytes(4, 1) + model / 2
@@ -138,7 +138,7 @@ def test_a_thousand_clients_run_in_one_process():
     arrays = {"x": (rng.normal(size=(4000, 5)) + label[:, None]).astype(np.float32), "label": label}
     data = FederatedData.from_arrays(arrays, np.repeat(np.arange(1000), 4))
     method = build(FedAvgConfig(batch_size=2), data, {"x": mlp.encoder((), 4)}, heads.linear(2))
-    method = remap(method, OverClients(chunk=50))
+    method = method._replace(over=OverClients(chunk=50))
     new, metrics = jax.jit(method.round)(method.init(KEY), data.round({"all": np.arange(1000)}), KEY)
     assert float(metrics["all"]["clients"]) == 1000 and float(metrics["all"]["left_out"]) == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(new))

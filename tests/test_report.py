@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tyro
 
-from fedjax_mm import plots, report, run, tables
+from fedjax_mm import report, run
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import heads, mlp
+from fedjax_mm.report import plots, tables
+from fedjax_mm.report.__main__ import main as report_main
 
 F1, ACCURACY = "test/left+right/macro_f1", "test/left/accuracy"
 SPLIT = {
@@ -298,7 +300,7 @@ def test_write_and_the_command_line(tmp_path, capsys):
     paths.append(write_run(tmp_path / "b-0", 0, config="b", split={"left": SPLIT["left"]}))
     paths.append(write_run(tmp_path / "c-0", 0, config="c"))  # its split is a's and is shown once
     out = tmp_path / "deep" / "out"
-    tyro.cli(report.main, args=[*map(str, paths), "--out", str(out)])
+    tyro.cli(report_main, args=[*map(str, paths), "--out", str(out)])
     assert "0.60 ± 0.14" in capsys.readouterr().out
     text = (out / "report.md").read_text()
     assert "| a | 2 | 2 | 0.60 ± 0.14 | 0.750 ± 0 |" in text and "| b | both | 2.50 | 4.00 |" in text
@@ -308,9 +310,9 @@ def test_write_and_the_command_line(tmp_path, capsys):
     report.plot_bars(report.summary(load_all(*paths)), out / "bars.png", quality=F1)
     assert is_picture(out / "bars.png")
     with pytest.raises(SystemExit, match="is no run"):
-        tyro.cli(report.main, args=[str(tmp_path), "--out", str(out)])
+        tyro.cli(report_main, args=[str(tmp_path), "--out", str(out)])
     with pytest.raises(SystemExit, match="no run is given"):
-        tyro.cli(report.main, args=["--out", str(out)])
+        tyro.cli(report_main, args=["--out", str(out)])
 
 
 def test_reads_what_train_writes(tmp_path):

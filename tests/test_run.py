@@ -19,12 +19,13 @@ import optax
 import pytest
 from orbax.checkpoint import CheckpointManager
 
-from fedjax_mm import records, run
+from fedjax_mm import run, stages
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import heads, mlp
+from fedjax_mm.run import compilation, records
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
@@ -361,7 +362,7 @@ def test_a_run_killed_in_any_stage_resumes_bit_for_bit(tmp_path, monkeypatch, ch
             train_stages(parts, **settings)
         if kill == 2:
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(run.stages, "enter", die_between)
+                patch.setattr(stages, "enter", die_between)
                 train_stages(parts, **settings)
         chex.assert_trees_all_equal(train_stages(parts, **settings), whole)
         assert rows_of(parts) == rows_of(tmp_path / "whole")
@@ -420,7 +421,7 @@ def test_the_next_stage_is_compiled_while_one_trains(tmp_path):
 
 def test_stages_that_a_run_does_not_reach_are_not_compiled(monkeypatch):
     begun = []
-    monkeypatch.setattr(run.compilation, "ahead", lambda stage, *others: begun.append(stage.name))
+    monkeypatch.setattr(compilation, "ahead", lambda stage, *others: begun.append(stage.name))
     for rounds, settings, expected in (
         (None, {}, ["stage 3", "stage 4"]),
         (2, {}, []),

@@ -1,6 +1,7 @@
 """Which client owns which examples, and one round's share of them."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.data.partition import split_table
-from fedjax_mm.types import Arrays, ClientData, CohortRound, RoundData
+from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
 RESERVED = "mask"  # local_steps adds it to every batch
 
@@ -80,6 +81,19 @@ class FederatedData:
     def sizes(self) -> dict[str, int]:
         """Clients per cohort, N."""
         return {name: len(c.counts) for name, c in self.cohorts.items()}
+
+    @functools.cached_property
+    def population(self) -> Population:
+        """Who there is, and the shapes of what they hold: all that a method is built from."""
+        shapes = lambda arrays: {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for k, x in arrays.items()}
+        tables = {name: table.get("classes") for name, table in self.split().items()}
+        cohorts = {
+            name: CohortPopulation(
+                len(cohort.counts), shapes(cohort.arrays), None if tables[name] is None else np.array(tables[name])
+            )
+            for name, cohort in self.cohorts.items()
+        }
+        return Population(cohorts, None if self.public is None else shapes(self.public))
 
     def split(self) -> dict[str, dict]:
         """Who holds what, by cohort: "examples" [N] of each client, the names of its "arrays", and where these have

@@ -26,10 +26,10 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, evaluate, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
 from fedjax_mm.models import Model
-from fedjax_mm.types import Arrays, Cohort, Download, FedState, Mean, Method, Server
+from fedjax_mm.types import Arrays, Cohort, Download, FedState, Mean, Server
 
 
 @dataclasses.dataclass(frozen=True)

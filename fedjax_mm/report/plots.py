@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
-from fedjax_mm.tables import Cell, Row, cell_text, heading, quantity
+from fedjax_mm.report.tables import Cell, Row, cell_text, heading, quantity
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; grey is for controls.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")

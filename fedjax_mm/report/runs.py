@@ -13,15 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tyro
 
-from fedjax_mm import plots
-from fedjax_mm.plots import modalities, plot_bars, plot_split
-from fedjax_mm.records import read_metrics
-from fedjax_mm.tables import Cell, heading, show, table
-
-__all__ = ["Run", "costs_table", "group", "load", "plot_bars", "plot_curves", "plot_split"]
-__all__ += ["show", "split_table", "summary", "table", "write"]
+from fedjax_mm.report import plots
+from fedjax_mm.report.plots import modalities, plot_split
+from fedjax_mm.report.tables import Cell, heading, table
+from fedjax_mm.run.records import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +91,7 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Cell]]:
         rounds = sorted({row["round"] for row in last})
         row = {"run": name, "seeds": len(same)}
         row["rounds"] = rounds[0] if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
-        for metric in (key for key in _keys(last) if key.startswith("test/")):
+        for metric in (key for key in all_keys(last) if key.startswith("test/")):
             row[metric] = _over_seeds([r.get(metric) for r in last])
         costs = _costs(name, same)
         row |= {key: max(c[key] for c in costs) for key in ("MB down", "MB up", "GFLOP per step", "peak MB")}
@@ -138,11 +134,11 @@ def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> p
         raise ValueError("no run is given; give at least one directory that run.train wrote")
     groups, rows = group(runs), summary(runs)
     out.mkdir(parents=True, exist_ok=True)
-    keys = _keys([row for run in runs for row in run.rows])
+    keys = all_keys([row for run in runs for row in run.rows])
     tests = [key for key in keys if key.startswith("test/")]
     text = ["# Report", table(_settings_table(groups)), "## Results"]
     text += ["At the last test: mean ± sample standard deviation over seeds."]
-    text += [table(rows, columns) for columns in _result_columns(tests)]
+    text += [table(rows, columns) for columns in result_columns(tests)]
     losses = [key for key in keys if key.endswith("/loss") and key not in tests]
     for name, metrics in {"test": tests, "loss": losses}.items():
         if metrics:
@@ -166,24 +162,6 @@ def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> p
     return out / "report.md"
 
 
-def main(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path) -> None:
-    """Writes a report of finished runs and prints its results.
-
-    Args:
-        runs: directories that run.train wrote.
-        out: directory for report.md and its pictures.
-    """
-    try:
-        report = write(runs, out)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    rows = summary([load(directory) for directory in runs])
-    for columns in _result_columns([key for key in _keys(rows) if key.startswith("test/")]):
-        show(rows, columns)
-    show(rows, ["run", "MB down", "MB up", "GFLOP per step", "peak MB", "s per round"])
-    print(f"written to {report}")
-
-
 def _settings(run: Run) -> dict[str, Any]:
     """Setting -> value, without the seed, what it drew, and what merely tells where the run ran."""
     own = {key: value for key, value in run.config.items() if key not in ("seed", "owners", "versions", "device")}
@@ -202,7 +180,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _differences(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
     """Per group, the settings that are not the same in all groups."""
     settings = [_settings(same[0]) for same in groups]
-    differs = [key for key in _keys(settings) if any(s.get(key) != settings[0].get(key) for s in settings)]
+    differs = [key for key in all_keys(settings) if any(s.get(key) != settings[0].get(key) for s in settings)]
     return [{key: s.get(key) for key in differs} for s in settings]
 
 
@@ -231,20 +209,16 @@ def _over_seeds(values: Sequence[float | None]) -> Cell:
     return values[0] if len(values) == 1 else (float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
-def _result_columns(tests: Sequence[str]) -> list[dict[str, str]]:
+def result_columns(tests: Sequence[str]) -> list[dict[str, str]]:
     """The columns of the results, in as many tables as fit a page."""
     parts = [tests[i : i + 4] for i in range(0, max(len(tests), 1), 4)]
     return [{k: k for k in ("run", "seeds", "rounds")} | {k: heading(k) for k in part} for part in parts]
 
 
-def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def all_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _without_seed(name: str, seed: int) -> str:
     """A run's name without its own seed: creamfl-seed0, creamfl_0, creamfl/0 -> creamfl; seed0 -> nothing."""
     return re.sub(rf"(^|[-_./ ])(seed[-_= ]?|s)?{seed}$", "", name)
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

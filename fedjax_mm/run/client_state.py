@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm import trees
-from fedjax_mm.federate import init_clients
-from fedjax_mm.types import Cohort, Method, PyTree, RoundData
+from fedjax_mm.federate import Method, client_init, init_clients, init_server
+from fedjax_mm.types import Cohort, PyTree, RoundData
 
 BLOCK_BYTES = 1 << 24  # of states drawn on the device at once
 
@@ -30,7 +30,8 @@ def init(method: Method, key: jax.Array, folder: str | os.PathLike | None = None
 
     Raises ValueError where a state holds random keys, OSError where the folder cannot hold the files.
     """
-    return {name: _init_cohort(cohort, name, key, folder) for name, cohort in method.cohorts.items()}
+    server = jax.jit(lambda key: init_server(method, key))(key)
+    return {name: _init_cohort(cohort, name, key, server, folder) for name, cohort in method.cohorts.items()}
 
 
 def placed(data: RoundData) -> RoundData:
@@ -82,8 +83,8 @@ def _put(states: PyTree, index: np.ndarray, new: PyTree) -> None:
     jax.tree.map(put, states, new)
 
 
-def _init_cohort(cohort: Cohort, name: str, key: jax.Array, folder: str | os.PathLike | None) -> PyTree:
-    one = jax.eval_shape(cohort.init, key)
+def _init_cohort(cohort: Cohort, name: str, key: jax.Array, server: PyTree, folder: str | os.PathLike | None) -> PyTree:
+    one = jax.eval_shape(client_init(cohort), key, server)
     for path, x in jax.tree_util.tree_leaves_with_path(one):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             raise ValueError(
@@ -92,8 +93,8 @@ def _init_cohort(cohort: Cohort, name: str, key: jax.Array, folder: str | os.Pat
             )
     leaves, structure = jax.tree.flatten(one)
     block = min(cohort.size, max(1, BLOCK_BYTES // max(1, trees.size_bytes(one))))
-    draw = jax.jit(lambda first: init_clients(cohort, name, key, first + jnp.arange(block)))
-    cut = lambda first: [np.asarray(x)[: cohort.size - first] for x in jax.tree.leaves(draw(first))]
+    draw = jax.jit(lambda first, server: init_clients(cohort, name, key, first + jnp.arange(block), server))
+    cut = lambda first: [np.asarray(x)[: cohort.size - first] for x in jax.tree.leaves(draw(first, server))]
     blocks = map(cut, range(0, cohort.size, block))
     arrays = [jax.ShapeDtypeStruct((cohort.size, *x.shape), x.dtype) for x in leaves]
     states = _in_memory(arrays, blocks) if folder is None else _in_files(arrays, blocks, pathlib.Path(folder), name)

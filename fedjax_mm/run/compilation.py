@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import client_state, stages
-from fedjax_mm.federate import remap
-from fedjax_mm.records import Folder, RunDirectory
+from fedjax_mm import stages
+from fedjax_mm.run import client_state
+from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
-from fedjax_mm.tune import chosen_chunks
 from fedjax_mm.types import FedState, OverClients, RoundData
 
 Inputs = tuple[FedState, RoundData, jax.Array]  # of Method.round; shapes of the state are enough
@@ -76,5 +76,5 @@ def ahead(
 def _compile(stage: Stage, inputs: Inputs, over: OverClients) -> tuple[jax.stages.Compiled, float]:
     """(the compiled round, the seconds that took)."""
     begun = time.perf_counter()
-    step = jax.jit(remap(stage.method, over).round, donate_argnums=0).lower(*inputs).compile()
+    step = jax.jit(stage.method._replace(over=over).round, donate_argnums=0).lower(*inputs).compile()
     return step, time.perf_counter() - begun

@@ -20,11 +20,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import client_state as off_device
-from fedjax_mm import clients, compilation, costs, stages
-from fedjax_mm.records import RunDirectory
+from fedjax_mm import clients, costs, stages
+from fedjax_mm.federate import Method
+from fedjax_mm.run import client_state as off_device
+from fedjax_mm.run import compilation
+from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import FedState, Method, PyTree
+from fedjax_mm.types import FedState, PyTree
 
 
 def train(

@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fedjax_mm.federate import federate
-from fedjax_mm.records import RunDirectory
-from fedjax_mm.types import FedState, Method, OverClients, RoundData
+from fedjax_mm.federate import Method, federate
+from fedjax_mm.run.records import RunDirectory
+from fedjax_mm.types import FedState, OverClients, RoundData
 
 
 def tune_chunks(

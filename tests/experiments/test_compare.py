@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import compare, fedavg, fedmekt, problems
-from fedjax_mm import records
 from fedjax_mm.data import pooled
 from fedjax_mm.methods import METHODS
+from fedjax_mm.run import records
 
 SMALL = {"cohorts": "A2_B2_AB2", "rounds": 2, "seeds": 2, "fraction": 0.5}
 

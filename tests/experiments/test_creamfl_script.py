@@ -15,10 +15,11 @@ from PIL import Image
 
 from experiments import creamfl, creamfl_data, problems
 from experiments.creamfl_models import full, pretrained, small
-from fedjax_mm import evaluate, records
+from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
 from fedjax_mm.models import Model, bert, resnet
 from fedjax_mm.models import pretrained as pretrained_files
+from fedjax_mm.run import records
 
 NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80, pretraining=40)
 SMALL = creamfl.Settings(

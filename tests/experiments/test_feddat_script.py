@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import feddat, feddat_costs, feddat_modes, pretrain_vilt, problems
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 
 SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments import fedmekt, problems
-from fedjax_mm import records
+from fedjax_mm.run import records
 
 SMALL = {"cohorts": "AB3", "rounds": 2, "seeds": 1, "fraction": 0.7, "proxy": 16}
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny_methods import SIZES, TINY
 
-from fedjax_mm import clients, costs, records, run, trees
-from fedjax_mm.federate import remap
+from fedjax_mm import clients, costs, run, trees
 from fedjax_mm.methods import BASELINES, METHODS
+from fedjax_mm.run import records
 from fedjax_mm.types import ClientData, Each, Mean, OverClients
 
 PER_ROUND = {"A": 4, "B": 3, "AB": 4}
@@ -84,7 +84,7 @@ def test_chunks_and_devices_agree(name):
     expected = round(state, round_data(data), KEY)
     for chunk, devices in ((3, None), (2, 4)):  # 4 and 3 clients of a cohort: both pad
         mesh = clients.make_mesh(devices) if devices else None
-        close(jax.jit(remap(method, OverClients(chunk, mesh)).round)(state, round_data(data), KEY), expected)
+        close(jax.jit(method._replace(over=OverClients(chunk, mesh)).round)(state, round_data(data), KEY), expected)
 
 
 @every_method

@@ -14,15 +14,17 @@ import tiny_vilt
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.methods import creamfl, encoder_averaging, fedavg, fedmekt, layerwise, mmfl
-from fedjax_mm.methods.joint_space import Training
+from fedjax_mm.methods import creamfl, fedavg, fedmekt, layerwise
+from fedjax_mm.methods.creamfl import encoder_averaging
+from fedjax_mm.methods.creamfl.joint_space import Training
+from fedjax_mm.methods.fedmekt import mmfl
 from fedjax_mm.models import Model, heads, mlp
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.models.transformer import Transformer
-from fedjax_mm.types import Cohort, Download, Mean, Method, Server
+from fedjax_mm.types import Cohort, Download, Mean, Server
 
 SIZES = {"A": 5, "B": 4, "AB": 6}
 

@@ -11,8 +11,8 @@ import scipy.linalg
 from linear_autoencoder import linear_ae
 from sklearn.metrics import f1_score
 
-from fedjax_mm.methods import autoencoding
-from fedjax_mm.methods.linear_evaluation import Probe, chunked_f1, linear_evaluation
+from fedjax_mm.methods.fedmekt import autoencoding
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, chunked_f1, linear_evaluation
 
 RNG = np.random.default_rng(0)
 MASK = np.array([1, 1, 1, 1, 1, 0], np.float32)

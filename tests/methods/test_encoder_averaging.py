@@ -12,8 +12,8 @@ from tiny_joint_space import CLIENTS, COUNTS, KEY, NUM_CLASSES, SERVER, everyone
 from fedjax_mm import costs, trees
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl import build as build_creamfl
-from fedjax_mm.methods.encoder_averaging import PRESETS, build
-from fedjax_mm.methods.joint_space import Training, task
+from fedjax_mm.methods.creamfl.encoder_averaging import PRESETS, build
+from fedjax_mm.methods.creamfl.joint_space import Training, task
 
 TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=8, epochs=1, server_batch=32)
 IOT = dataclasses.replace(PRESETS["fediot"], training=TRAINING)

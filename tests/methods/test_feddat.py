@@ -10,10 +10,8 @@ import pytest
 from tiny_vilt import adamw, adapter_init, flat, questions, tiny, unflat
 
 from fedjax_mm import costs, trees
-from fedjax_mm.federate import remap
-from fedjax_mm.methods import peft
-from fedjax_mm.methods.feddat import PRESETS, FedDATConfig, build
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods.feddat import PRESETS, FedDATConfig, build, peft
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import OverClients
 
@@ -196,7 +194,7 @@ def test_scores_are_those_of_each_clients_own_head_and_adapters():
 def test_many_clients_over_one_trunk_hold_it_once():
     data = questions([4] * 32)
     _, trunk, method, state = made(FedDATConfig(training=dataclasses.replace(FULL_BATCH, batch_size=2)), data, WIDE)
-    method = remap(method, OverClients(chunk=1))
+    method = method._replace(over=OverClients(chunk=1))
     m = jax.jit(method.round, donate_argnums=0).lower(state, everyone(data), KEY).compile().memory_analysis()
     held = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     step, adapters = costs.of(method, everyone(data))["all"].peak_bytes, trees.size_bytes(state.clients)

@@ -11,9 +11,9 @@ from tiny_joint_space import CLIENTS, KEY, LINEAR, NUM_CLASSES, SERVER, counted,
 
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
-from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import Training, init, optimizer, represent, task
-from fedjax_mm.methods.joint_space_scores import evaluator, own_accuracy
+from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.joint_space import Training, init, optimizer, represent, task
+from fedjax_mm.methods.creamfl.joint_space_scores import evaluator, own_accuracy
 from fedjax_mm.models import Model
 from fedjax_mm.types import FedState
 

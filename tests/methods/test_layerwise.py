@@ -15,7 +15,7 @@ from tiny_transformer import tiny
 from fedjax_mm import costs, losses, run, stages, trees
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.methods.layerwise import PRESETS, LayerwiseConfig, build
-from fedjax_mm.methods.network import network
+from fedjax_mm.methods.layerwise.network import network
 from fedjax_mm.models import ast, bert, heads, vit
 from fedjax_mm.types import CohortRound, RoundData
 

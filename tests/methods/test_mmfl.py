@@ -12,8 +12,8 @@ from linear_autoencoder import linear_ae
 
 from fedjax_mm import clients, losses
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods import mmfl
-from fedjax_mm.methods.mmfl import MMFLConfig, Probe, build
+from fedjax_mm.methods.fedmekt import mmfl
+from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig, Probe, build
 
 RNG = np.random.default_rng(0)
 AE = linear_ae()

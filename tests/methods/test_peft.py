@@ -11,8 +11,8 @@ import pytest
 from tiny_vilt import adamw, adapter_init, flat, questions, tiny, unflat
 
 from fedjax_mm import costs, trees
-from fedjax_mm.methods.peft import PEFTConfig, build
-from fedjax_mm.methods.vqa_tuning import Training, schedule
+from fedjax_mm.methods.feddat.peft import PEFTConfig, build
+from fedjax_mm.methods.feddat.vqa_tuning import Training, schedule
 from fedjax_mm.models import adapters, heads
 
 FULL_BATCH = Training(lr=0.05, batch_size=8, epochs=3, horizon=6.0, warmup=0.25)  # 7 examples, so one is padding

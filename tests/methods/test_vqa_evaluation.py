@@ -8,8 +8,8 @@ import pytest
 
 from fedjax_mm.data import vqa as questions
 from fedjax_mm.data.vqa import Question, Source
-from fedjax_mm.methods import vqa_evaluation
-from fedjax_mm.methods.vqa_evaluation import Questions, VQAProbe
+from fedjax_mm.methods.creamfl import vqa_evaluation
+from fedjax_mm.methods.creamfl.vqa_evaluation import Questions, VQAProbe
 
 KEY = jax.random.key(0)
 PROBE = VQAProbe(hidden=32, lr=0.01, epochs=30, batch_size=64, weight_decay=0.0)

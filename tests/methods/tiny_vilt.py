@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods import feddat, peft
-from fedjax_mm.methods.vqa_tuning import Training
+from fedjax_mm.methods import feddat
+from fedjax_mm.methods.feddat import peft
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, heads
 
 

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from fedjax_mm import aggregate
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
-from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import MODALITIES, Encoders, Training
-from fedjax_mm.methods.joint_space_scores import evaluator
-from fedjax_mm.types import Cohort, Download, Mean, Method, Server
+from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Encoders, Training
+from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
+from fedjax_mm.types import Cohort, Download, Mean, Server
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_mm import evaluate
-from fedjax_mm.methods.joint_space import Encoders, Training, classify, represent_all
+from fedjax_mm.methods.creamfl.joint_space import Encoders, Training, classify, represent_all
 from fedjax_mm.types import Arrays, FedState
 
 

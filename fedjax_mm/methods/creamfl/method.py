@@ -39,13 +39,13 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_mm import aggregate, losses, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
 from fedjax_mm.losses import unit
-from fedjax_mm.methods import joint_space
-from fedjax_mm.methods.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent_all
-from fedjax_mm.methods.joint_space_scores import evaluator
-from fedjax_mm.types import Cohort, Download, Each, Method, Server
+from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent_all
+from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
+from fedjax_mm.types import Cohort, Download, Each, Server
 
 WEIGHINGS = {
     "mean": aggregate.mean_weights,

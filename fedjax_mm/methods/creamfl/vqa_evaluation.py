@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm import evaluate
 from fedjax_mm.local import gradient_step, local_steps, whole
-from fedjax_mm.methods.vqa_tuning import Training, task_loss
+from fedjax_mm.methods.feddat.vqa_tuning import Training, task_loss
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import Arrays, ClientData, Key, PyTree
 

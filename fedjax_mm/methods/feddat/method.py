@@ -35,9 +35,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mm import aggregate, losses, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import local_steps, masked_mean
-from fedjax_mm.methods.vqa_tuning import (
+from fedjax_mm.methods.feddat.vqa_tuning import (
     Training,
     adamw,
     answer,
@@ -49,7 +49,7 @@ from fedjax_mm.methods.vqa_tuning import (
     task_loss,
 )
 from fedjax_mm.models import Model
-from fedjax_mm.types import Cohort, Download, Mean, Method, PyTree, Server
+from fedjax_mm.types import Cohort, Download, Mean, PyTree, Server
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import local_steps, masked_mean
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
-from fedjax_mm.methods.vqa_tuning import (
+from fedjax_mm.methods.feddat.vqa_tuning import (
     Training,
     adamw,
     answer,
@@ -43,7 +43,7 @@ from fedjax_mm.methods.vqa_tuning import (
     task_loss,
 )
 from fedjax_mm.models import Model, adapters
-from fedjax_mm.types import Cohort, Download, Key, Mean, Method, PyTree, Server
+from fedjax_mm.types import Cohort, Download, Key, Mean, PyTree, Server
 
 
 @dataclasses.dataclass(frozen=True)

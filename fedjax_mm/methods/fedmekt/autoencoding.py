@@ -1,6 +1,5 @@
 """What FedMEKT and MMFL share: the local objectives over split autoencoders, and a client's step."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ import optax
 from fedjax_mm import losses
 from fedjax_mm.local import Step, masked_mean
 from fedjax_mm.models.autoencoder import AutoEncoder
-from fedjax_mm.types import Arrays, Method, PyTree
+from fedjax_mm.types import Arrays, PyTree
 
 Objective = Literal["split", "dcc"]
 Variant = Literal["C", "S"]
@@ -144,20 +143,6 @@ def adam(lr: float) -> optax.GradientTransformation:
 def init_opt(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     """A state of the optimiser for each part."""
     return {part: tx.init(value) for part, value in params.items()}
-
-
-def start_alike(method: Method, client_state: Callable[[str, PyTree], PyTree]) -> Method:
-    """The method with every client starting from the server's initial parameters: `client_state(cohort, server)`."""
-
-    def init(key):
-        state = method.init(key)
-        repeat = lambda n: lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x)))
-        clients = {
-            name: jax.tree.map(repeat(c.size), client_state(name, state.server)) for name, c in method.cohorts.items()
-        }
-        return dataclasses.replace(state, clients=clients)
-
-    return method._replace(init=init)
 
 
 def check_holders(ae: AutoEncoder, holds: Mapping[str, tuple[str, ...]]) -> None:

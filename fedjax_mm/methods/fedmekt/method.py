@@ -37,13 +37,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import local_steps, whole
-from fedjax_mm.methods import autoencoding
-from fedjax_mm.methods.autoencoding import Objective, Variant
-from fedjax_mm.methods.linear_evaluation import Probe, linear_evaluation
+from fedjax_mm.methods.fedmekt import autoencoding
+from fedjax_mm.methods.fedmekt.autoencoding import Objective, Variant
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, linear_evaluation
 from fedjax_mm.models.autoencoder import AutoEncoder
-from fedjax_mm.types import Arrays, Cohort, Download, Each, Mean, Method, Server
+from fedjax_mm.types import Arrays, Cohort, Download, Each, Mean, Server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,8 @@ def build(config: FedMEKTConfig, data, autoencoder: AutoEncoder, labelled: Array
             upload = {m: sends(knowledge[m], jnp.sign(data.weight)) for m in held}
             return upload, {"params": carry[0], "opt": carry[1]}, metrics
 
-        return Cohort(data.sizes[name], lambda key: client_state({part: ae.init(key)[part] for part in parts}), update)
+        start = lambda key, server: client_state({part: server["params"][part] for part in parts})
+        return Cohort(data.sizes[name], start, update)
 
     def client_state(params):
         return {"params": params, "opt": autoencoding.init_opt(client_tx, params)}
@@ -215,9 +216,7 @@ def build(config: FedMEKTConfig, data, autoencoder: AutoEncoder, labelled: Array
 
     server = Server(server_init, download, server_update)
     on_global = lambda state, arrays: score(state.server["params"], arrays)  # 5.
-    method = federate(server, {name: cohort(name) for name in holds}, on_global)
-    own = lambda name, server: client_state({p: server["params"][p] for m in holds[name] for p in ae.parts(m)})
-    return autoencoding.start_alike(method, own)
+    return federate(server, {name: cohort(name) for name in holds}, on_global)
 
 
 def _last(slot: Each, default):

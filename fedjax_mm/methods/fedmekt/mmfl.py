@@ -30,13 +30,13 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, losses
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import local_steps
-from fedjax_mm.methods import autoencoding
-from fedjax_mm.methods.autoencoding import Objective, Variant
-from fedjax_mm.methods.linear_evaluation import Probe, linear_evaluation
+from fedjax_mm.methods.fedmekt import autoencoding
+from fedjax_mm.methods.fedmekt.autoencoding import Objective, Variant
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, linear_evaluation
 from fedjax_mm.models.autoencoder import AutoEncoder
-from fedjax_mm.types import Arrays, Cohort, Download, FedState, Mean, Method, Server
+from fedjax_mm.types import Arrays, Cohort, Download, FedState, Mean, Server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def build(config: MMFLConfig, data, autoencoder: AutoEncoder, labelled: Arrays, 
             w = by_modality(params, held) if config.shared else {}
             return {m: Mean(w[m], boost * data.weight) for m in w}, keep(params, opt, held), metrics
 
-        return Cohort(data.sizes[name], lambda key: client_state(name, ae.init(key)), update)
+        return Cohort(data.sizes[name], lambda key, server: client_state(name, flat(server)), update)
 
     def client_state(name, params):
         own = flat(by_modality(params, holds[name]))
@@ -149,10 +149,9 @@ def build(config: MMFLConfig, data, autoencoder: AutoEncoder, labelled: Arrays, 
         keys = dict.fromkeys(key for s in scores for key in s)
         return {key: float(np.mean([s[key] for s in scores if key in s])) for key in keys}
 
-    method = federate(
+    return federate(
         Server(server_init, download, server_update), {name: cohort(name) for name in holds}, evaluate_state
     )
-    return autoencoding.start_alike(method, lambda name, server: client_state(name, flat(server)))
 
 
 def _moon(config: MMFLConfig, z, current, previous, mask):

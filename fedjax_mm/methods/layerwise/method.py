@@ -35,12 +35,12 @@ import jax
 import optax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import local_steps
-from fedjax_mm.methods.network import PREDICTION, Network, network
+from fedjax_mm.methods.layerwise.network import PREDICTION, Network, network
 from fedjax_mm.models import Transformer, heads
 from fedjax_mm.stages import Stage, blocks
-from fedjax_mm.types import Cohort, Download, Mean, Method, PyTree, Server
+from fedjax_mm.types import Cohort, Download, Mean, PyTree, Server
 
 SCHEDULES = {  # rounds of six stages; from scratch, see stages.uniform
     "90_lh10": (0, 0, 0, 10, 30, 50),
