@@ -124,15 +124,20 @@ class HasPopulation(Protocol):
 
 
 class Cohort(NamedTuple):
-    """Clients with the same shapes. Both functions speak of ONE client.
+    """Clients with the same shapes. Its functions speak of ONE client.
 
     `init(key, server)` gives the client's state before its first round, `()` where it keeps none; `server` is the
     server's own first state. A function of the key alone is taken too.
+
+    `score(download, state, arrays, mask)`, where there is one, gives {name: [B]}: how well the client's model does on
+    each of its own test rows, which are leaves [B, ...]; `mask` [B] is 0 where a row is padding. More is better, but
+    for a name that ends in "loss" or "error".
     """
 
     size: int  # N
     init: Callable[[Key, PyTree], PyTree] | Callable[[Key], PyTree]
     update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics]]
+    score: Callable[[Download, PyTree, Arrays, jax.Array], Mapping[str, jax.Array]] | None = None
 
 
 class Server(NamedTuple):
