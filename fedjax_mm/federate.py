@@ -121,12 +121,16 @@ def init_clients(cohort: Cohort, name: str, key: Key, numbers: jax.Array, server
 
 
 def client_init(cohort: Cohort) -> Callable[[Key, PyTree], PyTree]:
-    """`cohort.init` as a function of (key, server state), also where it takes the key alone."""
-    try:
-        inspect.signature(cohort.init).bind(None, None)
-    except TypeError:
-        return lambda key, server: cohort.init(key)
-    return cohort.init
+    """`cohort.init` as a function of (key, server state), also where it takes the key alone.
+
+    Parameters that have a default do not count: `lambda key, name=name: ...` takes the key alone.
+    """
+    parameters = inspect.signature(cohort.init).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    if len(required) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return cohort.init
+    return lambda key, server: cohort.init(key)
 
 
 def on_change(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
