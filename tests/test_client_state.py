@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_mm import clients, run
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import federate, init_server
 from fedjax_mm.run import client_state, records
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Cohort, Download, Mean, Server
@@ -82,7 +82,9 @@ def test_first_states_are_those_of_init_bit_for_bit(where, tmp_path, monkeypatch
     )
     monkeypatch.setattr(client_state, "init_clients", draw)
     monkeypatch.setattr(client_state, "BLOCK_BYTES", 50)  # two clients' states
-    got = client_state.init(method, jax.random.key(3), tmp_path if where == "folder" else None)
+    got = client_state.init(
+        method, jax.random.key(3), init_server(method, jax.random.key(3)), tmp_path if where == "folder" else None
+    )
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(got))
     chex.assert_trees_all_equal(got, jax.tree.map(np.asarray, expected))
     assert drawn == [2, 2]  # one trace a cohort
@@ -150,7 +152,7 @@ def test_random_keys_in_a_state_are_an_error_that_says_what_to_do():
     method, _ = problem()
     with_key = Cohort(3, lambda key: {"own": key}, method.cohorts["B"].update)
     with pytest.raises(ValueError, match=r"cohort B holds random keys at \['own'\].*key_data"):
-        client_state.init(method._replace(cohorts={"B": with_key}), jax.random.key(0))
+        client_state.init(method._replace(cohorts={"B": with_key}), jax.random.key(0), jnp.zeros(3))
 
 
 def test_clients_without_a_state_are_no_special_case():

@@ -1,5 +1,8 @@
-"""The loop over rounds, and what only the loop uses: clients' states off the device, compilation, files."""
+"""The loop over rounds, what watches it, and what only the loop uses: states off the device, compilation, files."""
 
+from fedjax_mm.run.client_scores import own_scores
 from fedjax_mm.run.loop import train
+from fedjax_mm.run.rounds import Round
+from fedjax_mm.run.watch import Every, StopRun, Watcher, scores
 
-__all__ = ["train"]
+__all__ = ["Every", "Round", "StopRun", "Watcher", "own_scores", "scores", "train"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm import trees
-from fedjax_mm.federate import Method, client_init, init_clients, init_server
+from fedjax_mm.federate import Method, client_init, init_clients
 from fedjax_mm.types import Cohort, PyTree, RoundData
 
 BLOCK_BYTES = 1 << 24  # of states drawn on the device at once
@@ -23,14 +23,14 @@ BLOCK_BYTES = 1 << 24  # of states drawn on the device at once
 States = Mapping[str, PyTree]
 
 
-def init(method: Method, key: jax.Array, folder: str | os.PathLike | None = None) -> States:
+def init(method: Method, key: jax.Array, server: PyTree, folder: str | os.PathLike | None = None) -> States:
     """The states of all clients as `method.init(key)` draws them, bit for bit, a block of clients at a time.
 
-    folder: of the files that hold them, in place of those of an earlier run. None: they are in memory.
+    server: the server's state as the method or the stage begins. folder: of the files that hold the states, in place of
+    those of an earlier run. None: they are in memory.
 
     Raises ValueError where a state holds random keys, OSError where the folder cannot hold the files.
     """
-    server = jax.jit(lambda key: init_server(method, key))(key)
     return {name: _init_cohort(cohort, name, key, server, folder) for name, cohort in method.cohorts.items()}
 
 
@@ -86,7 +86,7 @@ def _put(states: PyTree, index: np.ndarray, new: PyTree) -> None:
 def _init_cohort(cohort: Cohort, name: str, key: jax.Array, server: PyTree, folder: str | os.PathLike | None) -> PyTree:
     one = jax.eval_shape(client_init(cohort), key, server)
     for path, x in jax.tree_util.tree_leaves_with_path(one):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             raise ValueError(
                 f"a client's state of cohort {name} holds random keys at {jax.tree_util.keystr(path)}, which cannot "
                 "leave the device; put their jax.random.key_data there, or give client_state='device'"

@@ -4,55 +4,70 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mm import stages
+from fedjax_mm.federate import Method
 from fedjax_mm.run import client_state
 from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.rounds import Inputs
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import FedState, OverClients, RoundData
+from fedjax_mm.types import Key, OverClients
 
-Inputs = tuple[FedState, RoundData, jax.Array]  # of Method.round; shapes of the state are enough
-
-
-def compiled(
-    stage: Stage,
-    inputs: Inputs,
-    chunk: int | Mapping[str, int] | str,
-    mesh: Mesh | None,
-    files: RunDirectory | Folder | None,
-    begun: Future | None,
-    log: Callable[[str], None],
-) -> jax.stages.Compiled:
-    """The stage's round for these inputs. files: remember how "auto" maps clients. begun: what `ahead` gave for it."""
-    if begun is None:
-        if chunk == "auto":
-            chunk = chosen_chunks(stage.method, *inputs, mesh, files, log)
-        step, seconds = _compile(stage, inputs, OverClients(chunk, mesh))
-        waited = ""
-    else:
-        since = time.perf_counter()
-        step, seconds = begun.result()
-        waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
-    log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
-    return step
+Chunk = int | Mapping[str, int] | str | None
 
 
-def ahead(
-    stage: Stage,
-    before: Inputs,
-    init_key: jax.Array,
-    chunk: int | Mapping[str, int],
-    mesh: Mesh | None,
-    streamed: bool,
-) -> Future:
-    """The stage's round that a thread is compiling, an argument of `compiled`.
+class Compiler(NamedTuple):
+    """How the rounds of a run are compiled.
+
+    chunk: of every stage's map over clients, or "auto"; None: as its method says. folder: where a stage's chunks are
+    remembered. streamed: the state has the states of the participants alone.
+    """
+
+    chunk: Chunk
+    mesh: Mesh | None
+    init_key: Key
+    streamed: bool
+    folder: Callable[[Stage], RunDirectory | Folder | None]
+    log: Callable[[str], None]
+
+    def now(self, stage: Stage, inputs: Inputs, begun: Future | None) -> Callable:
+        """The stage's round for these inputs. begun: what `ahead` gave for it."""
+        if begun is None:
+            if isinstance(self.chunk, str):
+                chunk = chosen_chunks(stage.method, *inputs, self.mesh, self.folder(stage), self.log)
+            else:
+                chunk = self.chunk
+            step, seconds = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh))
+            waited = ""
+        else:
+            since = time.perf_counter()
+            step, seconds = begun.result()
+            waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
+        self.log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
+        return step
+
+    def ahead(self, later: Stage, inputs: Inputs) -> Future | None:
+        """The round of a later stage, which a thread is compiling; None where its chunks are still to be measured."""
+        if isinstance(self.chunk, str):
+            return None
+        over = over_clients(later.method, self.chunk, self.mesh)
+        return ahead(later, inputs, self.init_key, over, self.streamed)
+
+
+def over_clients(method: Method, chunk: int | Mapping[str, int] | None, mesh: Mesh | None) -> OverClients:
+    """How a round maps over its clients: as the run says, and where it does not, as the method does."""
+    return OverClients(method.over.chunk if chunk is None else chunk, mesh)
+
+
+def ahead(stage: Stage, before: Inputs, init_key: Key, over: OverClients, streamed: bool) -> Future:
+    """The stage's round that a thread is compiling: (the compiled round, seconds).
 
     before: inputs of the stage that trains meanwhile; the shapes of a round's data are the same in all stages.
-    streamed: the state has the states of the participants alone.
     """
     state, data, key = before
     state = jax.eval_shape(lambda state: state, state)  # its arrays are given away while the thread runs
@@ -62,10 +77,10 @@ def ahead(
         if streamed:
             fresh = dataclasses.replace(fresh, clients=client_state.shapes(fresh.clients, data))
         entered = jax.eval_shape(stages.enter, state, fresh)
-        if mesh is not None:
-            everywhere = NamedSharding(mesh, PartitionSpec())
+        if over.mesh is not None:
+            everywhere = NamedSharding(over.mesh, PartitionSpec())
             entered = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), entered)
-        return _compile(stage, (entered, data, key), OverClients(chunk, mesh))
+        return _compile(stage, Inputs(entered, data, key), over)
 
     thread = ThreadPoolExecutor(1)
     step = thread.submit(compile_it)

@@ -1,226 +1,216 @@
-"""The loop over rounds: the one place with jit, clocks, files and printing.
+"""A run: the rounds, what watches them, and the directory it is written to.
 
-A run's directory holds `config.json` (settings, seed, versions), `split.json` (examples per client and class),
-`costs.json`, `chunk.json` (how "auto" mapped clients, and what it measured), `metrics.jsonl` (a line per round)
-and `checkpoints/`. Since a round's draws come from the seed and the round's number, the FedState and the round
-are all that a continuation needs: killed at any point, a run resumes bit for bit.
+**Directory.** It holds `config.json` (settings, seed, versions), `split.json` (examples per client and class),
+`costs.json`, `chunk.json` (how "auto" mapped clients, and what it measured), `metrics.jsonl` (a line per round),
+`own_scores.json` (every client's last score on its own test rows) and `checkpoints/`. Since a round's draws come from
+the seed and the round's number, the FedState and the round are all that a continuation needs: killed at any point, a
+run resumes bit for bit. With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts
+go by "<stage>/<cohort>", and each stage's `chunk.json` is in a folder of its name.
 
-With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts go by "<stage>/<cohort>",
-and each stage's `chunk.json` is in a folder of its name.
+**Scores.** A score is a function from the FedState to {metric: number}; `evaluate={"valid": score}` logs
+"valid/<metric>" every `evaluate_every` rounds and after the last one, and `run.Every(10, score)` has a period of its
+own. `test=arrays` is short for the method's own scores of these arrays, under the name "test". Where the data has
+clients' own test rows (`FederatedData.from_arrays(..., test=...)`) and the method says how a client's model is scored,
+"own/<cohort>/<metric>" is the mean over clients, with "_p10", "_worst" and "_spread" (client_scores.summary).
+
+**Watchers.** `watch=[f]` calls `f(done, row)` after every round, with the finished round (`run.Round`: number, metrics,
+state) and its row of the log; what it returns is added to the row, and `raise run.StopRun("why")` ends the run.
+
+**Clients' states.** With `client_state="device"` the device holds the states of all clients; with "host" they are NumPy
+arrays in memory, and with a folder memory-mapped files, of which the device holds the participants' alone. Scores then
+get, and `train` returns, a FedState whose clients are NumPy arrays; a checkpoint, which has all of them, is written and
+read by way of memory. A run may go on with another choice.
 """
 
-import dataclasses
+import contextlib
 import os
-import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from fedjax_mm import clients, costs, stages
+from fedjax_mm import clients, stages
+from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
-from fedjax_mm.run import client_state as off_device
-from fedjax_mm.run import compilation
-from fedjax_mm.run.records import RunDirectory
+from fedjax_mm.run.compilation import Chunk, Compiler
+from fedjax_mm.run.placement import OffDevice, States, client_states, on_mesh
+from fedjax_mm.run.progress import Progress
+from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.rounds import Round
+from fedjax_mm.run.rounds import rounds as rounds_of
+from fedjax_mm.run.watch import (
+    Board,
+    Every,
+    Files,
+    LeftOut,
+    OwnScores,
+    Score,
+    Scores,
+    StopRun,
+    Watcher,
+    check_diverged,
+    flat,
+)
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import FedState, PyTree
+from fedjax_mm.types import Arrays, FedState, RoundData
 
 
 def train(
     method: Method | Sequence[Stage],
-    data,
+    data: FederatedData,
     *,
     rounds: int | None = None,
     per_round: int | Mapping[str, int],
     seed: int = 0,
     directory: str | os.PathLike | None = None,
-    test: Mapping[str, Any] | None = None,
+    test: Arrays | None = None,
+    evaluate: Mapping[str, Score | Every] | None = None,
     evaluate_every: int | None = None,
+    watch: Sequence[Watcher] = (),
     checkpoint_every: int | None = None,
-    chunk: int | Mapping[str, int] | str = 1,
+    chunk: Chunk = None,
     devices: int | Mesh | None = None,
     client_state: str | os.PathLike = "device",
     config: Any = None,
     tensorboard: bool = False,
+    progress: bool | None = None,
     log: Callable[[str], None] = print,
 ) -> FedState:
-    """The FedState after `rounds` rounds.
+    """The FedState after `rounds` rounds; this file's head says more of the directory, scores, watchers and states.
 
-    method: one, or stages, run one after the other, each compiled once (unless chunk is "auto", while the one before
-        trains); with stages, rounds may be left out (all they have), and fewer end the run early.
-    data: a FederatedData. per_round: how many clients take part (see clients.choose).
-    directory: where the run is written; if it holds this run already, it goes on from its last checkpoint. None
-        keeps nothing.
-    test: arrays for `method.evaluate`, used every `evaluate_every` rounds and after the last.
+    method: one, or stages, run one after the other (then `rounds` may be left out). per_round: how many clients take
+        part, of all or of each cohort (see clients.choose).
+    directory: where the run is written; it goes on from the last checkpoint there. None keeps nothing.
+    test, evaluate, evaluate_every: what is scored and how often. watch: the user's own watchers.
     checkpoint_every: rounds between checkpoints; by default ten in a run. One is always written at the end.
-    chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the
-        fastest that fits the memory is kept. devices: how many to spread clients over, or a mesh; None is one.
-    client_state: where clients' states are kept (never changes a result): "device", all of them; "host", in memory as
-        NumPy arrays, or a folder, in memory-mapped files, of which the device then holds the participants' alone.
-        With these, `evaluate` gets and `train` returns a FedState whose clients are NumPy arrays; a checkpoint, which
-        has all of them, is written and read by way of memory. A run may go on with another choice.
+    chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
+        that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
+    client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
+    progress: whether a bar is shown. None: where the output is a terminal or a notebook.
 
     Raises ValueError for settings that do not fit the data or the directory, FloatingPointError when every
     participant of a round diverged, OSError when a file cannot be written (what was saved before stays).
     """
     plan = stages.plan(method, rounds)
-    rounds = rounds or sum(stage.rounds for stage in plan)
     clients.choose(data.sizes, per_round, 0, seed)  # bad settings fail before anything is written
-    mesh = devices if isinstance(devices, Mesh) or devices is None else clients.make_mesh(devices)
-    data = _placed(data, mesh)
-    streamed, folder = client_state != "device", None if client_state == "host" else client_state
-    init_key, round_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (0, 1))
+    files = None if directory is None else RunDirectory(directory, _settings(data, plan, per_round, seed, config))
+    mesh = clients.make_mesh(devices) if isinstance(devices, int) else devices or plan[0].method.over.mesh
+    job = _Job(plan, rounds or sum(stage.rounds for stage in plan), on_mesh(data, mesh), per_round, seed, files, log)
+    scored = _scored(job, test, evaluate or {}, evaluate_every or job.rounds)
+    with contextlib.ExitStack() as closing:
+        show = lambda start: _shown(job, start, checkpoint_every, tensorboard, progress, closing)
+        return _run(job, client_states(client_state, mesh), chunk, mesh, [*scored, *watch], show)
 
-    def round_data(r):
-        taken = data.round(clients.choose(data.sizes, per_round, r, seed))
-        return _replicated(off_device.placed(taken) if streamed else taken, mesh)
 
-    def fresh(at):
-        method = plan[at].method
-        if not streamed:
-            return _replicated(jax.jit(method.init)(init_key), mesh)
-        state = jax.jit(lambda key: dataclasses.replace(method.init(key), clients={}))(init_key)
-        return dataclasses.replace(_replicated(state, mesh), clients=off_device.init(method, init_key, folder))
+class _Job(NamedTuple):
+    """What a run does, however it is mapped and watched."""
 
-    files, several = None, len(plan) > 1
-    if directory is not None:
-        owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
-        settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
-        if several:
-            settings["stages"] = {stage.name: stage.rounds for stage in plan}
-        files = RunDirectory(directory, settings)
-        files.write("split.json", data.split())
-    at = stages.index(plan, max(0, files.saved_round - 1) if files else 0)  # the stage a checkpoint was written in
-    state = fresh(at)
-    if files:
-        first, state = state, files.restore(state, log)
-        if streamed and state is not first:
-            off_device.fill(first.clients, state.clients)
-            state = dataclasses.replace(state, clients=first.clients)
-    start = int(state.round)
-    if start >= rounds:
-        log(f"this run has its {rounds} rounds already")
-        files.close()
+    plan: Sequence[Stage]
+    rounds: int
+    data: FederatedData
+    per_round: int | Mapping[str, int]
+    seed: int
+    files: RunDirectory | None
+    log: Callable[[str], None]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several stages."""
+        return len(self.plan) > 1
+
+    def feed(self, r: int) -> RoundData:
+        """The data of round r, from 0."""
+        return self.data.round(clients.choose(self.data.sizes, self.per_round, r, self.seed))
+
+    def folder(self, stage: Stage) -> RunDirectory | Folder | None:
+        """Where what is known of a stage is remembered."""
+        return self.files.folder(stage.name) if self.files and self.several else self.files
+
+
+def _run(
+    job: _Job,
+    states: States,
+    chunk: Chunk,
+    mesh: Mesh | None,
+    watchers: Sequence[Watcher],
+    show: Callable[[int], Sequence[Watcher]],
+) -> FedState:
+    """Every round that is left, watched. show: the watchers of a run that starts behind so many rounds."""
+    keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
+    if job.files:
+        job.files.write("split.json", job.data.split())
+    state = _first(job, states, keys[0])
+    if int(state.round) >= job.rounds:
+        job.log(f"this run has its {job.rounds} rounds already")
         return state
-
-    evaluate_every = evaluate_every or rounds
-    checkpoint_every = checkpoint_every or max(1, rounds // 10)
-    writer = _tensorboard(files, start) if tensorboard else None
-    this_round, step, ahead, everybody = round_data(start), None, None, None
-    whole = lambda state: dataclasses.replace(state, clients=everybody) if streamed else state
-    for r in range(start, rounds):
-        if entered := (here := stages.index(plan, r)) != at:
-            state, at, step = stages.enter(state, fresh(here)), here, None
-        if step is None and streamed:
-            everybody = state.clients
-            state = dataclasses.replace(state, clients=_on(off_device.read(everybody, this_round), mesh))
-        if files and (entered or r == 0):
-            prefix = f"{plan[at].name}/" if several else ""
-            cost = costs.of(plan[at].method, this_round, state)
-            files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
-        if step is None:
-            own = files.folder(plan[at].name) if files and several and chunk == "auto" else files
-            step = compilation.compiled(plan[at], (state, this_round, round_key), chunk, mesh, own, ahead, log)
-            end = sum(stage.rounds for stage in plan[: at + 1])
-            if chunk != "auto" and end < rounds:
-                later = plan[stages.index(plan, end)]
-                ahead = compilation.ahead(later, (state, this_round, round_key), init_key, chunk, mesh, streamed)
-        begun = time.perf_counter()
-        state, metrics = step(state, this_round, round_key)
-        done, last = this_round, r + 1 == rounds
-        if not last:  # the next round's rows are laid out while this one computes
-            this_round = round_data(r + 1)
-            coming = off_device.read(everybody, this_round) if streamed else None
-        row = {"round": r + 1, **({"stage": at + 1} if several else {}), **_flat(jax.device_get(metrics))}
-        if streamed:
-            off_device.write(everybody, done, jax.device_get(state.clients))
-            if not last:
-                off_device.read_again(everybody, this_round, coming, done)
-                state = dataclasses.replace(state, clients=_on(coming, mesh))
-        row["seconds"] = round(time.perf_counter() - begun, 4)
-        if test is not None and (last or (r + 1) % evaluate_every == 0):
-            row |= {f"test/{k}": v for k, v in plan[at].method.evaluate(whole(_local(state, mesh)), test).items()}
-            log(f"round {r + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith("test/")))
-        for name in data.sizes:
-            if row[f"{name}/left_out"]:
-                log(f"round {r + 1}: left out {row[f'{name}/left_out']:.0f} clients of {name}, update not finite")
-        if files:
-            files.append(row)
-            if last or (r + 1) % checkpoint_every == 0:
-                files.save(whole(state))
-        if writer:
-            for name, value in row.items():
-                writer.add_scalar(name, value, r + 1)
-        _check_diverged(row, data.sizes, r + 1)
-    if files:
-        files.close()
-    if writer:
-        writer.close()
-    return whole(state)
+    watchers = [*watchers, *show(int(state.round))]
+    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.log)
+    for done in rounds_of(job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh):
+        row, stopped = _watched(done, watchers, job.several)
+        state = done.whole
+        check_diverged(row, job.data.sizes)
+        if stopped is not None:
+            job.log(f"stopped after round {done.number}: {stopped}")
+            break
+    return state
 
 
-def _on(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The tree on the device, or on every device of the mesh."""
-    return jax.device_put(tree) if mesh is None else _replicated(tree, mesh)
+def _first(job: _Job, states: States, init_key: jax.Array) -> FedState:
+    """The state that the run starts or goes on from."""
+    # The stage a checkpoint was written in.
+    at = stages.index(job.plan, max(0, job.files.saved_round - 1) if job.files else 0)
+    state = states.first(job.plan[at].method, init_key)
+    return states.restored(state, job.files.restore(state, job.log)) if job.files else state
 
 
-def _replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The tree on every device of the mesh, over all processes."""
-    if mesh is None:
-        return tree
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x if getattr(x, "sharding", None) == sharding else _put(x, sharding), tree)
+def _scored(job: _Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
+    """The watchers that give scores, which the user's own watchers find in the row."""
+    return [Scores(evaluate, test, every, job.log), OwnScores(job.data, every, job.files, job.log)]
 
 
-def _put(x, sharding):
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jax.device_put(np.asarray(x), sharding)
+def _shown(
+    job: _Job,
+    start: int,
+    checkpoint_every: int | None,
+    tensorboard: bool,
+    progress: bool | None,
+    closing: contextlib.ExitStack,
+) -> list[Watcher]:
+    """The watchers that log, save and show the row as all others leave it; they are closed with the run."""
+    watchers: list[Watcher] = [LeftOut(job.data.sizes, job.log)]
+    if job.files:
+        closing.callback(job.files.close)
+        watchers.append(Files(job.files, checkpoint_every or max(1, job.rounds // 10), job.several))
+        if tensorboard and jax.process_index() == 0:
+            watchers.append(Board(job.files, start))
+    if progress is not False:
+        watchers.append(Progress(start, job.rounds, force=progress is True))
+    for watcher in watchers:
+        if isinstance(watcher, Board | Progress):
+            closing.callback(watcher.close)
+    return watchers
 
 
-def _placed(data, mesh: Mesh | None):
-    """Data whose arrays are on the mesh already, so that no round moves them again."""
-    if mesh is None:
-        return data
-    put = lambda arrays: None if arrays is None else _replicated(dict(arrays), mesh)
-    cohorts = data.cohorts
-    if data.on_device:
-        cohorts = {name: dataclasses.replace(c, arrays=put(c.arrays)) for name, c in cohorts.items()}
-    return dataclasses.replace(data, cohorts=cohorts, public=put(data.public))
+def _watched(done: Round, watchers: Sequence[Watcher], several: bool) -> tuple[dict[str, float], StopRun | None]:
+    """(the round's row of the log, with what every watcher adds; what a watcher stopped the run with)."""
+    row = {"round": done.number, **({"stage": done.stage_number} if several else {}), **flat(done.metrics)}
+    row["seconds"] = round(done.seconds, 4)
+    stopped = None
+    for watcher in watchers:
+        try:
+            row |= watcher(done, row) or {}
+        except StopRun as stop:
+            stopped, done = stop, done._replace(last=True)  # so that the round is saved
+    return row, stopped
 
 
-def _local(state: FedState, mesh: Mesh | None) -> FedState:
-    """The state on this process's own device, for evaluation."""
-    return state if mesh is None else jax.tree.map(lambda x: x.addressable_data(0), state)
-
-
-def _check_diverged(row: Mapping[str, float], sizes: Iterable[str], round: int) -> None:
-    left_out = sum(row[f"{name}/left_out"] for name in sizes)
-    if left_out and not sum(row[f"{name}/clients"] for name in sizes):
-        raise FloatingPointError(
-            f"round {round}: the update of every participant ({left_out:.0f}) is not finite; lower the learning rate "
-            "or look for bad values in the data"
-        )
-
-
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    rows = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            rows |= _flat(value, f"{prefix}{key}/")
-        else:
-            rows[f"{prefix}{key}"] = float(value)
-    return rows
-
-
-def _tensorboard(files: RunDirectory | None, start: int):
-    if files is None or jax.process_index() != 0:
-        return None
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(files.path / "tensorboard"), purge_step=start + 1)
+def _settings(
+    data: FederatedData, plan: Sequence[Stage], per_round: int | Mapping[str, int], seed: int, config: Any
+) -> dict[str, Any]:
+    """What a directory belongs to."""
+    owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
+    settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
+    return settings | ({"stages": {stage.name: stage.rounds for stage in plan}} if len(plan) > 1 else {})

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -62,10 +62,14 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         Folder(self.path).write(name, content)
 
+    def read(self, name: str, default: Any) -> Any:
+        """The content of a JSON file, or `default` where it is not there."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else default
+
     def add(self, name: str, content: Mapping[str, Any]) -> None:
         """Adds keys to a JSON file, in place of those of the same names."""
-        file = self.path / name
-        self.write(name, (json.loads(file.read_text()) if file.exists() else {}) | content)
+        self.write(name, {**self.read(name, {}), **content})
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -99,7 +103,7 @@ class RunDirectory:
         step = self.checkpoints.latest_step()
         if step is not None:
             try:
-                like = self.checkpoints.restore(step, args=ocp.args.StandardRestore(like))
+                like = cast(FedState, self.checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
             except Exception as error:
                 raise OSError(
                     f"the checkpoint {self.path / 'checkpoints' / str(step)} cannot be read ({error}); remove that "
@@ -131,7 +135,12 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON gives them back."""
-    as_plain = lambda value: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+    def as_plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return str(value)
+
     return json.loads(json.dumps(settings, default=as_plain))
 
 

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.run.records import RunDirectory
+from fedjax_mm.run.records import Folder, RunDirectory
 from fedjax_mm.types import FedState, OverClients, RoundData
 
 
@@ -40,7 +40,8 @@ def tune_chunks(
             )
             try:
                 compiled = jax.jit(alone.round).lower(*inputs).compile()
-                if compiled.memory_analysis().temp_size_in_bytes > _free_bytes():
+                memory = compiled.memory_analysis()
+                if memory is not None and memory.temp_size_in_bytes > _free_bytes():
                     break
                 times = []
                 for _ in range(repeats + 1):
@@ -61,7 +62,7 @@ def chosen_chunks(
     data: RoundData,
     key: jax.Array,
     mesh: Mesh | None,
-    files: RunDirectory | None,
+    files: RunDirectory | Folder | None,
     log: Callable[[str], None],
 ) -> dict[str, int]:
     """The best chunk of every cohort: what `files` remembers in chunk.json, else measured now and kept there."""
@@ -72,7 +73,7 @@ def chosen_chunks(
         seconds = tune_chunks(method, state, data, key, mesh)
         if files:
             files.write("chunk.json", seconds)
-    best = [int(min(times, key=times.get)) for times in (seconds[name] for name in method.cohorts)]
+    best = [int(min(seconds[name], key=lambda chunk: seconds[name][chunk])) for name in method.cohorts]
     if jax.process_count() > 1:  # all hosts must compile the same program
         best = [int(b) for b in multihost_utils.broadcast_one_to_all(np.array(best))]
     chosen = dict(zip(method.cohorts, best, strict=True))

@@ -1,0 +1,80 @@
+"""How well each client's own model does on the client's own test rows, and how that is spread over clients."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
+from fedjax_mm.types import Arrays, Download, FedState, PyTree
+
+BLOCK = 64  # clients scored in one call
+
+OwnScores = Mapping[str, Mapping[str, np.ndarray]]  # cohort -> metric -> [N], NaN for a client without test rows
+
+
+def own_scores(method: Method, state: FedState, data: FederatedData) -> OwnScores:
+    """Each client's score on its own test rows: {cohort: {metric: [N]}}, NaN for a client that has none.
+
+    A client's model is what it would be sent now, with the state that it keeps: a personal model is scored on the data
+    of the client it belongs to. A cohort without `score`, or without test rows, is left out.
+    """
+    given = {name: cohort.score for name, cohort in method.cohorts.items() if cohort.score is not None}
+    given = {name: score for name, score in given.items() if data.test_rows(name)[0].size}
+    if not given:
+        return {}
+    downloads = jax.jit(method.server.download)(state.server, data.public)
+    scored = {}
+    for name, score in given.items():
+        arrays, (rows, mask) = data.cohorts[name].arrays, data.test_rows(name)
+        blocks = []
+        for first in range(0, len(rows), BLOCK):
+            clients = jax.tree.map(lambda x, first=first: x[first : first + BLOCK], state.clients[name])
+            some = rows[first : first + BLOCK]
+            here = {
+                key: jnp.asarray(np.asarray(x)[some] if not data.on_device else x[some]) for key, x in arrays.items()
+            }
+            blocks.append(jax.device_get(_score(score, downloads[name], clients, here, mask[first : first + BLOCK])))
+        scored[name] = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    return scored
+
+
+def summary(scores: OwnScores) -> dict[str, float]:
+    """The mean over clients, "own/<cohort>/<metric>", and "..._p10", "..._worst" and "..._spread".
+
+    p10 is the 10th percentile from the bad end, spread the standard deviation over clients. Where several cohorts have
+    a metric, "own/all/<metric>" is over the clients of them all.
+    """
+    row = {}
+    metrics = dict.fromkeys(key for of in scores.values() for key in of)
+    for metric in metrics:
+        of = {name: values[metric] for name, values in scores.items() if metric in values}
+        if len(of) > 1:
+            of["all"] = np.concatenate([*of.values()])
+        less_is_better = metric.endswith(("loss", "error"))
+        for name, values in of.items():
+            known = values[~np.isnan(values)]
+            row[f"own/{name}/{metric}"] = float(known.mean())
+            row[f"own/{name}/{metric}_p10"] = float(np.percentile(known, 90 if less_is_better else 10))
+            row[f"own/{name}/{metric}_worst"] = float(known.max() if less_is_better else known.min())
+            row[f"own/{name}/{metric}_spread"] = float(known.std())
+    return row
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    score: Callable, download: Download, clients: PyTree, arrays: Arrays, mask: np.ndarray
+) -> Mapping[str, jax.Array]:
+    """Means over each client's real rows: {metric: [n]}; leaves of clients and arrays [n, ...], mask [n, T]."""
+
+    def one(client):
+        own, seen, real = client
+        values = score(download, own, seen, real)
+        total = real.sum()
+        mean = lambda x: jnp.where(total > 0, (x * real).sum() / jnp.maximum(total, 1), jnp.nan)
+        return {key: mean(x.astype(jnp.float32)) for key, x in values.items()}
+
+    return jax.lax.map(one, (clients, arrays, mask))

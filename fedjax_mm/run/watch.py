@@ -1,0 +1,156 @@
+"""What watches a run: scores, the log, costs, checkpoints, a board, a progress bar, and the user's own.
+
+A watcher is a function `watch(done, row)` of a finished round and the row of the log so far; what it returns is added
+to the row. It may end the run by raising `StopRun`: the round is still logged and saved.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fedjax_mm import costs
+from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
+from fedjax_mm.run.client_scores import own_scores, summary
+from fedjax_mm.run.records import RunDirectory
+from fedjax_mm.run.rounds import Round
+from fedjax_mm.types import Arrays, FedState
+
+Row = Mapping[str, float]
+Watcher = Callable[[Round, Row], Row | None]
+Score = Callable[[FedState], Mapping[str, float]]
+
+
+class StopRun(Exception):
+    """Raised by a watcher to end the run after this round, which is logged and saved; its text says why."""
+
+
+class Every(NamedTuple):
+    """A score that is taken every `rounds` rounds, and after the last one."""
+
+    rounds: int
+    score: Score
+
+
+def scores(method: Method, arrays: Arrays) -> Score:
+    """The method's own scores on `arrays`, for `run.train(evaluate={"valid": run.scores(method, valid)})`."""
+    return lambda state: method.evaluate(state, arrays)
+
+
+class Scores:
+    """Adds "<name>/<metric>" of every score that is due, and logs them in one line.
+
+    test: arrays for the `evaluate` of the round's own method, under the name "test".
+    """
+
+    def __init__(
+        self,
+        evaluate: Mapping[str, Score | Every],
+        test: Arrays | None,
+        every: int,
+        log: Callable[[str], None],
+    ):
+        periods = {name: s if isinstance(s, Every) else Every(every, s) for name, s in evaluate.items()}
+        self.evaluate, self.test, self.every, self.log = periods, test, every, log
+
+    def __call__(self, done: Round, row: Row) -> Row:
+        scored = {}
+        if self.test is not None and is_due(done, self.every):
+            scored |= _under("test", done.method.evaluate(done.state, self.test))
+        for name, (every, score) in self.evaluate.items():
+            if is_due(done, every):
+                scored |= _under(name, score(done.state))
+        if scored:
+            self.log(f"round {done.number}: " + ", ".join(f"{k} {v:.4f}" for k, v in scored.items()))
+        return scored
+
+
+class OwnScores:
+    """Adds how well clients' models do on their own test rows, "own/<cohort>/<metric>", and keeps every client's."""
+
+    def __init__(self, data: FederatedData, every: int, files: RunDirectory | None, log: Callable[[str], None]):
+        self.data, self.every, self.files, self.log = data, every, files, log
+
+    def __call__(self, done: Round, row: Row) -> Row:
+        if not is_due(done, self.every):
+            return {}
+        each = own_scores(done.method, done.state, self.data)
+        if self.files and each:
+            plain = {name: {key: v.tolist() for key, v in of.items()} for name, of in each.items()}
+            self.files.write("own_scores.json", {"round": done.number, "cohorts": plain})
+        scored = summary(each)
+        if scored:
+            self.log(f"round {done.number}: " + ", ".join(f"{k} {v:.4f}" for k, v in scored.items()))
+        return scored
+
+
+class LeftOut:
+    """Logs the clients that a round left out."""
+
+    def __init__(self, cohorts: Iterable[str], log: Callable[[str], None]):
+        self.cohorts, self.log = tuple(cohorts), log
+
+    def __call__(self, done: Round, row: Row) -> None:
+        for name in self.cohorts:
+            if row[f"{name}/left_out"]:
+                number = row[f"{name}/left_out"]
+                self.log(f"round {done.number}: left out {number:.0f} clients of {name}, update not finite")
+
+
+def check_diverged(row: Row, cohorts: Iterable[str]) -> None:
+    """Raises FloatingPointError where a round left out everybody who took part."""
+    left_out = sum(row[f"{name}/left_out"] for name in cohorts)
+    if left_out and not sum(row[f"{name}/clients"] for name in cohorts):
+        raise FloatingPointError(
+            f"round {row['round']}: the update of every participant ({left_out:.0f}) is not finite; lower the learning "
+            "rate or look for bad values in the data"
+        )
+
+
+class Files:
+    """Writes costs.json as a stage begins, a line of the log for every round, and a checkpoint when one is due."""
+
+    def __init__(self, files: RunDirectory, checkpoint_every: int, several: bool):
+        self.files, self.checkpoint_every, self.several = files, checkpoint_every, several
+
+    def __call__(self, done: Round, row: Row) -> None:
+        if done.first_of_stage:
+            prefix = f"{done.stage.name}/" if self.several else ""
+            if any(f"{prefix}{name}" not in self.files.read("costs.json", {}) for name in done.method.cohorts):
+                cost = costs.of(done.method, done.data, done.whole)
+                self.files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
+        self.files.append(row)
+        if is_due(done, self.checkpoint_every):
+            self.files.save(done.whole)
+
+
+class Board:
+    """Writes every number of the log to TensorBoard's files in the run's directory."""
+
+    def __init__(self, files: RunDirectory, start: int):
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(str(files.path / "tensorboard"), purge_step=start + 1)
+
+    def __call__(self, done: Round, row: Row) -> None:
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, done.number)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def is_due(done: Round, every: int) -> bool:
+    """Whether what is done every `every` rounds, and after the last, is done after this one."""
+    return done.last or done.number % every == 0
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"cohort": {"loss": 1}} -> {"cohort/loss": 1.0}."""
+    row = {}
+    for key, value in metrics.items():
+        row |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": float(value)}
+    return row
+
+
+def _under(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in values.items()}
