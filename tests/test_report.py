@@ -49,7 +49,7 @@ def load_all(*paths):
 def figures(monkeypatch):
     """The figures drawn, in place of their files."""
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     return drawn
 
 

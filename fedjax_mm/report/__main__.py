@@ -4,7 +4,9 @@ import pathlib
 
 import tyro
 
-from fedjax_mm.report.runs import all_keys, load, result_columns, summary, write
+from fedjax_mm.report.own_scores import own_scores_table
+from fedjax_mm.report.page import result_columns, write
+from fedjax_mm.report.runs import all_keys, load, summary
 from fedjax_mm.report.tables import show
 
 
@@ -22,6 +24,8 @@ def main(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path
     rows = summary([load(directory) for directory in runs])
     for columns in result_columns([key for key in all_keys(rows) if key.startswith("test/")]):
         show(rows, columns)
+    if own := own_scores_table([load(directory) for directory in runs]):
+        show(own)
     show(rows, ["run", "MB down", "MB up", "GFLOP per step", "peak MB", "s per round"])
     print(f"written to {report}")
 

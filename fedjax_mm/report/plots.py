@@ -56,7 +56,7 @@ def plot_split(split: Mapping[str, Any], path: str | os.PathLike, classes: Seque
             place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "rotation": 90 * (most > 20)}
             panel.annotate(f"{size}", (client, size), fontsize=8, color=INK, **place)
         held = ", ".join(modalities(holds))  # which often is the cohort's name
-        _style(panel, cohort if cohort == held.replace(", ", "+") else f"{cohort}: {held}", "", "examples")
+        style(panel, cohort if cohort == held.replace(", ", "+") else f"{cohort}: {held}", "", "examples")
         about = f"{len(sizes)} clients, {sizes.sum():,} examples, {sizes.min():,} to {sizes.max():,} each"
         panel.set_title(about, loc="right", fontsize=9, color=INK)
         panel.set_xlim(-0.7, max(most, 10) - 0.3)  # a bar is as wide in every panel
@@ -70,7 +70,7 @@ def plot_split(split: Mapping[str, Any], path: str | os.PathLike, classes: Seque
         figure.legend(handles=patches, title="class", loc="outside right center", frameon=False, fontsize=9)
     elif count > 20:
         figure.colorbar(ScalarMappable(Normalize(0, count - 1), "viridis"), ax=panels, label="class")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curves(
@@ -99,7 +99,7 @@ def plot_curves(
             panel.fill_between(rounds, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
         *where, _ = metric.split("/")
         title = "test: " + " ".join(where[1:]) if where[:1] == ["test"] else "training: " + " ".join(where)
-        _style(panel, title.removesuffix(": "), "communication round", quantity(metric))
+        style(panel, title.removesuffix(": "), "communication round", quantity(metric))
         for round, stage in _stage_starts(groups).items():
             panel.axvline(round, color=GREY, linestyle=":", linewidth=1)
             panel.text(round, 1, f"stage {stage} ", transform=panel.get_xaxis_transform(), color=INK, **_CORNER)
@@ -114,7 +114,7 @@ def plot_curves(
         "fontsize": 9,
     }
     figure.legend(list(lines.values()), names, **place)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_costs(
@@ -138,11 +138,11 @@ def plot_costs(
             else:
                 x = np.array([*mine]) + (i - (len(names) - 1) / 2) * width
                 panel.bar(x, [*mine.values()], width, **look)
-        _style(panel, cost, at, "")
+        style(panel, cost, at, "")
         panel.set_xticks(range(len(places)), [str(place) for place in places])
         panel.grid(False, axis="x")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_bars(
@@ -181,8 +181,8 @@ def plot_bars(
             axis.annotate(text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK)
         axis.set_xlim(0, 1.4 * max(ends.max(), 1e-9))  # room for the numbers
         axis.set_xticks([tick for tick in axis.get_xticks() if tick <= 1.1 * ends.max()])
-    _style(left, "", quality_axis or heading(quality), "")
-    _style(right, "", cost_axis, "")
+    style(left, "", quality_axis or heading(quality), "")
+    style(right, "", cost_axis, "")
     left.set_yticks(at, names, fontsize=10.5)
     left.invert_yaxis()
     for text, name in zip(left.get_yticklabels(), names, strict=True):
@@ -194,7 +194,7 @@ def plot_bars(
     if len(cost) > 1:
         patches = [Patch(color=colour, label=key) for key, colour in zip(cost, (DOWN, UP), strict=False)]
         figure.legend(handles=patches, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_representations(groups: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, title: str) -> None:
@@ -214,9 +214,9 @@ def plot_representations(groups: Mapping[str, Mapping[str, np.ndarray]], path: s
             look = {"color": COLOURS[i % len(COLOURS)], "marker": "o^s"[i // len(COLOURS) % 3]}
             handles[name] = panel.scatter(*axes.transform(z).T, s=7, alpha=0.5, linewidths=0, **look)
         share = ", ".join(f"{100 * part:.0f} %" for part in axes.explained_variance_ratio_)
-        _style(panel, f"{title}: {modality}", f"principal axes, {share} of the variance", "")
+        style(panel, f"{title}: {modality}", f"principal axes, {share} of the variance", "")
     figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _over_rounds(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[list[int], np.ndarray]:
@@ -237,10 +237,12 @@ def _stage_starts(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
 
 def _mean_std(cell: Cell) -> tuple[float, float]:
     """A cell's numbers; nan for the mean where there is none, 0 for the std."""
+    if isinstance(cell, str):
+        raise ValueError(f"{cell!r} is no number that a bar can show")
     return cell if isinstance(cell, tuple) else (np.nan if cell is None else cell, 0.0)
 
 
-def _style(panel: Axes, title: str, x: str, y: str) -> None:
+def style(panel: Axes, title: str, x: str, y: str) -> None:
     panel.set_title(title, loc="left", fontsize=10, fontweight="bold", color="black")
     panel.set_xlabel(x, fontsize=9, color=INK)
     panel.set_ylabel(y, fontsize=9, color=INK)
@@ -251,6 +253,6 @@ def _style(panel: Axes, title: str, x: str, y: str) -> None:
     panel.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(pathlib.Path(path), dpi=200, facecolor="white")

@@ -15,9 +15,17 @@ from typing import Any
 import numpy as np
 
 from fedjax_mm.report import plots
-from fedjax_mm.report.plots import modalities, plot_split
-from fedjax_mm.report.tables import Cell, heading, table
+from fedjax_mm.report.plots import modalities
+from fedjax_mm.report.tables import Cell
 from fedjax_mm.run.records import read_metrics
+
+COSTS = {  # heading -> the key of costs.json, and its unit
+    "MB down": ("bytes_down", 1e6),
+    "MB up": ("bytes_up", 1e6),
+    "MB held": ("bytes_held", 1e6),
+    "GFLOP per step": ("flops", 1e9),
+    "peak MB": ("peak_bytes", 1e6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Run:
     split: Mapping[str, Any]
     costs: Mapping[str, Mapping[str, float]]
     rows: Sequence[Mapping[str, float]]
+    own_scores: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
+    """Cohort -> metric -> the last score of every client on its own test rows; NaN for a client that has none."""
 
 
 def load(directory: str | os.PathLike) -> Run:
@@ -44,15 +54,21 @@ def load(directory: str | os.PathLike) -> Run:
         file = path / f"{part}.json"
         if not file.is_file():
             raise FileNotFoundError(f"{path} is no run, it has no {file.name}; give a directory that run.train wrote")
-        try:
-            contents[part] = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); restore it or leave the run out") from error
+        contents[part] = _read(file)
+    if (file := path / "own_scores.json").is_file():
+        contents["own_scores"] = _read(file)["cohorts"]
     rows = read_metrics(path) if (path / "metrics.jsonl").is_file() else []
     if not rows:
         raise FileNotFoundError(f"{path} has no finished round in metrics.jsonl; run it on and report then")
     is_seed = _without_seed(path.name, contents["config"]["seed"]) == ""  # as in creamfl/seed0
     return Run(f"{path.parent.name}/{path.name}" if is_seed else path.name, **contents, rows=rows)
+
+
+def _read(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); restore it or leave the run out") from error
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -71,7 +87,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     names = [_without_seed(same[0].name, same[0].config["seed"]) for same in groups]
     for name in {n for n in names if names.count(n) > 1}:
         namesakes = [i for i, n in enumerate(names) if n == name]
-        for i, differs in zip(namesakes, _differences([groups[i] for i in namesakes]), strict=True):
+        for i, differs in zip(namesakes, differences([groups[i] for i in namesakes]), strict=True):
             names[i] = f"{name} ({', '.join(f'{key} {value}' for key, value in differs.items())})"
     return dict(zip(names, groups, strict=True))
 
@@ -79,25 +95,30 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def summary(runs: Sequence[Run]) -> list[dict[str, Cell]]:
     """A row per group of runs that differ only in seed:
 
-    "run"; "seeds", how many; "rounds", at the last test; every metric "test/..." of that test, (mean, sample std)
-    over seeds, a float for one seed, None unless all seeds have it; "MB down" and "MB up" per client and round (MB is
-    10^6 bytes), "GFLOP per step" and "peak MB" of a client's local step, each the largest over cohorts (costs_table
-    has them all); "s per round", the median of all rounds but each run's first, which warms up.
+    "run"; "seeds", how many; "rounds", at the last test; every metric "test/..." and "own/..." of that test, (mean,
+    sample std) over seeds, a float for one seed, None unless all seeds have it; "MB down" and "MB up" per client and
+    round (MB is 10^6 bytes), "GFLOP per step" and "peak MB" of a client's local step, each the largest over cohorts
+    (costs_table has them all); "s per round", the median of all rounds but each run's first, which warms up.
     """
     rows = []
     for name, same in group(runs).items():
-        tested = [[r for r in run.rows if any(key.startswith("test/") for key in r)] or run.rows for run in same]
+        tested = [[r for r in run.rows if any(map(is_score, r))] or run.rows for run in same]
         last = [of_run[-1] for of_run in tested]
         rounds = sorted({row["round"] for row in last})
         row = {"run": name, "seeds": len(same)}
         row["rounds"] = rounds[0] if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
-        for metric in (key for key in all_keys(last) if key.startswith("test/")):
+        for metric in filter(is_score, all_keys(last)):
             row[metric] = _over_seeds([r.get(metric) for r in last])
         costs = _costs(name, same)
-        row |= {key: max(c[key] for c in costs) for key in ("MB down", "MB up", "GFLOP per step", "peak MB")}
+        row |= {key: _largest([c[key] for c in costs]) for key in ("MB down", "MB up", "GFLOP per step", "peak MB")}
         row["s per round"] = float(np.median([r["seconds"] for run in same for r in run.rows[1:] or run.rows]))
         rows.append(row)
     return rows
+
+
+def is_score(key: str) -> bool:
+    """Whether a key of the log is a score of the common test set, or of clients on their own test rows."""
+    return key.startswith(("test/", "own/"))
 
 
 def costs_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
@@ -127,41 +148,6 @@ def plot_curves(runs: Sequence[Run], metric: str | Sequence[str], path: str | os
     plots.plot_curves({name: [run.rows for run in same] for name, same in group(runs).items()}, metrics, path)
 
 
-def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
-    """The report.md written to `out`, its pictures beside it: results, curves, costs, and who holds what."""
-    runs, out = [load(directory) for directory in directories], pathlib.Path(out)
-    if not runs:
-        raise ValueError("no run is given; give at least one directory that run.train wrote")
-    groups, rows = group(runs), summary(runs)
-    out.mkdir(parents=True, exist_ok=True)
-    keys = all_keys([row for run in runs for row in run.rows])
-    tests = [key for key in keys if key.startswith("test/")]
-    text = ["# Report", table(_settings_table(groups)), "## Results"]
-    text += ["At the last test: mean ± sample standard deviation over seeds."]
-    text += [table(rows, columns) for columns in result_columns(tests)]
-    losses = [key for key in keys if key.endswith("/loss") and key not in tests]
-    for name, metrics in {"test": tests, "loss": losses}.items():
-        if metrics:
-            plot_curves(runs, metrics, out / f"curves-{name}.png")
-            text += [f"![{name} over rounds](curves-{name}.png)"]
-    text += ["Lines are means over seeds, bands go from the least to the most.", "## Costs"]
-    text += ["Of one client: MB (10^6 bytes) per round, matrix-multiplication FLOP and memory of a local step."]
-    text += [
-        table(costs_table(runs)),
-        "A whole round with all its participants takes, in seconds (median):",
-        table(rows, ["run", "s per round"]),
-    ]
-    shown = []
-    for first in (same[0] for same in groups.values()):
-        if first.split not in shown:
-            shown.append(first.split)
-            plot_split(first.split, out / f"split-{len(shown)}.png")
-            text += [f"## Who holds what: {first.name}", table(split_table(first.split))]
-            text += [f"![examples per client and class](split-{len(shown)}.png)"]
-    (out / "report.md").write_text("\n\n".join(part.strip() for part in text) + "\n")
-    return out / "report.md"
-
-
 def _settings(run: Run) -> dict[str, Any]:
     """Setting -> value, without the seed, what it drew, and what merely tells where the run ran."""
     own = {key: value for key, value in run.config.items() if key not in ("seed", "owners", "versions", "device")}
@@ -177,42 +163,34 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def _differences(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+def differences(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
     """Per group, the settings that are not the same in all groups."""
     settings = [_settings(same[0]) for same in groups]
     differs = [key for key in all_keys(settings) if any(s.get(key) != settings[0].get(key) for s in settings)]
     return [{key: s.get(key) for key in differs} for s in settings]
 
 
-def _settings_table(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Cell]]:
-    rows = []
-    for (name, same), differs in zip(groups.items(), _differences(list(groups.values())), strict=True):
-        row = {"run": name, "seeds": ", ".join(str(run.config["seed"]) for run in same)}
-        row |= {key: str(value) for key, value in differs.items()}
-        rows.append(row | {"device": ", ".join(sorted({run.config["device"] for run in same}))})
-    return rows
-
-
 def _costs(name: str, same: Sequence[Run]) -> list[dict[str, Cell]]:
     rows = []
     for cohort in same[0].costs:
-        most = {key: max(run.costs[cohort][key] for run in same) for key in same[0].costs[cohort]}
-        row = {"run": name, "cohort": cohort, "MB down": most["bytes_down"] / 1e6, "MB up": most["bytes_up"] / 1e6}
-        row |= {"MB held": most["bytes_held"] / 1e6, "GFLOP per step": most["flops"] / 1e9}
-        rows.append(row | {"peak MB": most["peak_bytes"] / 1e6})
+        row: dict[str, Cell] = {"run": name, "cohort": cohort}
+        for heading, (cost, unit) in COSTS.items():
+            most = _largest([run.costs[cohort][cost] for run in same])
+            row[heading] = most if most is None else most / unit
+        rows.append(row)
     return rows
 
 
+def _largest(values: Sequence[Any]) -> float | None:
+    """The largest number; None where there is none."""
+    return max((value for value in values if value is not None), default=None)
+
+
 def _over_seeds(values: Sequence[float | None]) -> Cell:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None
-    return values[0] if len(values) == 1 else (float(np.mean(values)), float(np.std(values, ddof=1)))
-
-
-def result_columns(tests: Sequence[str]) -> list[dict[str, str]]:
-    """The columns of the results, in as many tables as fit a page."""
-    parts = [tests[i : i + 4] for i in range(0, max(len(tests), 1), 4)]
-    return [{k: k for k in ("run", "seeds", "rounds")} | {k: heading(k) for k in part} for part in parts]
+    return known[0] if len(known) == 1 else (float(np.mean(known)), float(np.std(known, ddof=1)))
 
 
 def all_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:

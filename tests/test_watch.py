@@ -1,0 +1,164 @@
+"""What watches a run: the user's own watchers, scores by name, clients' own test rows, and the progress bar."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_mm import report, run
+from fedjax_mm.data.federated import FederatedData
+from fedjax_mm.federate import federate
+from fedjax_mm.run import client_scores, progress, records
+from fedjax_mm.types import Cohort, Download, Mean, OverClients, Server
+
+X = np.arange(24, dtype=np.float32).reshape(12, 2)
+OWNED = [np.array([0, 1]), np.array([4, 5, 6]), np.array([8])]
+TEST_ROWS = [np.array([2, 3]), np.array([], np.int64), np.array([9, 10, 11])]
+
+
+def problem(**settings):
+    """Clients send the mean of their rows and keep how often they took part; a score adds it to a row."""
+
+    def update(download, state, data, key):
+        mean = data.arrays["x"][data.rows].mean(0)
+        return {"w": Mean(mean, data.weight)}, state + 1, {"loss": mean.sum()}
+
+    def score(download, state, arrays, mask):
+        return {"first": arrays["x"][:, 0] + state, "error": arrays["x"][:, 1] * mask}
+
+    server = Server(
+        lambda key: jnp.zeros(2),
+        lambda w, public: {"all": Download(w)},
+        lambda w, uploads, public, key: (uploads["all"]["w"].value, {}),
+    )
+    cohort = Cohort(3, lambda key: jnp.zeros(()), update, score)
+    method = federate(server, {"all": cohort}, lambda state, arrays: {"sum": float(state.server.sum() + arrays["b"])})
+    return method, FederatedData.from_arrays({"x": X}, OWNED, **settings)
+
+
+def train(directory=None, rounds=4, data=None, **settings):
+    method, own = problem()
+    settings = {"per_round": 2, "log": lambda line: None, **settings}
+    return run.train(method, own if data is None else data, rounds=rounds, directory=directory, **settings)
+
+
+def test_a_watcher_sees_the_round_and_adds_to_the_row(tmp_path):
+    seen = []
+
+    def watch(done, row):
+        seen.append((done.number, done.last, float(done.metrics["all"]["loss"]), np.asarray(done.state.server)))
+        return {"mine/double": 2 * row["all/loss"]}
+
+    state = train(tmp_path, watch=[watch])
+    rows = records.read_metrics(tmp_path)
+    assert [number for number, *_ in seen] == [1, 2, 3, 4] and [last for _, last, *_ in seen] == [False] * 3 + [True]
+    assert [row["mine/double"] for row in rows] == [2 * loss for _, _, loss, _ in seen]
+    np.testing.assert_array_equal(seen[-1][-1], state.server)
+
+
+def test_a_watcher_may_end_the_run_which_is_saved_and_goes_on_later(tmp_path):
+    def stop(done, row):
+        if done.number == 2:
+            raise run.StopRun("good enough")
+
+    lines = []
+    state = train(tmp_path / "run", watch=[stop], checkpoint_every=100, log=lines.append)
+    assert int(state.round) == 2 and lines[-1] == "stopped after round 2: good enough"
+    assert len(records.read_metrics(tmp_path / "run")) == 2
+    chex.assert_trees_all_equal(train(tmp_path / "run"), train(tmp_path / "whole"))
+    assert len(records.read_metrics(tmp_path / "run")) == 4
+
+
+def test_scores_go_by_their_names_and_have_their_own_periods(tmp_path):
+    method, _ = problem()
+    evaluate = {
+        "valid": run.scores(method, {"b": 1.0}),
+        "often": run.Every(1, lambda state: {"round": int(state.round)}),
+    }
+    train(tmp_path, test={"b": 0.0}, evaluate=evaluate, evaluate_every=2)
+    rows = records.read_metrics(tmp_path)
+    assert [row["often/round"] for row in rows] == [1, 2, 3, 4]
+    assert ["test/sum" in row for row in rows] == ["valid/sum" in row for row in rows] == [False, True, False, True]
+    assert all(row["valid/sum"] == row["test/sum"] + 1 for row in rows[1::2])
+
+
+def test_the_method_says_how_clients_are_mapped_where_the_run_does_not(monkeypatch):
+    seen = []
+    compiled = run.loop.Compiler.now
+    monkeypatch.setattr(
+        run.loop.Compiler, "now", lambda self, stage, *rest: seen.append(self.chunk) or compiled(self, stage, *rest)
+    )
+    method, data = problem()
+    two = method._replace(over=OverClients(2))
+    traced = []
+    counted = two.cohorts["all"]._replace(update=lambda *a: traced.append(1) or method.cohorts["all"].update(*a))
+    settings = dict(rounds=1, per_round=2, log=lambda line: None)
+    chex.assert_trees_all_equal(
+        run.train(two._replace(cohorts={"all": counted}), data, **settings), run.train(method, data, **settings)
+    )
+    assert seen == [None, None] and traced
+
+
+def test_clients_are_scored_on_their_own_test_rows(tmp_path):
+    method, data = problem(test=TEST_ROWS)
+    state = run.train(method, data, rounds=3, per_round=2, directory=tmp_path, log=lambda line: None)
+    took_part = np.asarray(state.clients["all"])
+    expected = np.array([X[rows, 0].mean() if len(rows) else np.nan for rows in TEST_ROWS]) + took_part
+    errors = np.array([X[rows, 1].mean() if len(rows) else np.nan for rows in TEST_ROWS])
+    each = client_scores.own_scores(method, state, data)["all"]
+    np.testing.assert_allclose(each["first"], expected, rtol=1e-6)
+    np.testing.assert_allclose(each["error"], errors, rtol=1e-6)
+    row = records.read_metrics(tmp_path)[-1]
+    known = expected[[0, 2]]
+    assert row["own/all/first"] == pytest.approx(known.mean())
+    assert row["own/all/first_p10"] == pytest.approx(np.percentile(known, 10))
+    assert row["own/all/first_worst"] == known.min() and row["own/all/error_worst"] == np.nanmax(errors)
+    assert row["own/all/first_spread"] == pytest.approx(known.std())
+    kept = json.loads((tmp_path / "own_scores.json").read_text())
+    np.testing.assert_allclose(kept["cohorts"]["all"]["first"], expected, rtol=1e-6)
+    page = report.write([tmp_path], tmp_path / "report").read_text()
+    assert "## Clients on their own test rows" in page and (tmp_path / "report" / "own.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("where", ["host", "folder"])
+def test_own_scores_do_not_depend_on_where_states_and_examples_are(where, tmp_path):
+    settings = dict(rounds=2, per_round=3, log=lambda line: None)
+    method, data = problem(test=TEST_ROWS)
+    expected = client_scores.own_scores(method, run.train(method, data, **settings), data)
+    _, off_device = problem(test=TEST_ROWS, on_device=False)
+    place = tmp_path / "states" if where == "folder" else where
+    state = run.train(method, off_device, client_state=place, **settings)
+    chex.assert_trees_all_equal(client_scores.own_scores(method, state, off_device), expected)
+
+
+def test_a_score_over_all_cohorts_weighs_every_client_alike():
+    scores = {"a": {"accuracy": np.array([0.2, np.nan])}, "b": {"accuracy": np.array([0.4, 0.9])}}
+    row = client_scores.summary(scores)
+    assert row["own/all/accuracy"] == pytest.approx(0.5) and row["own/all/accuracy_worst"] == 0.2
+
+
+def test_no_bar_is_shown_where_nobody_looks(capsys):
+    train()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_shows_rounds_speed_and_the_last_score(capsys):
+    train(rounds=3, test={"b": 0.0}, evaluate_every=1, progress=True)
+    shown = capsys.readouterr().out
+    assert "3/3" in shown and "test/sum" in shown and "rounds" in shown
+
+
+def test_the_line_of_a_notebook_says_what_is_left():
+    line = progress._line(5, 20, progress._speed(0.5), "test/accuracy 0.9", 30.0)
+    assert line == "[########......................] 5/20 rounds  2 s/round  test/accuracy 0.9  0:30 left"
+
+
+def test_the_state_that_a_round_shows_is_the_state_of_all_clients():
+    shapes = []
+    watch = lambda done, row: shapes.append(jax.tree.map(np.shape, done.state.clients))
+    for place in ("device", "host"):
+        train(rounds=1, client_state=place, watch=[watch])
+    assert shapes == [{"all": (3,)}] * 2
