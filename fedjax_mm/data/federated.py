@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_mm.data import ownership
+from fedjax_mm.data.ownership import Owners
 from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
@@ -16,24 +19,44 @@ RESERVED = "mask"  # local_steps adds it to every batch
 
 @dataclasses.dataclass(frozen=True)
 class CohortExamples:
-    """A cohort's flat example arrays (leaves [E, ...]) and the rows of client j: rows[offsets[j]:offsets[j + 1]]."""
+    """A cohort's example arrays, and which of their rows each client owns.
 
-    arrays: Arrays
+    Client j trains on the rows `rows[offsets[j]:offsets[j + 1]]`. Where clients have test rows of their own, those of
+    client j are `test_rows[test_offsets[j]:test_offsets[j + 1]]`, and it trains on none of them.
+    """
+
+    arrays: Arrays  # leaves [E, ...]
     rows: np.ndarray  # int32
     offsets: np.ndarray  # [N + 1] int64
+    test_rows: np.ndarray | None = None  # int32
+    test_offsets: np.ndarray | None = None  # [N + 1] int64
 
     @property
     def counts(self) -> np.ndarray:
-        """[N] examples of each client."""
+        """[N] how many examples each client trains on."""
         return np.diff(self.offsets)
+
+    @property
+    def test_counts(self) -> np.ndarray | None:
+        """[N] how many test rows each client has; None where the cohort has none."""
+        return None if self.test_offsets is None else np.diff(self.test_offsets)
 
 
 @dataclasses.dataclass(frozen=True)
 class FederatedData:
-    """Examples by cohort and client, and the public examples.
+    """The examples of a federation by cohort and client, and the public examples.
 
-    on_device: the arrays live on the accelerator and a step gathers its batch there; else they stay where they are
-        (NumPy, also memory-mapped) and `round` brings the participants' rows alone.
+    on_device: True keeps the arrays on the accelerator, where each step gathers its batch. False leaves them where
+        they are (NumPy arrays, memory-mapped ones too), and `round` takes only the participants' rows.
+
+    >>> arrays = {"x": np.arange(6.0), "label": np.array([0, 1, 0, 1, 1, 0])}
+    >>> data = FederatedData.from_arrays(arrays, np.array([0, 0, 1, 1, 1, 0]))  # the client of each example
+    >>> data.sizes
+    {'all': 2}
+    >>> data.split()["all"]["classes"]  # how many examples of each class each client owns
+    [[2, 1], [1, 2]]
+    >>> data.client("all", 1).rows
+    Array([2, 3, 4], dtype=int32)
     """
 
     cohorts: Mapping[str, CohortExamples]
@@ -44,25 +67,32 @@ class FederatedData:
     def from_arrays(
         cls,
         arrays: Mapping,
-        clients: Mapping | Sequence | np.ndarray,
+        clients: Mapping[str, Owners] | Owners,
         *,
         public: Mapping | None = None,
         num_classes: int | None = None,
         on_device: bool = True,
+        test: Mapping[str, Owners] | Owners | None = None,
     ) -> "FederatedData":
-        """Anyone's own arrays, with leaves [E, ...].
+        """Returns the federation of anyone's own arrays, with leaves [E, ...].
 
         clients: a client number per example [E]; or a list of row numbers per client; or, for several cohorts, a
             mapping from cohort to either. Then `arrays` may be a mapping from cohort to its arrays (what a cohort
             lacks is simply not in it), or one mapping for all.
         public: arrays [P, ...] that the server and all clients share.
         num_classes: if given, `label` is checked to lie in 0..num_classes-1.
+        on_device: see the class.
+        test: each client's own test rows, in the same forms as `clients`; a client trains on none of them. In a client
+            number per example -1 means that the example is nobody's: with `test` it may stand in `clients` too. A
+            cohort that the mapping does not name has no test rows. `partition.hold_out` makes them.
 
         Raises ValueError, naming the array, for unequal lengths, NaN or infinite values, rows or labels out of
         range, and a cohort in which nobody owns an example. A client without examples is fine: it never counts.
+        Raises ValueError, naming the cohort, where `test` has another number of clients, a row out of range, or a row
+        that a client of the cohort trains on.
         """
         several = isinstance(clients, Mapping)
-        clients = clients if several else {"all": clients}
+        clients, test = ownership.name_cohorts(clients, test)
         nested = several and set(arrays) == set(clients) and all(isinstance(a, Mapping) for a in arrays.values())
         checked, cohorts = {}, {}
         for name, owned in clients.items():
@@ -71,7 +101,12 @@ class FederatedData:
                 if (key, id(value)) not in checked:  # cohorts that are given one array share one copy
                     checked[key, id(value)] = _checked(key, value, num_classes if key == "label" else None, on_device)
             own = {key: checked[key, id(value)] for key, value in own.items()}
-            cohorts[name] = CohortExamples(own, *_ragged(name, owned, _length(name, own)))
+            length, own_test = _length(name, own), test.get(name)
+            rows, offsets = ownership.read_owners(name, owned, length, nobody=own_test is not None)
+            cohorts[name] = CohortExamples(own, rows, offsets)
+            if own_test is not None:
+                tested = ownership.read_test_owners(name, own_test, length, rows, offsets)
+                cohorts[name] = dataclasses.replace(cohorts[name], test_rows=tested[0], test_offsets=tested[1])
         if public is not None:
             public = {k: _checked(k, v, num_classes if k == "label" else None, True) for k, v in public.items()}
             _length("public", public)
@@ -79,12 +114,12 @@ class FederatedData:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Clients per cohort, N."""
+        """How many clients each cohort has, N."""
         return {name: len(c.counts) for name, c in self.cohorts.items()}
 
     @functools.cached_property
     def population(self) -> Population:
-        """Who there is, and the shapes of what they hold: all that a method is built from."""
+        """The cohorts, their clients, and the shapes of what these own: all that a method is built from."""
         shapes = lambda arrays: {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for k, x in arrays.items()}
         tables = {name: table.get("classes") for name, table in self.split().items()}
         cohorts = {
@@ -96,27 +131,49 @@ class FederatedData:
         return Population(cohorts, None if self.public is None else shapes(self.public))
 
     def split(self) -> dict[str, dict]:
-        """Who holds what, by cohort: "examples" [N] of each client, the names of its "arrays", and where these have
-        a `label`, "classes" [N, K], how many of each class; plain lists, as `report.plot_split` takes them."""
+        """Returns which client owns what, as plain lists by cohort, which `report.plot_split` takes.
+
+        "examples" [N] is how many examples each client trains on, and "arrays" are the names of the cohort's arrays.
+        "classes" [N, K], where there is a `label` [E], is how many of these are of each class. "test" [N], where the
+        cohort has test rows, is how many test rows each client has.
+        """
         table = {}
         for name, cohort in self.cohorts.items():
             table[name] = {"examples": cohort.counts.tolist(), "arrays": sorted(cohort.arrays)}
             if "label" in cohort.arrays and np.ndim(cohort.arrays["label"]) == 1:
                 labels, parts = np.asarray(cohort.arrays["label"]), np.split(cohort.rows, cohort.offsets[1:-1])
                 table[name]["classes"] = split_table(parts, labels, int(labels.max()) + 1).tolist()
+            if cohort.test_counts is not None:
+                table[name]["test"] = cohort.test_counts.tolist()
         return table
 
+    def test_rows(self, cohort: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the test rows of all N clients of a cohort, padded to the longest: rows [N, T], mask [N, T].
+
+        rows: int32 row numbers in the cohort's arrays, 0 where a client has fewer than T. mask: float32, 1 where a
+        row is a client's own and 0 where it is padding. Raises ValueError where the cohort has no test rows.
+        """
+        if cohort not in self.cohorts:
+            raise ValueError(f"there is no cohort {cohort!r}; the data has {sorted(self.cohorts)}")
+        examples = self.cohorts[cohort]
+        if examples.test_rows is None or examples.test_counts is None:
+            raise ValueError(f"clients of {cohort} have no test rows; give them with from_arrays(..., test=...)")
+        real = np.arange(examples.test_counts.max()) < examples.test_counts[:, None]
+        rows = np.zeros(real.shape, np.int32)
+        rows[real] = examples.test_rows  # they lie client by client, as the rows of `real` do
+        return rows, real.astype(np.float32)
+
     def client(self, cohort: str, number: int) -> ClientData:
-        """What client `number` of a cohort sees, for calling its update by hand."""
+        """Returns what client `number` of a cohort sees, so that its update can be called by hand."""
         part = self._cohort_round(cohort, np.array([number]))
         scalars = jnp.asarray(part.count[0]), jnp.asarray(part.weight[0])
         return ClientData(part.arrays, jnp.asarray(part.rows[0]), *scalars, self.public, part.uniform)
 
     def round(self, chosen: Mapping[str, np.ndarray]) -> RoundData:
-        """The data of a round in which clients `chosen` (per cohort [C] client numbers, N for nobody) take part.
+        """Returns the data of a round in which the clients `chosen` take part.
 
-        A client weighs as many as it has examples. Participants come sorted by their number of examples, so that
-        a chunk holds clients of like length.
+        chosen: client numbers [C] for each cohort; the number N stands for nobody. A client's weight is its number of
+        examples. Participants are sorted by their number of examples, so that clients of like length share a chunk.
         """
         if set(chosen) != set(self.cohorts):
             raise ValueError(f"participants named for cohorts {sorted(chosen)}; the data has {sorted(self.cohorts)}")
@@ -140,24 +197,32 @@ class FederatedData:
         if not self.on_device:
             arrays = {k: jnp.asarray(v[rows.ravel()]) for k, v in arrays.items()}
             rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return CohortRound(index, count.astype(np.float32), rows, count, arrays, uniform)
+        # These stay NumPy arrays until the loop puts them on the devices, of which there may be several.
+        typed = lambda x: cast(jax.Array, x)
+        weight = count.astype(np.float32)
+        return CohortRound(typed(index), typed(weight), typed(rows), typed(count), arrays, uniform)
 
 
 def pooled(data: FederatedData) -> FederatedData:
-    """The same examples in one client's hands, the cohort "pooled": the centralised control.
+    """Returns the same training examples as those of one client in the cohort "pooled": the centralised control.
 
-    An example keeps what its owner had of it and lacks what it lacked: `has_<modality>` [E] says so, and its values
-    there are 0.
+    An example keeps the arrays that its owner had of it. Where its owner lacked a modality, its values are 0 and
+    `has_<modality>` [E] is False. It has no test rows of its own.
+
+    >>> arrays = {"A": {"x": np.array([1.0, 2.0])}, "A+B": {"x": np.array([3.0]), "y": np.array([4.0])}}
+    >>> data = FederatedData.from_arrays(arrays, {"A": [[0], [1]], "A+B": [[0]]})
+    >>> {name: array.tolist() for name, array in pooled(data).cohorts["pooled"].arrays.items()}
+    {'x': [1.0, 2.0, 3.0], 'y': [0.0, 0.0, 4.0], 'has_y': [False, False, True]}
     """
     keys = dict.fromkeys(k for cohort in data.cohorts.values() for k in cohort.arrays)
     parts = {key: [] for key in keys} | {f"has_{key}": [] for key in keys}
     like = {k: v for cohort in data.cohorts.values() for k, v in cohort.arrays.items()}
     for cohort in data.cohorts.values():
         for key in keys:
-            held = key in cohort.arrays
+            has = key in cohort.arrays
             shape = (len(cohort.rows), *like[key].shape[1:])
-            parts[key].append(np.asarray(cohort.arrays[key])[cohort.rows] if held else np.zeros(shape, like[key].dtype))
-            parts[f"has_{key}"].append(np.full(len(cohort.rows), held))
+            parts[key].append(np.asarray(cohort.arrays[key])[cohort.rows] if has else np.zeros(shape, like[key].dtype))
+            parts[f"has_{key}"].append(np.full(len(cohort.rows), has))
     arrays = {key: np.concatenate(part) for key, part in parts.items()}
     arrays = {k: v for k, v in arrays.items() if not (k.startswith("has_") and v.all())}
     everything = {"pooled": [np.arange(len(next(iter(arrays.values()))))]}
@@ -171,7 +236,7 @@ def _length(name: str, arrays: Arrays) -> int:
     return next(iter(lengths.values()))
 
 
-def _checked(key: str, value, num_classes: int | None, on_device: bool):
+def _checked(key: str, value: Any, num_classes: int | None, on_device: bool) -> jax.Array:
     if key == RESERVED:
         raise ValueError(f"an array may not be called {RESERVED!r}: every batch has one of that name; rename yours")
     if np.ndim(value) == 0:
@@ -191,23 +256,3 @@ def _checked(key: str, value, num_classes: int | None, on_device: bool):
             f"labels must lie in 0..{num_classes - 1}, got {np.min(value)}..{np.max(value)}; renumber the classes"
         )
     return jnp.asarray(value) if on_device else value
-
-
-def _ragged(name: str, owned, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, offsets) from a client number per example, or from a list of row numbers per client."""
-    if isinstance(owned, np.ndarray | jax.Array) and owned.ndim == 1 and owned.dtype.kind in "iu":
-        owner = np.asarray(owned)
-        if len(owner) != length:
-            raise ValueError(f"{len(owner)} client numbers for {length} examples of {name}; give one for each")
-        if length and owner.min() < 0:
-            raise ValueError(f"client numbers of {name} must not be negative, got {owner.min()}")
-        counts, rows = np.bincount(owner), np.argsort(owner, kind="stable")
-    else:
-        parts = [np.asarray(part, np.int64).reshape(-1) for part in owned]
-        counts = np.array([len(part) for part in parts], np.int64)
-        rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= length):
-            raise ValueError(f"clients of {name} own rows {rows.min()}..{rows.max()}, but it has rows 0..{length - 1}")
-    if counts.sum() == 0:
-        raise ValueError(f"no client of {name} owns an example; give it some, or leave the cohort out")
-    return rows.astype(np.int32), np.concatenate([[0], np.cumsum(counts)])

@@ -157,6 +157,28 @@ def missing_examples(
     return dict(zip(modalities, present.T.copy(), strict=True))
 
 
+def hold_out(parts: Sequence[np.ndarray], fraction: float, seed: Seed) -> tuple[Parts, Parts]:
+    """Returns (train parts, test parts): of each client's rows `fraction`, drawn at random, become its own test rows.
+
+    fraction: above 0 and below 1. The number of test rows is rounded; a client with two rows or more keeps at least
+    one of each, and the only row of a client is for training. Both parts go to `FederatedData.from_arrays`.
+
+    >>> train, test = hold_out([np.arange(5), np.arange(5, 6)], 0.4, seed=0)
+    >>> [part.tolist() for part in train], [part.tolist() for part in test]
+    ([[0, 1, 3], [5]], [[2, 4], []])
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; give the share of each client's rows, above 0 and below 1.")
+    rng = np.random.default_rng(seed)
+    train, test = [], []
+    for part in parts:
+        rows = rng.permutation(np.asarray(part))
+        number = min(max(1, round(fraction * len(rows))), max(0, len(rows) - 1))
+        test.append(rows[:number])
+        train.append(rows[number:])
+    return _parts(train), _parts(test)
+
+
 def split_table(parts: Parts, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """[N, K] ints: how many examples of each class each client owns. labels [M] int in 0..K-1."""
     labels = _labels(labels)

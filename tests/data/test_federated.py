@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mm.data.federated import FederatedData
+from fedjax_mm.data.federated import FederatedData, pooled
 
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
 LABEL = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0], np.int32)
@@ -94,3 +94,55 @@ def test_split_counts_classes_and_client_is_one_clients_view():
     one = data.client("all", 2)
     own = np.asarray(one.arrays["x"])[np.asarray(one.rows)[: int(one.count)]]
     assert own.tolist() == X[[0, 3, 4, 5]].tolist() and float(one.weight) == 4 and one.public["x"].shape == (2, 2)
+
+
+OWNER, TEST_OWNER = np.array([1, 0, 0, -1, 2, 2, -1, 2, -1, 2]), np.array([-1, -1, -1, 0, -1, -1, 0, -1, 2, -1])
+TESTED = [[3, 6], [], [8]]
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("test", [TEST_OWNER, TESTED, {"all": TEST_OWNER}])
+def test_clients_have_test_rows_of_their_own_padded_to_the_longest(test, on_device):
+    clients = OWNER if isinstance(test, np.ndarray) else [[1, 2], [0], [4, 5, 7, 9]]
+    clients = {"all": clients} if isinstance(test, dict) else clients
+    data = FederatedData.from_arrays({"x": X, "label": LABEL}, clients, test=test, on_device=on_device)
+    rows, mask = data.test_rows("all")
+    assert rows.dtype == np.int32 and mask.dtype == np.float32
+    assert rows.tolist() == [[3, 6], [0, 0], [8, 0]] and mask.tolist() == [[1, 1], [0, 0], [1, 0]]
+    plain = FederatedData.from_arrays({"x": X, "label": LABEL}, [[1, 2], [0], [4, 5, 7, 9]], on_device=on_device)
+    assert data.split()["all"] == plain.split()["all"] | {"test": [2, 0, 1]}
+    some, same = (d.round({"all": np.array([0, 2])}).cohorts["all"] for d in (data, plain))
+    assert (np.asarray(some.rows) == same.rows).all() and (np.asarray(some.arrays["x"]) == same.arrays["x"]).all()
+    trained = pooled(data).cohorts["pooled"]
+    assert np.asarray(trained.arrays["x"]).tolist() == X[[1, 2, 0, 4, 5, 7, 9]].tolist() and trained.test_rows is None
+
+
+def test_a_cohort_that_test_does_not_name_has_no_test_rows():
+    data = FederatedData.from_arrays({"x": X}, {"A": [[0], [1]], "B": [[0, 2]]}, test={"B": [[1]]})
+    assert "test" not in data.split()["A"] and data.split()["B"]["test"] == [1]
+    with pytest.raises(ValueError, match=r"clients of A have no test rows; give them with from_arrays"):
+        data.test_rows("A")
+    with pytest.raises(ValueError, match=r"no cohort 'C'; the data has \['A', 'B'\]"):
+        data.test_rows("C")
+
+
+@pytest.mark.parametrize(
+    ("clients", "test", "message"),
+    [
+        (PARTS, [[6], [7]], "test has 2 clients of all, and clients has 4; give each its test rows"),
+        (np.repeat([0, 1], 5), np.full(10, 2), "test has 3 clients of all, and clients has 2"),
+        (PARTS, [[6], [7], [], [10]], "clients of all own test rows 6..10, but it has rows 0..9"),
+        (PARTS, [[6], [7], [], [-1]], "clients of all own test rows -1..7"),
+        (PARTS, [[6], [], [7, 9], []], "row 9 of all is a test row of client 2 and a training row of client 3"),
+        (PARTS, [[1], [], [], []], "row 1 of all is a test row of client 0 and a training row of client 0"),
+        (PARTS, [[], [], [], []], "no client of all has a test row; give it some, or leave the cohort out of test"),
+        (PARTS, np.arange(9), "9 client numbers for 10 examples of all"),
+        (OWNER - 1, TEST_OWNER, r"must not be below -1 \(nobody's\), got -2"),
+        ({"A": PARTS}, {"B": PARTS}, r"test names cohorts \['B'\]; the data has \['A'\]"),
+        ({"A": PARTS}, [[6], [], [], []], r"clients names cohorts \['A'\]; give test as a mapping from cohort too"),
+        (OWNER, None, "must not be negative, got -1"),
+    ],
+)
+def test_wrong_test_rows_are_errors_that_name_the_cohort_and_the_cure(clients, test, message):
+    with pytest.raises(ValueError, match=message):
+        FederatedData.from_arrays({"x": X}, clients, test=test)

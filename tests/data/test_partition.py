@@ -146,6 +146,21 @@ def test_missing_examples_at_their_rates_and_never_all():
     assert not same(present.values(), partition.missing_examples(num, ("a", "b", "c"), rates, 1).values())
 
 
+def test_hold_out_takes_the_fraction_of_each_client_and_leaves_some_to_train():
+    parts = [np.arange(start, start + size) for start, size in ((0, 100), (100, 1), (101, 0), (101, 2), (103, 7))]
+    for fraction, sizes in ((0.2, [20, 0, 0, 1, 1]), (0.99, [99, 0, 0, 1, 6]), (0.001, [1, 0, 0, 1, 1])):
+        train, test = partition.hold_out(parts, fraction, 0)
+        assert [len(part) for part in test] == sizes
+        for part, kept, out in zip(parts, train, test, strict=True):
+            assert kept.dtype == out.dtype == np.int32 and np.all(np.diff(kept) > 0) and np.all(np.diff(out) > 0)
+            np.testing.assert_array_equal(np.sort(np.concatenate([kept, out])), part)
+    again, other = partition.hold_out(parts, 0.2, np.random.default_rng(0))[1], partition.hold_out(parts, 0.2, 1)[1]
+    first = partition.hold_out(parts, 0.2, 0)[1]
+    assert same(first, again) and not same(first, other)
+    share = np.mean([partition.hold_out(parts[:1], 0.2, seed)[1][0].mean() for seed in range(200)])
+    np.testing.assert_allclose(share, 49.5, atol=2)  # no row is likelier than another
+
+
 def test_split_table_counts():
     found = partition.split_table(
         [np.array([0, 3]), np.array([1, 2, 4]), np.array([], int)], np.array([2, 0, 0, 2, 1]), 4
@@ -176,6 +191,8 @@ def test_split_table_counts():
         (lambda: partition.missing_examples(5, "ab", {"x": 0.1}, 0), "'x'"),
         (lambda: partition.missing_examples(5, "ab", {"a": 1.1}, 0), "0..1"),
         (lambda: partition.missing_examples(5, "ab", {"a": 1.0, "b": 1.0}, 0), "every modality has rate 1"),
+        (lambda: partition.hold_out([np.arange(5)], 1.0, 0), "fraction is 1.0"),
+        (lambda: partition.hold_out([np.arange(5)], float("nan"), 0), "fraction is nan"),
         (lambda: partition.split_table([np.array([0])], np.array([4]), 4), "the last is 3"),
     ],
 )
