@@ -1,16 +1,19 @@
 """COCO captions: photos of everyday scenes with five captions each, too many for the memory."""
 
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import captions, images, prepared
 from fedjax_mm.data.captions import PER_IMAGE, Captioned
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SOURCE = "https://cocodataset.org/#download"
 FOREIGN = {"valid": "val"}  # our name of a split -> the official one, where they differ
@@ -21,7 +24,7 @@ def load(
     splits: Sequence[str] = ("train", "valid"),
     image: int = 224,
     length: int = 40,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary: int = 8000,
     limit: int | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -51,7 +54,7 @@ def load(
     for split in splits:
         photos = read(data_dir, split, limit)
         path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
-        row = lambda i, photos=photos: images.decode(photos.content(i), image, photos.names[i])
+        row = functools.partial(_decode, photos, image)
         pictures[split] = images.memory_map(path, len(photos.names), row)
         texts[split] = np.array(photos.captions)
         names[split] = np.array(photos.names)
@@ -64,6 +67,10 @@ class _Photos(NamedTuple):
     captions: Sequence[Sequence[str]]  # five of each
     content: Callable[[int], bytes]  # the encoded photo
     version: str  # of the files they come from
+
+
+def _decode(photos: _Photos, size: int, place: int) -> np.ndarray:
+    return images.decode(photos.content(place), size, photos.names[place])
 
 
 def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
@@ -106,7 +113,7 @@ def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
     official = FOREIGN.get(split, split)
     if official not in builder.info.splits:
         raise KeyError(f"{infos[-1].parent} has no split {official!r}; it has {sorted(builder.info.splits)}")
-    source = builder.as_data_source(official, decoders={"image": tfds.decode.SkipDecoding()})
+    source = prepared.source(builder, official, decoders={"image": tfds.decode.SkipDecoding()})
     # Picked from each row as it comes: the encoded photos of train alone are 13 GB.
     rows = [(int(row["image/id"]), row["image/filename"].decode(), row["captions"]["text"]) for row in source]
     order = sorted(range(len(rows)), key=lambda row: rows[row][0])[:limit]

@@ -16,7 +16,7 @@ DRAWS = 1000  # a Dirichlet split is drawn at most this often to reach the small
 
 def iid(labels_or_num: np.ndarray | int, num_clients: int, seed: Seed) -> Parts:
     """Rows at random, the same number for each client, give or take one. labels_or_num: [M], or M itself."""
-    num = int(labels_or_num) if np.ndim(labels_or_num) == 0 else len(labels_or_num)
+    num = int(labels_or_num) if np.ndim(labels_or_num) == 0 else len(np.asarray(labels_or_num))
     _check_clients(num_clients, num)
     return _parts(np.array_split(np.random.default_rng(seed).permutation(num), num_clients))
 

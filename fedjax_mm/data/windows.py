@@ -50,7 +50,7 @@ def zscore(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def split_groups(
-    groups: Sequence[int], strata: Sequence[Hashable], sizes: Sizes, seed: int, rest: str = "train"
+    groups: Sequence[int] | np.ndarray, strata: Sequence[Hashable], sizes: Sizes, seed: int, rest: str = "train"
 ) -> dict[str, np.ndarray]:
     """Disjoint and complete splits of whole groups, drawn at random within each stratum.
 
@@ -63,12 +63,12 @@ def split_groups(
         raise ValueError(
             f"sizes names {rest!r}, which gets what the other splits leave; remove it, or name another rest"
         )
-    groups, members = np.asarray(groups), {}
     if len(np.unique(groups)) != len(groups) or len(strata) != len(groups):
         raise ValueError(
             f"{len(groups)} groups and {len(strata)} strata; each group must be named once and have a stratum"
         )
-    for group, stratum in zip(groups, strata, strict=True):
+    members: dict[Hashable, list[int]] = {}
+    for group, stratum in zip(np.asarray(groups), strata, strict=True):
         members.setdefault(stratum, []).append(group)
     rng = np.random.default_rng(seed)
     chosen = {split: [] for split in (rest, *sizes)}
@@ -96,7 +96,7 @@ def _number(size: int | float, members: int, split: str) -> int:
 
 def cut_splits(
     recordings: Mapping[int, Mapping[str, np.ndarray]],
-    ids: Mapping[str, Sequence[int]],
+    ids: Mapping[str, Sequence[int] | np.ndarray],
     modalities: Sequence[str],
     window: int,
     stride: int,

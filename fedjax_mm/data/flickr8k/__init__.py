@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import captions, images, prepared
 from fedjax_mm.data.captions import Captioned
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def load(
@@ -15,7 +18,7 @@ def load(
     prepared_dir: str | os.PathLike | None = None,
     image: int = 96,
     length: int = 40,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary: int = 8000,
     public: int = 0,
     seed: int = 0,
@@ -50,9 +53,8 @@ def load(
         order = np.argsort([row["number"] for row in rows])
         texts[split] = np.array([[caption.decode() for caption in row["captions"]] for row in rows])[order]
         names[split] = np.array([row["file"].decode() for row in rows])[order]
-        source = builder.Builder(data_dir=folder, file_format="array_record").as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        encoded = builder.Builder(data_dir=folder, file_format="array_record")
+        source = prepared.source(encoded, split, decoders={"image": tfds.decode.SkipDecoding()})
         pictures[split] = np.empty((len(rows), image, image, 3), np.uint8)
         for place, row in zip(np.argsort(order), source, strict=True):
             pictures[split][place] = images.decode(row["image"], image, row["file"].decode())

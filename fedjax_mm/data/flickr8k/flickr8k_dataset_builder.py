@@ -44,7 +44,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         files = raw_files(pathlib.Path(dl_manager.manual_dir))
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         captions = read_captions(files[TOKENS])
         return {split: self._generate_examples(files, names(files[path]), captions) for split, path in SPLITS.items()}
 

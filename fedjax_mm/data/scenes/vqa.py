@@ -100,7 +100,7 @@ def _relation(scene):
     for a, b in itertools.permutations(scene, 2):
         lead = {name: ahead(name, a, b) for name in RELATIONS}
         clear += [((_the(a), RELATIONS[name][0], _the(b)), d > 0) for name, d in lead.items() if abs(d) >= MARGIN]
-        second, first = sorted(lead, key=lead.get)[2:]
+        second, first = sorted(lead, key=lead.__getitem__)[2:]
         if lead[first] >= lead[second] + MARGIN:  # plainly more to the left than above, say
             where.append(((_the(a), _the(b)), first))
     return [_yes_no("relation", clear), _kind("where", where)]

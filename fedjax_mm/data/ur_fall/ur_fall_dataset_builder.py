@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         urls = {name: URL + name for name in (*REQUIRED, *OPTIONAL)}
         files = prepared.raw_files(dl_manager, REQUIRED, OPTIONAL, urls, SOURCE)
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         return {"train": self._generate_examples(files)}
 
     def _generate_examples(self, files: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,16 +3,18 @@
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import wordpiece
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.data.vqa import pictures
 from fedjax_mm.data.vqa.annotations import Question
 from fedjax_mm.data.vqa.answers import soft_scores, targets, vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class Source(NamedTuple):
@@ -49,7 +51,7 @@ class Tasks(NamedTuple):
     tasks: Mapping[str, Task]
     image: np.ndarray
     size: np.ndarray
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
 
 
 def load(
@@ -61,7 +63,7 @@ def load(
     train: int | None = None,
     valid: int = 0,
     test: int | None = None,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary_size: int = 4000,
     drop_unknown: bool = False,
     seed: int = 0,
@@ -88,26 +90,26 @@ def load(
         )
     if not sources:
         raise ValueError("sources is empty; give at least one client's questions")
-    sources = {name: s if isinstance(s, Source) else Source(**s) for name, s in sources.items()}
+    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
-    chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in sources.items()}
-    if tokenizer is None:
-        asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
-        tokenizer = wordpiece.train(asked, vocabulary_size)
-    elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = wordpiece.load(tokenizer)
+    chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
+    asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
+    tokenizer = wordpiece.choose(tokenizer, asked, vocabulary_size)
     width = max(len(known) for known, _, _ in chosen.values())
     tasks, images, sizes, start = {}, [], [], 0
     for name, (known, splits, unknown) in chosen.items():
         keys = list(dict.fromkeys(question.image for questions in splits.values() for question in questions))
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
-        drawn = sources[name].pictures
-        fitted = pictures.read_all(keys, image, patch) if drawn is None else pictures.fit_all(drawn[keys], image, patch)
+        stack = whole[name].pictures
+        if stack is None:
+            fitted = pictures.read_all(cast(list[str], keys), image, patch)
+        else:
+            fitted = pictures.fit_all(stack[cast(list[int], keys)], image, patch)
         images.append(fitted[0])
         sizes.append(fitted[1])
-        arrays = {split: _arrays(asked, known, row, tokenizer, length, width) for split, asked in splits.items()}
-        text = {split: np.array([question.text for question in asked], str) for split, asked in splits.items()}
+        arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
+        text = {split: np.array([question.text for question in own], str) for split, own in splits.items()}
         tasks[name] = Task(known, arrays, text, unknown)
     return Tasks(tasks, np.concatenate(images), np.concatenate(sizes), tokenizer)
 
@@ -116,13 +118,13 @@ def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
     """One client's split with the pictures at hand, leaves [E, ...]: `image` [E, H, W, 3] uint8, `size` [E, 2],
     `question` [E, L], `target` [E, K], and `answers` [E] int32, how many of the K are its own."""
     task = tasks.tasks[client]
-    held = task.splits[split]
+    arrays = task.splits[split]
     return {
-        "image": tasks.image[held["image_row"]],
-        "size": tasks.size[held["image_row"]],
-        "question": held["question"],
-        "target": held["target"],
-        "answers": np.full(len(held["image_row"]), len(task.answers), np.int32),
+        "image": tasks.image[arrays["image_row"]],
+        "size": tasks.size[arrays["image_row"]],
+        "question": arrays["question"],
+        "target": arrays["target"],
+        "answers": np.full(len(arrays["image_row"]), len(task.answers), np.int32),
     }
 
 
@@ -148,7 +150,7 @@ def _arrays(
     asked: Sequence[Question],
     known: Sequence[str],
     row: Mapping[str | int, int],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     length: int,
     width: int,
 ) -> dict[str, np.ndarray]:
@@ -172,22 +174,22 @@ def _choose(
         )
     # A stream of its own, so that a client's data do not depend on its place among the others.
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    splits = dict(zip(("train", "valid"), _hold_out(name, source.train, numbers["valid"], rng), strict=True))
-    splits["test"] = list(source.test)
+    train, valid = _hold_out(name, source.train, numbers["valid"] or 0, rng)
+    splits = {"train": train, "valid": valid, "test": list(source.test)}
     scores = {split: [soft_scores(question.answers) for question in qs] for split, qs in splits.items()}
     known = vocabulary(scores["train"], answers)
     unknown = {}
     for split in splits:
-        has = [not score.keys().isdisjoint(known) for score in scores[split]]
-        held = list(zip(splits[split], has, strict=True))
+        answerable = [not score.keys().isdisjoint(known) for score in scores[split]]
+        pairs = list(zip(splits[split], answerable, strict=True))
         if split == "train":
-            unknown[split] = has.count(False)
+            unknown[split] = answerable.count(False)
         if split == "train" or drop_unknown:
-            held = [pair for pair in held if pair[1]]
-        held = _draw(held, numbers[split], rng)
+            pairs = [pair for pair in pairs if pair[1]]
+        pairs = _draw(pairs, numbers[split], rng)
         if split != "train":
-            unknown[split] = sum(not ok for _, ok in held)
-        splits[split] = [question for question, _ in held]
+            unknown[split] = sum(not ok for _, ok in pairs)
+        splits[split] = [question for question, _ in pairs]
     return known, splits, unknown
 
 
@@ -200,15 +202,15 @@ def _hold_out(
     picture = np.array([place[question.image] for question in questions])
     order = rng.permutation(len(keys))
     asked = np.cumsum(np.bincount(picture)[order])
-    held = np.isin(picture, order[: np.searchsorted(asked, number) + 1]) if number else np.zeros(len(picture), bool)
-    if held.all():
+    out = np.isin(picture, order[: np.searchsorted(asked, number) + 1]) if number else np.zeros(len(picture), bool)
+    if out.all():
         raise ValueError(f"valid is {number}, and {name} has {len(questions)} train questions; train must keep some")
-    valid = [question for question, out in zip(questions, held, strict=True) if out]
-    return [question for question, out in zip(questions, held, strict=True) if not out], valid
+    valid = [question for question, goes in zip(questions, out, strict=True) if goes]
+    return [question for question, goes in zip(questions, out, strict=True) if not goes], valid
 
 
-def _draw(held: list, number: int | None, rng: np.random.Generator) -> list:
+def _draw(pairs: list, number: int | None, rng: np.random.Generator) -> list:
     """At most so many of them, drawn at random, in their order."""
-    if number is None or number >= len(held):
-        return held
-    return [held[place] for place in np.sort(rng.choice(len(held), number, replace=False))]
+    if number is None or number >= len(pairs):
+        return pairs
+    return [pairs[place] for place in np.sort(rng.choice(len(pairs), number, replace=False))]
