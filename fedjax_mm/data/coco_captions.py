@@ -29,17 +29,17 @@ def load(
     limit: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Captioned:
-    """COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, for `on_device=False`.
+    """Returns COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, for `on_device=False`.
 
     data_dir: the folder with train2017, val2017 and annotations of the official files, or else the one that holds
     TFDS's prepared `coco_captions` (array_record; its splits are Karpathy's of 2014, with `test` and `restval` too).
     splits: some of train, valid (and test, restval). image: pixels of a side; photos are squashed to a square.
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
-    first split named. limit: the first so many photos of each split, in the order of COCO's ids.
+    first split named. limit: how many photos of each split, from the first on in the order of COCO's ids.
     cache_dir: where the decoded photos are kept, written at the first call (None: the user's cache); 224 x 224 pixels
-    of train2017 are 17.8 GB.
+    of train2017 take 17.8 GB.
 
-    A photo has five to seven captions; `text` [I, 5, length] int32 has the first five.
+    A photo has five to seven captions; `text` [I, 5, length] int32 holds the first five.
     Raises FileNotFoundError, KeyError (no such split) or ValueError naming the file that is missing or damaged.
     """
     data_dir = pathlib.Path(data_dir)

@@ -25,8 +25,11 @@ from fedjax_mm.data.scenes.world import COLOURS, SHAPES, SIZES, Seed, World, str
 
 
 class Questions(NamedTuple):
-    """Q questions: `image` [Q] int32 is the scene's row, `tokens` [Q, LENGTH] int32, `answer` [Q] int32 in ANSWERS,
-    `type` [Q] int32 in TYPES, `text` [Q] str."""
+    """Q questions.
+
+    image: [Q] int32, the row of the scene.  tokens: [Q, LENGTH] int32.  answer: [Q] int32 in ANSWERS.
+    type: [Q] int32 in TYPES.  text: [Q] str.
+    """
 
     image: np.ndarray
     tokens: np.ndarray
@@ -84,8 +87,8 @@ def _shape(scene):
 
 def _count(scene):
     def by(slot, values, say):
-        held = [getattr(thing, slot) for thing in scene]
-        return _kind("count", (((say(value),), str(held.count(value))) for value in values))
+        present = [getattr(thing, slot) for thing in scene]
+        return _kind("count", (((say(value),), str(present.count(value))) for value in values))
 
     return [
         _kind("count", [(("objects",), str(len(scene)))]),

@@ -1,4 +1,4 @@
-"""Tasks: what each client is asked, in arrays that all clients of one cohort share the shapes of."""
+"""Tasks: what each client is asked, in arrays of the same shapes for all clients of a cohort."""
 
 import os
 import zlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these lie in no files."""
+    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these are in no files."""
 
     train: Sequence[Question]
     test: Sequence[Question]
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 class Task(NamedTuple):
     """One client's questions.
 
-    answers: those it knows, at most K, best first: always saying answer 0 is the control.
+    answers: the answers that the task knows, at most K, best first. The control always says answer 0.
     splits: train, valid, test -> `image_row` [E] int32 in `Tasks.image`, `question` [E, L] int32 word pieces (0 is
         padding), `target` [E, K] float32, the score of each answer (0 beyond its own `answers`).
     text: split -> [E] str.
@@ -45,7 +45,9 @@ class Task(NamedTuple):
 class Tasks(NamedTuple):
     """The tasks of a cohort by client, and the pictures that their questions share.
 
-    image: [I, H, W, 3] uint8, zeros to the right of and below the picture; size: [I, 2] int32, its height and width.
+    tasks: client name -> its task.
+    image: [I, H, W, 3] uint8, zeros to the right of and below each picture.
+    size: [I, 2] int32, the height and width of each picture.
     """
 
     tasks: Mapping[str, Task]
@@ -68,18 +70,20 @@ def load(
     drop_unknown: bool = False,
     seed: int = 0,
 ) -> Tasks:
-    """One task per source (client name -> questions), all with the same shapes.
+    """Returns one task per source, all with the same shapes.
 
+    sources: client name -> questions.
     image: the bucket (H, W) in pixels, multiples of `patch`; pictures keep their aspect ratio (see `pictures.fit`).
-    length: word pieces of a question, L. answers: the most that a task knows; K is the longest list of any task.
+    length: how many word pieces a question has, L.
+    answers: the most answers that a task knows; K is the longest list of any task.
     train, valid, test: at most so many questions of each task, drawn by the seed; None is all. valid is held out of
         train picture by picture, before answers are counted; a picture in both train and test is an error.
-    tokenizer: one, the path of its vocab.txt or tokenizer.json, or None: `vocabulary_size` word pieces fitted to the
-        train questions of all tasks.
-    drop_unknown: leave questions without a known answer out of valid and test too, as FedDAT's released code does: it
-        flatters. By default they stay, and nobody can score on them.
+    tokenizer: one, or the path of its vocab.txt or tokenizer.json, or None: `vocabulary_size` word pieces are fitted to
+        the train questions of all tasks.
+    drop_unknown: whether questions without a known answer are left out of valid and test too, as in FedDAT's released
+        code, which flatters. By default they stay, and nobody can score on them.
 
-    What a task gets does not depend on which others there are (but for the tokenizer and K).
+    What a task gets does not depend on which other tasks there are (except for the tokenizer and K).
     Raises ValueError or FileNotFoundError naming the task or the file.
     """
     if len(image) != 2 or patch < 1 or any(side < patch or side % patch for side in image):
@@ -115,8 +119,11 @@ def load(
 
 
 def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
-    """One client's split with the pictures at hand, leaves [E, ...]: `image` [E, H, W, 3] uint8, `size` [E, 2],
-    `question` [E, L], `target` [E, K], and `answers` [E] int32, how many of the K are its own."""
+    """Returns one client's split together with its pictures, leaves [E, ...].
+
+    The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
+    int32, how many of the K answers are the client's own.
+    """
     task = tasks.tasks[client]
     arrays = task.splits[split]
     return {
@@ -129,17 +136,19 @@ def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
 
 
 def all_examples(tasks: Tasks, split: str) -> dict[str, np.ndarray]:
-    """All clients' examples of a split, one after the other: arrays as of `examples`, and `client` [E] int32, the place
-    of the client in `tasks.tasks`."""
+    """Returns all clients' examples of a split, one client after the other.
+
+    The arrays are those of `examples`, and `client` [E] int32, the place of the client in `tasks.tasks`.
+    """
     parts = [examples(tasks, client, split) for client in tasks.tasks]
     owner = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["image"]) for part in parts])
     return {"client": owner} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def federated(tasks: Tasks, split: str = "train", on_device: bool = True) -> FederatedData:
-    """One client per task, in the order of `tasks.tasks`, in the cohort "all"; arrays as of `examples`.
+    """Returns one client per task, in the order of `tasks.tasks`, in the cohort "all"; the arrays are as of `examples`.
 
-    A picture is copied for each of its questions: a step gathers all its arrays by one row number.
+    A picture is copied for each of its questions, because a step gathers all its arrays by one row number.
     """
     arrays = all_examples(tasks, split)
     owner = arrays.pop("client")
@@ -164,7 +173,7 @@ def _arrays(
 def _choose(
     name: str, source: Source, numbers: Mapping[str, int | None], answers: int, drop_unknown: bool, seed: int
 ) -> tuple[tuple[str, ...], dict[str, list[Question]], dict[str, int]]:
-    """The known answers, the questions of each split, and how many of them (for train: before) are unknown."""
+    """The known answers, the questions of each split, and how many have no known answer (in train: before these go)."""
     for split in ("train", "test"):
         if not getattr(source, split):
             raise ValueError(f"{name} has no {split} questions")
