@@ -26,6 +26,8 @@ from fedjax_mm.types import (
     Server,
 )
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from fedjax_mm import evaluate, methods, models, report, run
 

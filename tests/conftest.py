@@ -1,9 +1,11 @@
-"""Makes JAX strict, gives every test four CPU devices, and finds the shared real data where there is some."""
+"""Makes JAX strict, gives every test four CPU devices, and finds the real data where there is some.
+
+FEDJAX_MM_TEST_DATA: the folder of real datasets; without it the tests look in ../shared/data beside the checkout.
+"""
 
 import importlib.metadata
 import os
 import pathlib
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
@@ -17,16 +19,22 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-cache = os.path.join(tempfile.gettempdir(), f"fedjax_mm_tests_{jax.__version__}")
-jax.config.update("jax_compilation_cache_dir", cache)
+# Compiled programs are code: their folder is the user's own, where nobody else can put one.
+cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedjax_mm"
+cache /= f"tests-{jax.__version__}"
+cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+collect_ignore_glob = ["*/fixtures/*"]  # scripts that made the fixtures; they need PyTorch
+
+BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL = pathlib.Path(os.environ.get("FEDJAX_MM_TEST_DATA") or BESIDE).expanduser().absolute()
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real datasets; the test is skipped where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no real data at {SHARED}")
-    return SHARED
+    if not REAL.is_dir():
+        pytest.skip(f"no real data at {REAL}; FEDJAX_MM_TEST_DATA may name another folder")
+    return REAL

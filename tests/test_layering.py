@@ -14,7 +14,7 @@ MAY_IMPORT = {  # room -> rooms below it
     "losses": {"types"},
     "aggregate": {"types"},
     "evaluate": {"types"},
-    "models": {"types"},
+    "models": {"types", "_lazy"},
     "data": {"types", "_lazy"},
     "local": {"types"},
     "clients": {"types"},
@@ -22,8 +22,12 @@ MAY_IMPORT = {  # room -> rooms below it
     "stages": {"types", "trees", "federate"},
     "costs": {"types", "trees", "federate"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
-    "run": {"types", "trees", "clients", "federate", "costs", "stages", "data"},
-    "report": {"run"},
+    "run": {"types", "trees", "clients", "federate", "costs", "stages", "data", "_lazy"},
+    "report": {"run", "_lazy"},
+    "laws": {
+        *("types", "trees", "losses", "aggregate", "evaluate", "models", "data", "local", "clients", "federate"),
+        *("stages", "costs", "methods", "run", "_lazy"),
+    },
 }
 
 

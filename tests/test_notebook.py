@@ -1,10 +1,13 @@
 """The tour is run as a reader runs it, and what it shows is read back."""
 
 import ast
+import importlib.util
 import pathlib
 import shutil
+import subprocess
 
 import jax
+import jaxlib
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -53,6 +56,25 @@ def test_the_committed_notebook_is_small_clean_and_imports_public_names():
     imports = [n for cell in code for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.ImportFrom)]
     ours = [(n.module, name.name) for n in imports if n.module.startswith("fedjax_mm") for name in n.names]
     assert ours and not [name for name in ours if "._" in name[0] or name[1].startswith("_")]
+
+
+def test_the_first_cell_installs_what_is_missing_and_leaves_jax_alone(tmp_path, monkeypatch):
+    first = next(cell for cell in nbformat.read(TOUR, as_version=4).cells if cell.cell_type == "code")
+    commands, find = [], importlib.util.find_spec
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    exec(first.source, {})  # the package is here
+    assert not commands
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fedjax_mm" else find(name))
+    exec(first.source, {})
+    assert [word for word in commands[0] if "==" in word] == [
+        f"jax=={jax.__version__}",
+        f"jaxlib=={jaxlib.__version__}",
+    ]
+    assert any(word.startswith("fedjax_mm[report] @ ") for word in commands[0])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(first.source, {})
+    assert not [word for word in commands[1] if "==" in word]
 
 
 def test_the_tour_shows_what_it_says(shown):

@@ -1,4 +1,4 @@
-"""Datasets, partitions, and the door for anyone's own arrays."""
+"""Datasets, partitions, and `FederatedData`, which takes anyone's own arrays."""
 
 from typing import TYPE_CHECKING
 

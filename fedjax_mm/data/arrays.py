@@ -10,9 +10,10 @@ import numpy as np
 
 
 def load_npz(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays of an npz file, no pickles.
+    """Returns the named arrays of an npz file; pickled objects are refused.
 
-    Raises FileNotFoundError, KeyError (a name is not in the file) or ValueError (the file is cut off or damaged).
+    Raises FileNotFoundError, KeyError where a name is not in the file, or ValueError where the file is cut off or
+    damaged.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -31,13 +32,13 @@ def load_table(
     columns: int,
     source: str,
     delimiter: str | None = None,
-    converters: Mapping[int, Callable[[str], float]] | None = None,
+    converters: Mapping[int | str, Callable[[str], float]] | None = None,
 ) -> np.ndarray:
-    """A text file of numbers as float64 [rows, columns].
+    """Returns a text file of numbers as float64 [rows, columns].
 
     source: where to get the file again, for the error. delimiter: None is white space. converters: column -> function
-    of its text, for columns that are no numbers. Raises FileNotFoundError, or ValueError where the file is empty, has a
-    line with too few or too many columns (as a broken-off download has), or something that is no number.
+    of its text, for columns that are no numbers. Raises FileNotFoundError, or ValueError where the file is empty, where
+    a line has too few or too many columns (as in a broken-off download), or where something is no number.
     """
     path = pathlib.Path(path)
     again = f"get it again from {source}"

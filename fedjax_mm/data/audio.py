@@ -1,4 +1,4 @@
-"""Sound as the Audio Spectrogram Transformer sees it: log-mel features in NumPy, resampling, wav files."""
+"""Sound as the Audio Spectrogram Transformer takes it: log-mel features in NumPy, resampling, wav files."""
 
 import math
 import os
@@ -24,13 +24,18 @@ def log_mel(
     mean: float = MEAN,
     std: float = STD,
 ) -> np.ndarray:
-    """Normalised log-mel features [frames, mels] float32 of a mono waveform [T] in -1..1, (x - mean) / (2 std).
+    """Returns normalised log-mel features [frames, mels] float32 of a mono waveform [T] in -1..1.
 
-    rate: samples a second; the mel bands go from 20 Hz to half of it. frames: of 25 ms, one each 10 ms; of a longer
-    sound the first so many, a shorter one is filled up with x = 0, as Hugging Face's ASTFeatureExtractor does (that is
-    a middling loudness, no silence). Kaldi's filter bank, without dither: each frame minus its mean, preemphasis
-    0.97, Hann window, power spectrum, triangles on Kaldi's mel scale, natural logarithm.
+    rate: samples a second; the mel bands go from 20 Hz to half of it. frames: how many frames of 25 ms, one each
+    10 ms. A longer sound is cut; a shorter one is filled up with features x = 0, as Hugging Face's ASTFeatureExtractor
+    does (that is a middling loudness, no silence). mean, std: the result is (x - mean) / (2 std).
+    The filter bank is Kaldi's, without dither: each frame minus its mean, preemphasis 0.97, Hann window, power
+    spectrum, triangles on Kaldi's mel scale, natural logarithm.
     Source: Gong 2021 (AST); torchaudio.compliance.kaldi.fbank; Hugging Face transformers, ASTFeatureExtractor.
+
+    >>> tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)  # one second
+    >>> log_mel(tone, frames=64, mels=32).shape
+    (64, 32)
     """
     waveform = np.asarray(waveform)
     if waveform.ndim != 1 or waveform.dtype.kind != "f":
@@ -50,7 +55,7 @@ def log_mel(
 
 
 def mel_filters(rate: int, size: int, mels: int) -> np.ndarray:
-    """Kaldi's filter bank [size // 2 + 1, mels]: triangles of height 1 on the mel scale, 1127 ln(1 + f / 700).
+    """Returns Kaldi's filter bank [size // 2 + 1, mels]: triangles of height 1 on the mel scale, 1127 ln(1 + f / 700).
 
     The lowest of many bands may lie between two frequencies of the spectrum and be 0 throughout (one of AST's 128).
     """
@@ -63,7 +68,10 @@ def mel_filters(rate: int, size: int, mels: int) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """A waveform [T] at another rate (samples a second), [ceil(T to / from)], by a polyphase low-pass filter."""
+    """Returns a waveform [T] at another rate, [ceil(T to / from)], by a polyphase low-pass filter.
+
+    from_rate, to_rate: samples a second.
+    """
     if from_rate < 1 or to_rate < 1:
         raise ValueError(f"cannot resample from {from_rate} to {to_rate} samples a second; both must be positive")
     if from_rate == to_rate:
@@ -73,7 +81,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """A wav file as (waveform [T] float32 in -1..1, the mean of its channels; samples a second).
+    """Returns (waveform, samples a second) of a wav file; the waveform [T] float32 in -1..1 is its channels' mean.
 
     Raises FileNotFoundError, or ValueError where it is cut off or no wav file.
     """

@@ -24,15 +24,15 @@ def load(
     mels: int = 64,
     frames: int = 64,
 ) -> Dataset:
-    """Pairs of one digit: `image` [M, 28, 28, 1] uint8, `audio` [M, frames, mels] float32, `label` [M] int32, 0..9.
+    """Returns pairs of one digit: `image` [M, 28, 28, 1] uint8, `audio` [M, frames, mels] float32, `label` [M] int32.
 
-    data_dir: the folder with tfds/mnist (prepared) and spoken_digit/spoken_digit_8khz.npz. seed: which picture goes
-    with which recording, and which of MNIST's training pictures are for valid. pairs: how many each of the splits
-    train, valid, test has, the digits in turn. mels, frames: as in `audio.log_mel`, of the sound at its 8 kHz; 64
-    frames (0.65 s) hold 95 % of the recordings whole.
+    data_dir: the folder with tfds/mnist (prepared) and spoken_digit/spoken_digit_8khz.npz. seed: decides which picture
+    goes with which recording, and which of MNIST's training pictures are for valid. pairs: how many pairs each of the
+    splits train, valid, test has; the digits take turns. mels, frames: as in `audio.log_mel`, of the sound at its
+    8 kHz; 64 frames (0.65 s) hold 95 % of the recordings whole.
 
-    No picture is in two pairs. A recording is in several, of one split, each of a digit equally often (give or take
-    one); `group` [M] int32 is its number in the file. Every speaker is in every split.
+    No picture is in two pairs. A recording is in several pairs of one split, each recording of a digit equally often
+    (give or take one); `group` [M] int32 is its number in the file. Every speaker is in every split.
     Raises FileNotFoundError, KeyError or ValueError where a file is missing, another one or cut off, and ValueError
     where there are fewer pictures of a digit than pairs ask for.
     Source: Vielzeuf 2018 (CentralNet, arXiv 1808.07275) pairs MNIST and spoken digits thus.
@@ -41,43 +41,15 @@ def load(
         raise ValueError(f"pairs names {unknown}; the splits are {', '.join(RECORDINGS)}")
     data_dir = pathlib.Path(data_dir)
     spoken = arrays.load_npz(data_dir / SPOKEN, ("audio", "offsets", "label", "index", "sample_rate"))
-    offsets, rate = spoken["offsets"], int(spoken["sample_rate"])
-    if offsets[-1] != len(spoken["audio"]):
-        raise ValueError(
-            f"{data_dir / SPOKEN}: `audio` has {len(spoken['audio'])} samples, `offsets` count {offsets[-1]}"
-        )
-    waveform = spoken["audio"].astype(np.float32) / 32768
-    features = np.stack(
-        [
-            audio.log_mel(waveform[start:end], rate, frames, mels)
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
-    )
+    features = _features(spoken, data_dir / SPOKEN, mels, frames)
     mnist = {split: prepared.load("mnist", data_dir / "tfds", split, ("image", "label")) for split in ("train", "test")}
-    rng = np.random.default_rng(seed)
-    owed = {split: _in_turn(number) for split, number in pairs.items()}
-    chosen = {split: (np.empty(len(label), int), np.empty(len(label), int)) for split, label in owed.items()}
-    for digit in range(DIGITS):
-        pool = {split: rng.permutation(np.flatnonzero(mnist[split]["label"] == digit)) for split in mnist}
-        for split, label in owed.items():
-            places = np.flatnonzero(label == digit)
-            source = "test" if split == "test" else "train"
-            if len(places) > len(pool[source]):
-                raise ValueError(
-                    f"pairs asks for {len(places)} pictures of digit {digit} for {split}, and {len(pool[source])} of "
-                    f"MNIST's {source} are left; ask for fewer"
-                )
-            drawn, pool[source] = np.split(pool[source], [len(places)])
-            said = np.flatnonzero((spoken["label"] == digit) & np.isin(spoken["index"], RECORDINGS[split]))
-            if not len(said):
-                raise ValueError(f"{data_dir / SPOKEN} has no recording of digit {digit} for {split}")
-            often = np.concatenate([rng.permutation(said) for _ in range(-(-len(places) // len(said)))] or [said])
-            chosen[split][0][places], chosen[split][1][places] = drawn, often[: len(places)]
+    labels = {split: _in_turn(number) for split, number in pairs.items()}
+    chosen = _pair(labels, {split: m["label"] for split, m in mnist.items()}, spoken, data_dir / SPOKEN, seed)
     splits = {
         split: {
-            "image": mnist["test" if split == "test" else "train"]["image"][picture],
+            "image": mnist[_mnist_split(split)]["image"][picture],
             "audio": features[recording],
-            "label": owed[split],
+            "label": labels[split],
             "group": recording.astype(np.int32),
         }
         for split, (picture, recording) in chosen.items()
@@ -85,7 +57,54 @@ def load(
     return Dataset("av_digits", splits, ("image", "audio"), tuple(map(str, range(DIGITS))))
 
 
+def _features(spoken: Mapping[str, np.ndarray], path: pathlib.Path, mels: int, frames: int) -> np.ndarray:
+    """Log-mel features of every recording, [recordings, frames, mels]."""
+    offsets, rate = spoken["offsets"], int(spoken["sample_rate"])
+    if offsets[-1] != len(spoken["audio"]):
+        raise ValueError(f"{path}: `audio` has {len(spoken['audio'])} samples, `offsets` count {offsets[-1]}")
+    waveform = spoken["audio"].astype(np.float32) / 32768
+    recordings = (waveform[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True))
+    return np.stack([audio.log_mel(recording, rate, frames, mels) for recording in recordings])
+
+
+def _pair(
+    labels: Mapping[str, np.ndarray],
+    pictured: Mapping[str, np.ndarray],
+    spoken: Mapping[str, np.ndarray],
+    path: pathlib.Path,
+    seed: int,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> (rows [M] of pictures, rows [M] of recordings) whose digits are `labels` [M].
+
+    pictured: the digit of every picture of MNIST's train and test.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = {split: (np.empty(len(label), int), np.empty(len(label), int)) for split, label in labels.items()}
+    for digit in range(DIGITS):
+        pool = {source: rng.permutation(np.flatnonzero(pictured[source] == digit)) for source in pictured}
+        for split, label in labels.items():
+            places = np.flatnonzero(label == digit)
+            source = _mnist_split(split)
+            if len(places) > len(pool[source]):
+                raise ValueError(
+                    f"pairs asks for {len(places)} pictures of digit {digit} for {split}, and {len(pool[source])} of "
+                    f"MNIST's {source} are left; ask for fewer"
+                )
+            pictures, pool[source] = np.split(pool[source], [len(places)])
+            said = np.flatnonzero((spoken["label"] == digit) & np.isin(spoken["index"], RECORDINGS[split]))
+            if not len(said):
+                raise ValueError(f"{path} has no recording of digit {digit} for {split}")
+            often = np.concatenate([rng.permutation(said) for _ in range(-(-len(places) // len(said)))] or [said])
+            chosen[split][0][places], chosen[split][1][places] = pictures, often[: len(places)]
+    return chosen
+
+
+def _mnist_split(split: str) -> str:
+    return "test" if split == "test" else "train"
+
+
 def _in_turn(number: int) -> np.ndarray:
+    """The digits 0, 1, .., 9, 0, .. of so many pairs."""
     if number < 1:
         raise ValueError(f"pairs asks for {number} pairs; give 1 or more, or leave the split out")
     return np.arange(number, dtype=np.int32) % DIGITS

@@ -1,16 +1,19 @@
 """COCO captions: photos of everyday scenes with five captions each, too many for the memory."""
 
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import captions, images, prepared
 from fedjax_mm.data.captions import PER_IMAGE, Captioned
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SOURCE = "https://cocodataset.org/#download"
 FOREIGN = {"valid": "val"}  # our name of a split -> the official one, where they differ
@@ -21,22 +24,22 @@ def load(
     splits: Sequence[str] = ("train", "valid"),
     image: int = 224,
     length: int = 40,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary: int = 8000,
     limit: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Captioned:
-    """COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, for `on_device=False`.
+    """Returns COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, for `on_device=False`.
 
     data_dir: the folder with train2017, val2017 and annotations of the official files, or else the one that holds
     TFDS's prepared `coco_captions` (array_record; its splits are Karpathy's of 2014, with `test` and `restval` too).
     splits: some of train, valid (and test, restval). image: pixels of a side; photos are squashed to a square.
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
-    first split named. limit: the first so many photos of each split, in the order of COCO's ids.
+    first split named. limit: how many photos of each split, from the first on in the order of COCO's ids.
     cache_dir: where the decoded photos are kept, written at the first call (None: the user's cache); 224 x 224 pixels
-    of train2017 are 17.8 GB.
+    of train2017 take 17.8 GB.
 
-    A photo has five to seven captions; `text` [I, 5, length] int32 has the first five.
+    A photo has five to seven captions; `text` [I, 5, length] int32 holds the first five.
     Raises FileNotFoundError, KeyError (no such split) or ValueError naming the file that is missing or damaged.
     """
     data_dir = pathlib.Path(data_dir)
@@ -51,7 +54,7 @@ def load(
     for split in splits:
         photos = read(data_dir, split, limit)
         path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
-        row = lambda i, photos=photos: images.decode(photos.content(i), image, photos.names[i])
+        row = functools.partial(_decode, photos, image)
         pictures[split] = images.memory_map(path, len(photos.names), row)
         texts[split] = np.array(photos.captions)
         names[split] = np.array(photos.names)
@@ -64,6 +67,10 @@ class _Photos(NamedTuple):
     captions: Sequence[Sequence[str]]  # five of each
     content: Callable[[int], bytes]  # the encoded photo
     version: str  # of the files they come from
+
+
+def _decode(photos: _Photos, size: int, place: int) -> np.ndarray:
+    return images.decode(photos.content(place), size, photos.names[place])
 
 
 def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
@@ -106,7 +113,7 @@ def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
     official = FOREIGN.get(split, split)
     if official not in builder.info.splits:
         raise KeyError(f"{infos[-1].parent} has no split {official!r}; it has {sorted(builder.info.splits)}")
-    source = builder.as_data_source(official, decoders={"image": tfds.decode.SkipDecoding()})
+    source = prepared.source(builder, official, decoders={"image": tfds.decode.SkipDecoding()})
     # Picked from each row as it comes: the encoded photos of train alone are 13 GB.
     rows = [(int(row["image/id"]), row["image/filename"].decode(), row["captions"]["text"]) for row in source]
     order = sorted(range(len(rows)), key=lambda row: rows[row][0])[:limit]

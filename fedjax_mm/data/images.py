@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
+from fedjax_mm import _lazy
 from fedjax_mm.data import prepared
 
 
 def decode(content: bytes, size: int, name: str | os.PathLike) -> np.ndarray:
-    """An encoded picture as uint8 [size, size, 3], squashed to a square where it is none (bilinear, antialiased).
+    """Returns an encoded picture as uint8 [size, size, 3], squashed to a square (bilinear, antialiased).
 
-    A JPEG more than twice too large is decoded at a reduced scale. Raises ValueError with its name where it is cut off
-    or no picture.
+    A JPEG that is more than twice too large is decoded at a reduced scale. Raises ValueError, with the picture's name,
+    where it is cut off or no picture.
     """
+    Image = _lazy.require("PIL.Image", "text")
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (size, size))
@@ -29,15 +30,15 @@ def decode(content: bytes, size: int, name: str | os.PathLike) -> np.ndarray:
 
 
 def read(path: str | os.PathLike, size: int) -> np.ndarray:
-    """The picture of a file, as `decode` has it. Raises FileNotFoundError too."""
+    """Returns the picture of a file as `decode` does. Raises FileNotFoundError too."""
     return decode(pathlib.Path(path).read_bytes(), size, path)
 
 
 def memory_map(path: str | os.PathLike, number: int, row: Callable[[int], np.ndarray]) -> np.ndarray:
-    """row(0) .. row(number - 1), of one shape and type, as a read-only memory map [number, ...] of an npy file.
+    """Returns row(0) to row(number - 1), of one shape and type, as a read-only memory map [number, ...] of an npy file.
 
-    The file is written if it is not there, by as many threads as there are processors; a run that breaks off leaves
-    none. Raises OSError where the disk has no room for it.
+    If the file is not there, as many threads as there are processors write it; a run that breaks off leaves no file.
+    Raises OSError where the disk has no room for it.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -63,12 +64,12 @@ def memory_map(path: str | os.PathLike, number: int, row: Callable[[int], np.nda
 
 
 def cache_file(cache_dir: str | os.PathLike | None, *parts: object) -> pathlib.Path:
-    """The file of a memory map: what it holds, joined by "_", in `cache_dir` (None: the user's cache)."""
+    """Returns the path of a memory map in `cache_dir` (None: the user's cache): its parts joined by "_", and .npy."""
     return pathlib.Path(cache_dir or prepared.cache_dir()) / ("_".join(map(str, parts)) + ".npy")
 
 
 def listing(paths: Iterable[pathlib.Path]) -> str:
-    """16 hexadecimal digits of the files' places, sizes and times: which files they are, without reading them."""
+    """Returns 16 hexadecimal digits of the files' paths, sizes and times, which tell versions apart without reading."""
     total = hashlib.sha256()
     for path in sorted(paths):
         status = path.stat()

@@ -1,7 +1,7 @@
 """Which client owns which examples, and which modalities it lacks. Pure functions of a seed, in NumPy.
 
-A partition is a list with one sorted int32 array of row numbers per client: disjoint, together all rows. `seed` is
-an integer or a `numpy.random.Generator`.
+A partition is a list of row numbers: a sorted int32 array for each client. No row is in two of them, and together they
+hold all rows. `seed` is an integer or a `numpy.random.Generator`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,14 @@ DRAWS = 1000  # a Dirichlet split is drawn at most this often to reach the small
 
 
 def iid(labels_or_num: np.ndarray | int, num_clients: int, seed: Seed) -> Parts:
-    """Rows at random, the same number for each client, give or take one. labels_or_num: [M], or M itself."""
-    num = int(labels_or_num) if np.ndim(labels_or_num) == 0 else len(labels_or_num)
+    """Returns a partition at random, in which every client has the same number of rows, give or take one.
+
+    labels_or_num: the labels [M], of which only the number counts, or M itself.
+
+    >>> [part.tolist() for part in iid(7, 3, seed=0)]
+    [[2, 3, 4], [5, 6], [0, 1]]
+    """
+    num = int(labels_or_num) if np.ndim(labels_or_num) == 0 else len(np.asarray(labels_or_num))
     _check_clients(num_clients, num)
     return _parts(np.array_split(np.random.default_rng(seed).permutation(num), num_clients))
 
@@ -24,11 +30,16 @@ def iid(labels_or_num: np.ndarray | int, num_clients: int, seed: Seed) -> Parts:
 def dirichlet(
     labels: np.ndarray, num_clients: int, alpha: float, seed: Seed, min_size: int = 0, balanced: bool = False
 ) -> Parts:
-    """Each class shared out in proportions drawn from Dirichlet(alpha): small alpha, few classes per client.
+    """Returns a partition that shares each class out in proportions drawn from Dirichlet(alpha).
 
-    labels [M] int >= 0. The draw is repeated until every client owns at least `min_size` rows; at 0 some may own
-    none. `balanced` gives a client that owns M / num_clients rows or more nothing of the next classes.
-    (Hsu 2019, class by class as in Li 2022, NIID-Bench; `balanced` as in CreamFL)
+    labels: [M] int >= 0. alpha: above 0; the smaller it is, the fewer classes a client has. min_size: the draw is
+    repeated until every client owns at least so many rows; with 0 some clients may own none. balanced: a client that
+    owns M / num_clients rows or more gets nothing of the next classes.
+    Source: Hsu 2019, class by class as in Li 2022, NIID-Bench; `balanced` as in CreamFL.
+
+    >>> labels = np.repeat([0, 1], 6)
+    >>> split_table(dirichlet(labels, 3, alpha=0.3, seed=0, min_size=1), labels, 2).tolist()  # [clients, classes]
+    [[4, 0], [1, 0], [1, 6]]
     """
     labels = _labels(labels)
     _check_clients(num_clients, len(labels))
@@ -60,9 +71,14 @@ def dirichlet(
 
 
 def shards(labels: np.ndarray, num_clients: int, shards_per_client: int, seed: Seed) -> Parts:
-    """Rows sorted by class and cut into equal shards (give or take a row), `shards_per_client` at random for each.
+    """Returns a partition of shards: rows are sorted by class and cut into equal shards, give or take a row.
 
-    labels [M] int >= 0. (McMahan 2017: 2 shards each)
+    labels: [M] int >= 0. shards_per_client: how many shards each client gets at random.
+    Source: McMahan 2017, with 2 shards for each client.
+
+    >>> labels = np.repeat([0, 1, 2], 4)
+    >>> split_table(shards(labels, 3, 2, seed=0), labels, 3).tolist()  # at most two classes each
+    [[2, 2, 0], [0, 2, 2], [2, 0, 2]]
     """
     labels = _labels(labels)
     _check_clients(num_clients, len(labels))
@@ -75,15 +91,19 @@ def shards(labels: np.ndarray, num_clients: int, shards_per_client: int, seed: S
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(labels))
     cut = np.array_split(rows[np.argsort(labels[rows], kind="stable")], num_shards)
-    dealt = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
-    return _parts(np.concatenate([cut[shard] for shard in hand]) for hand in dealt)
+    hands = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
+    return _parts(np.concatenate([cut[shard] for shard in hand]) for hand in hands)
 
 
 def by_group(groups: np.ndarray, num_clients: int, seed: Seed) -> Parts:
-    """Whole groups (subjects, recordings) to clients: the largest first, each to the client with the fewest rows.
+    """Returns a partition that gives whole groups (subjects, recordings) to clients.
 
-    groups [M] of anything sortable, at least as many different ones as clients. Groups of the same size, and clients,
-    are in random order; with as many groups as clients each client is one group.
+    The largest group comes first, and each goes to the client that has the fewest rows so far. Groups of the same size
+    come in random order, and so do clients; with as many groups as clients each client is one group.
+    groups: [M] of anything that can be sorted, with at least as many different values as there are clients.
+
+    >>> [part.tolist() for part in by_group(np.array(["a", "b", "a", "c"]), 2, seed=0)]
+    [[1, 3], [0, 2]]
     """
     groups = np.asarray(groups)
     if groups.ndim != 1:
@@ -108,37 +128,48 @@ def by_group(groups: np.ndarray, num_clients: int, seed: Seed) -> Parts:
 def missing_modality(
     num_clients: int, modalities: Sequence[str], holders: Mapping[tuple[str, ...], int], seed: Seed
 ) -> dict[str, np.ndarray]:
-    """{cohort: client ids, sorted}: which clients hold which modalities, drawn at random.
+    """Returns {cohort: sorted client numbers}: which clients hold which modalities, drawn at random.
 
-    holders: {modalities held: number of clients}, e.g. {("a",): 10, ("b",): 10, ("a", "b"): 10}. A cohort is named by
-    what it holds in the order of `modalities`, "a", "b", "a+b"; one of 0 clients is left out. ValueError unless the
-    numbers add up to `num_clients` and every modality has a holder.
+    holders: {modalities: how many clients hold exactly these}, e.g. {("a",): 10, ("b",): 10, ("a", "b"): 10}. A cohort
+    is named by its modalities in the order of `modalities`, as "a", "b", "a+b"; a cohort of 0 clients is left out.
+    Raises ValueError unless the numbers add up to `num_clients` and every modality has a holder.
+
+    >>> cohorts = missing_modality(4, ("a", "b"), {("a",): 1, ("b", "a"): 3}, seed=0)
+    >>> {cohort: clients.tolist() for cohort, clients in cohorts.items()}
+    {'a': [2], 'a+b': [0, 1, 3]}
     """
     counts = {}
-    for held, count in holders.items():
-        if not held or not set(held) <= set(modalities) or len(set(held)) != len(held):
-            raise ValueError(f"holders names {held!r}; give one or more different ones of {tuple(modalities)}.")
-        cohort = "+".join(m for m in modalities if m in held)
+    for subset, count in holders.items():
+        if not subset or not set(subset) <= set(modalities) or len(set(subset)) != len(subset):
+            raise ValueError(f"holders names {subset!r}; give one or more different ones of {tuple(modalities)}.")
+        cohort = "+".join(m for m in modalities if m in subset)
         if cohort in counts or count < 0:
-            raise ValueError(f"holders gives {count} clients to {held!r}; give each set once, with 0 clients or more.")
+            raise ValueError(
+                f"holders gives {count} clients to {subset!r}; give each set once, with 0 clients or more."
+            )
         counts[cohort] = count
     if sum(counts.values()) != num_clients:
         raise ValueError(f"holders adds up to {sum(counts.values())} clients; it must add up to {num_clients}.")
     counts = {cohort: count for cohort, count in counts.items() if count}
-    orphans = [m for m in modalities if not any(m in held and count for held, count in holders.items())]
+    orphans = [m for m in modalities if not any(m in subset and count for subset, count in holders.items())]
     if orphans:
         raise ValueError(f"no client holds {orphans}; give each modality a holder or leave it out of modalities.")
-    drawn = np.random.default_rng(seed).permutation(num_clients).astype(np.int32)
-    return dict(zip(counts, _parts(np.split(drawn, np.cumsum(list(counts.values()))[:-1])), strict=True))
+    order = np.random.default_rng(seed).permutation(num_clients).astype(np.int32)
+    return dict(zip(counts, _parts(np.split(order, np.cumsum(list(counts.values()))[:-1])), strict=True))
 
 
 def missing_examples(
     num_examples: int, modalities: Sequence[str], rates: Mapping[str, float], seed: Seed
 ) -> dict[str, np.ndarray]:
-    """{modality: bool [M]}, True where an example has it; each example lacks each at its rate, independently.
+    """Returns {modality: bool [M]}, True where an example has the modality.
 
-    rates: {modality: chance of lacking it, 0..1}, 0 where not named. An example that would lack all keeps one, drawn
-    in proportion to 1 - rate, so the fraction missing is a little below the rate.
+    rates: {modality: the chance, 0..1, that an example lacks it}, 0 where not named; modalities are independent. An
+    example that would lack all of them keeps one, drawn in proportion to 1 - rate, so that the fraction which lacks a
+    modality is a little below its rate.
+
+    >>> present = missing_examples(6, ("a", "b"), {"a": 0.5}, seed=1)
+    >>> {modality: mask.astype(int).tolist() for modality, mask in present.items()}
+    {'a': [0, 1, 1, 0, 0, 0], 'b': [1, 1, 1, 1, 1, 1]}
     """
     unknown = sorted(set(rates) - set(modalities))
     if unknown:
@@ -180,7 +211,13 @@ def hold_out(parts: Sequence[np.ndarray], fraction: float, seed: Seed) -> tuple[
 
 
 def split_table(parts: Parts, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """[N, K] ints: how many examples of each class each client owns. labels [M] int in 0..K-1."""
+    """Returns [N, K] ints: how many examples of each class each client owns.
+
+    labels: [M] int in 0..K-1.
+
+    >>> split_table([np.array([0, 1]), np.array([2])], np.array([0, 2, 2]), num_classes=3).tolist()
+    [[1, 0, 1], [0, 0, 1]]
+    """
     labels = _labels(labels)
     if len(labels) and labels.max() >= num_classes:
         raise ValueError(

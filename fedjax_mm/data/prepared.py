@@ -6,7 +6,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,11 +21,11 @@ def load(
     columns: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Flat arrays of one split of a prepared dataset, in the order in which it is stored.
+    """Returns flat arrays of one split of a prepared dataset, in the order in which it is stored.
 
     name: a folder of data_dir, `cifar100` (its newest version) or `cifar100/3.0.2`. columns: None is all of them; what
-    is not asked for is not decoded. limit: the first so many examples.
-    Returns column -> [M, ...]: images uint8 [M, H, W, C], class labels int32 [M], texts [M] as NumPy strings.
+    is not asked for is not decoded. limit: how many examples from the first on; None is all.
+    The result is column -> [M, ...]: images uint8 [M, H, W, C], class labels int32 [M], texts [M] as NumPy strings.
     Raises FileNotFoundError (folder, dataset, record file), KeyError (split, column: with a list of what is there) or
     ValueError (a record file is cut off; examples of different shapes, for which there is `examples`).
     """
@@ -40,7 +40,7 @@ def examples(
     columns: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """As `load`, but one dict per example: for recordings and other examples whose shapes differ."""
+    """Returns what `load` does as one dict per example: for recordings and other examples whose shapes differ."""
     import tensorflow_datasets as tfds
 
     if limit is not None and limit < 1:
@@ -48,21 +48,29 @@ def examples(
     builder = tfds.builder_from_directory(_version_folder(pathlib.Path(data_dir), name))
     if split not in builder.info.splits:
         raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
-    features = sorted(builder.info.features)
+    features = sorted(cast(Mapping[str, Any], builder.info.features))
     columns = features if columns is None else list(columns)
     if unknown := sorted(set(columns) - set(features)):
         raise KeyError(f"{name} has no column {unknown}; it has {features}")
     _check_records(builder.info.splits[split])
     skip = {column: tfds.decode.SkipDecoding() for column in features if column not in columns}
-    source = builder.as_data_source(split, decoders=skip or None)
-    number = len(source) if limit is None else min(limit, len(source))
+    rows_of = source(builder, split, skip or None)
+    number = len(rows_of) if limit is None else min(limit, len(rows_of))
     try:
-        rows = source.__getitems__(range(number))
+        rows = rows_of.__getitems__(range(number))
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"a record of {name} in {builder.data_path} is damaged ({error}); copy or prepare it again"
         ) from error
     return [{column: row[column] for column in columns} for row in rows]
+
+
+def source(builder: Any, split: str, decoders: Mapping[str, Any] | None = None) -> Any:
+    """Returns the examples of a split as TFDS's random-access source.
+
+    The builder is Any because TFDS wraps this method in a decorator that hides its arguments from type checkers.
+    """
+    return builder.as_data_source(split, decoders=decoders)
 
 
 def _version_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
@@ -101,16 +109,16 @@ def _stack(values: list[Any], column: str) -> np.ndarray:
 
 
 def cache_dir() -> pathlib.Path:
-    """Where datasets are prepared unless the user says otherwise: $XDG_CACHE_HOME/fedjax_mm, or ~/.cache/fedjax_mm."""
+    """Returns where datasets are prepared by default: $XDG_CACHE_HOME/fedjax_mm, or ~/.cache/fedjax_mm."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedjax_mm"
 
 
 def find(
     folder: str | os.PathLike, required: Iterable[str], optional: Iterable[str], source: str
 ) -> dict[str, pathlib.Path]:
-    """name -> path of a dataset's raw files in a folder: all the required ones, and the optional ones that are there.
+    """Returns name -> path of a dataset's raw files: all required ones, and the optional ones that are there.
 
-    Raises FileNotFoundError with the first that is missing and where to get it.
+    Raises FileNotFoundError with the first file that is missing and where to get it.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -124,7 +132,7 @@ def find(
 
 
 def fingerprint(files: Mapping[str, str | os.PathLike]) -> str:
-    """SHA-256 of the names and contents of files; tells whether a prepared folder came from them."""
+    """Returns the SHA-256 of the names and contents of files, which tells whether a folder was prepared from them."""
     total = hashlib.sha256()
     for name in sorted(files):
         with open(files[name], "rb") as file:
@@ -132,16 +140,21 @@ def fingerprint(files: Mapping[str, str | os.PathLike]) -> str:
     return total.hexdigest()
 
 
+def sign(builder: Any, files: Mapping[str, str | os.PathLike]) -> None:
+    """Writes the fingerprint of the raw files into the metadata of the dataset that a builder prepares from them."""
+    builder.info.metadata["fingerprint"] = fingerprint(files)
+
+
 def raw_files(
     dl_manager: Any, required: Iterable[str], optional: Iterable[str], urls: Mapping[str, str] | str, source: str
 ) -> dict[str, pathlib.Path]:
-    """name -> path of a builder's raw files: those in TFDS's manual folder where it holds any, downloaded otherwise.
+    """Returns name -> path of a builder's raw files.
 
-    The manual folder wins without asking the network, but then it must be complete. urls: name -> address of single
-    files, or the address of one archive that holds them all.
+    They are those in TFDS's manual folder where it has any of them: then it must have all, and the network is not
+    asked. Otherwise they are downloaded. urls: name -> address of single files, or the address of one archive of all.
     """
-    import requests
-    import tensorflow_datasets as tfds
+    import requests  # TFDS brings it
+    from tensorflow_datasets.core.download.util import DownloadError
 
     required, optional = list(required), list(optional)
     try:
@@ -154,7 +167,7 @@ def raw_files(
         # Without a network TFDS would try each address ten times, for minutes: ask once beforehand.
         requests.head(urls if isinstance(urls, str) else next(iter(urls.values())), timeout=20)
         fetched = dl_manager.download(urls)
-    except (OSError, tfds.core.download.util.DownloadError) as error:
+    except (OSError, DownloadError) as error:
         raise ConnectionError(
             f"download failed ({error}); put the raw files of {source} in a folder and give it as data_dir"
         ) from error
@@ -164,7 +177,7 @@ def raw_files(
 
 
 def _unzip(archive: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """The folder with those members of a zip, in whatever folder they lie; TFDS's own extractor needs TensorFlow."""
+    """Returns a folder with those members of a zip, wherever they lie in it; TFDS's own extractor needs TensorFlow."""
     folder = archive.with_suffix(".members")
     folder.mkdir(exist_ok=True)
     try:
@@ -183,10 +196,10 @@ def prepare(
     data_dir: str | os.PathLike | None,
     prepared_dir: str | os.PathLike | None,
 ) -> pathlib.Path:
-    """The folder in which the builder's dataset lies prepared (array_record); prepares it where it does not yet.
+    """Returns the folder in which the builder's dataset is prepared (array_record), and prepares it if it is not yet.
 
-    files: the raw files in data_dir, or None (with data_dir None): what lies prepared, downloaded if nothing does.
-    prepared_dir: None is `cache_dir()`. Raises ValueError where something else lies prepared than `files`.
+    files: the raw files in data_dir; None, with data_dir None, means what is prepared, and downloads if nothing is.
+    prepared_dir: None is `cache_dir()`. Raises ValueError where the dataset was prepared from other files.
     """
     import tensorflow_datasets as tfds
 

@@ -52,16 +52,18 @@ def load(
     seed: int = 0,
     sizes: windows.Sizes = SIZES,
 ) -> Dataset:
-    """UTD-MHAD as windows of skeleton frames, split by subject.
+    """Returns UTD-MHAD as windows of skeleton frames, split by subject.
 
     data_dir: the folder with utd_mhad_inertial_skeleton.npz, all 861 trials one after the other: `inertial` [.., 6]
     (acceleration in g, angular rate in deg/s), `skeleton` [.., 20, 3] (m) and `meta` [861, 5] (action 1..27, subject
     1..8, trial, number of inertial and of skeleton rows). window, stride: in skeleton frames; a trial has 41 to 125,
-    and one shorter than `window` is left out. sizes: split -> subjects, as number or fraction; `train` gets the rest.
+    and one shorter than `window` is left out. seed: decides which subjects are in which split. sizes: split ->
+    subjects, as number or fraction; `train` gets the rest.
 
-    Splits train, valid, proxy, labelled, test: `inertial` [M, window, 6], `skeleton` [M, window, 60] (joint by joint,
-    relative to the hip centre, whose own three columns are 0), float32, z-scores by training statistics; `label` [M],
-    `labels` [M, window] (a trial has one action) int32; `group` [M], the subject 1..8; `trial` [M], its row of `meta`.
+    The splits train, valid, proxy, labelled, test have `inertial` [M, window, 6], `skeleton` [M, window, 60] (joint by
+    joint, relative to the hip centre, whose own three columns are 0), float32, z-scores by training statistics; `label`
+    [M], `labels` [M, window] (a trial has one action) int32; `group` [M], the subject 1..8; `trial` [M], its row of
+    `meta`.
 
     The inertial rows of a trial are interpolated at its skeleton frames, first on first and last on last. By the
     sensors' nominal rates (50 Hz, 30 frames/s) the two would have 1.7 rows a frame, but the recordings have 2.7: the
@@ -83,7 +85,7 @@ def load(
 
 
 def resample(rows: np.ndarray, steps: int) -> np.ndarray:
-    """[T, D] at `steps` equal distances from its first row to its last, linearly interpolated. [steps, D]."""
+    """Returns rows [T, D] at `steps` equal distances from the first to the last, interpolated linearly, [steps, D]."""
     places = np.linspace(0, len(rows) - 1, steps)
     return np.stack([np.interp(places, np.arange(len(rows)), column) for column in rows.T], axis=1)
 

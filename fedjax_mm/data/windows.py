@@ -1,4 +1,4 @@
-"""From recordings to windows: cut, split by whole groups, normalise with training statistics; pure given a seed."""
+"""From recordings to windows: they are cut, split by whole groups, and normalised with training statistics."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -8,11 +8,16 @@ Sizes = Mapping[str, int | float]  # split -> groups of every stratum: a number 
 
 
 def cut(sequences: Sequence[Mapping[str, np.ndarray]], length: int, stride: int) -> dict[str, np.ndarray]:
-    """Every window of `length` steps, one each `stride` steps, of every sequence.
+    """Returns every window of `length` steps, one each `stride` steps, of every sequence.
 
     sequences: arrays with leaves [T, ...]; T may differ from sequence to sequence. A window never reaches over the
-    end of its sequence, so a remainder shorter than `length` is left out.
-    Returns the same names with leaves [M, length, ...], and `sequence` [M] int32, the window's place in `sequences`.
+    end of its sequence, so that a remainder shorter than `length` is left out.
+    The result has the same names with leaves [M, length, ...], and `sequence` [M] int32, the window's place in
+    `sequences`.
+
+    >>> windows = cut([{"x": np.arange(5)}, {"x": np.arange(10, 13)}], length=3, stride=2)
+    >>> windows["x"].tolist(), windows["sequence"].tolist()
+    ([[0, 1, 2], [2, 3, 4], [10, 11, 12]], [0, 0, 1])
     """
     if length < 1 or stride < 1:
         raise ValueError(f"a window of length {length} and stride {stride} cannot be cut; both must be at least 1")
@@ -38,9 +43,10 @@ def cut(sequences: Sequence[Mapping[str, np.ndarray]], length: int, stride: int)
 
 
 def zscore(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`train` and the others, float32, minus the mean and over the standard deviation of `train` alone.
+    """Returns `train` and the others, float32, minus the mean and over the standard deviation of `train` alone.
 
-    All arrays [..., D]; statistics per feature D. A feature that is constant in `train` is only shifted.
+    All arrays are [..., D]; each of the D features has its own statistics. A feature that is constant in `train` is
+    only shifted.
     """
     axes = tuple(range(train.ndim - 1))
     mean = train.mean(axes, dtype=np.float64)
@@ -50,37 +56,37 @@ def zscore(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def split_groups(
-    groups: Sequence[int], strata: Sequence[Hashable], sizes: Sizes, seed: int, rest: str = "train"
+    groups: Sequence[int] | np.ndarray, strata: Sequence[Hashable], sizes: Sizes, seed: int, rest: str = "train"
 ) -> dict[str, np.ndarray]:
-    """Disjoint and complete splits of whole groups, drawn at random within each stratum.
+    """Returns split -> sorted ids: disjoint splits of whole groups, drawn at random within each stratum.
 
-    groups [G]: distinct ids; strata [G]: what every split should have its share of (falls and everyday activities);
-    sizes: split -> how many groups of EVERY stratum, as a whole number or as a fraction of the stratum (rounded, at
-    least 1); the split `rest` gets what is left.
-    Returns split -> ids, sorted. It depends on the seed and the set of groups, not on their order.
+    groups: [G] distinct ids. strata: [G] the kind of each group, of which every split should have its share (falls and
+    everyday activities). sizes: split -> how many groups of EVERY stratum, as a whole number or as a fraction of the
+    stratum (rounded, at least 1). rest: the split that gets all other groups.
+    The result depends on the seed and the set of groups, not on their order.
     """
     if rest in sizes:
         raise ValueError(
             f"sizes names {rest!r}, which gets what the other splits leave; remove it, or name another rest"
         )
-    groups, members = np.asarray(groups), {}
     if len(np.unique(groups)) != len(groups) or len(strata) != len(groups):
         raise ValueError(
             f"{len(groups)} groups and {len(strata)} strata; each group must be named once and have a stratum"
         )
-    for group, stratum in zip(groups, strata, strict=True):
+    members: dict[Hashable, list[int]] = {}
+    for group, stratum in zip(np.asarray(groups), strata, strict=True):
         members.setdefault(stratum, []).append(group)
     rng = np.random.default_rng(seed)
     chosen = {split: [] for split in (rest, *sizes)}
     for stratum in sorted(members, key=str):
-        drawn = rng.permutation(np.sort(members[stratum]))
-        take = {split: _number(size, len(drawn), split) for split, size in sizes.items()}
-        if sum(take.values()) >= len(drawn):
+        order = rng.permutation(np.sort(members[stratum]))
+        take = {split: _number(size, len(order), split) for split, size in sizes.items()}
+        if sum(take.values()) >= len(order):
             raise ValueError(
-                f"stratum {stratum!r} has {len(drawn)} groups, and {take} leaves none of them for {rest!r}; "
+                f"stratum {stratum!r} has {len(order)} groups, and {take} leaves none of them for {rest!r}; "
                 "choose smaller sizes"
             )
-        parts = np.split(drawn, np.cumsum(list(take.values())))
+        parts = np.split(order, np.cumsum(list(take.values())))
         for split, part in zip((*sizes, rest), parts, strict=True):
             chosen[split].append(part)
     return {split: np.sort(np.concatenate(parts)).astype(np.int32) for split, parts in chosen.items()}
@@ -96,22 +102,23 @@ def _number(size: int | float, members: int, split: str) -> int:
 
 def cut_splits(
     recordings: Mapping[int, Mapping[str, np.ndarray]],
-    ids: Mapping[str, Sequence[int]],
+    ids: Mapping[str, Sequence[int] | np.ndarray],
     modalities: Sequence[str],
     window: int,
     stride: int,
     lead_in: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Windows of labelled recordings, split -> arrays, normalised with the statistics of the split `train`.
+    """Returns split -> windows of labelled recordings, normalised with the statistics of the split `train`.
 
     recordings: id -> arrays with leaves [T, ...]: one per modality, and `labels` [T]. ids: split -> recordings.
-    lead_in: a recording's first step is repeated `window` - 1 times before it, so that every step can be a last one;
-    without, windows never end within the first `window` - 1 steps.
-    In every split: modalities [M, window, D] float32; `labels` [M, window] int32, one per time step; `label` [M], that
-    of the last step; `group` [M] int32, the recording's id.
+    window, stride: as `length` and `stride` of `cut`. lead_in: whether a recording's first step is repeated
+    `window` - 1 times before it, so that every step is the last one of some window; without it no window ends within
+    the first `window` - 1 steps.
+    Every split has the modalities [M, window, D] float32; `labels` [M, window] int32, one per time step; `label` [M],
+    that of the last step; `group` [M] int32, the recording's id.
 
-    The last step's label and not the majority's: it is what a causal model knows at the end of the window, there are
-    no ties, and short phases (a fall takes about one window) are not voted away.
+    A window's label is that of its last step and not the commonest one: this is what a causal model knows at the end
+    of the window, there are no ties, and short phases (a fall takes about one window) are not voted away.
     """
     padded = lambda a: np.concatenate([np.repeat(a[:1], window - 1, axis=0), a]) if lead_in else a
     splits = {}

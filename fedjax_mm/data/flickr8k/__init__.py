@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import captions, images, prepared
 from fedjax_mm.data.captions import Captioned
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def load(
@@ -15,19 +18,19 @@ def load(
     prepared_dir: str | os.PathLike | None = None,
     image: int = 96,
     length: int = 40,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary: int = 8000,
     public: int = 0,
     seed: int = 0,
 ) -> Captioned:
-    """Flickr8k in its official splits train, valid, test: 6000, 1000 and 1000 photos.
+    """Returns Flickr8k in its official splits train, valid, test: 6,000, 1,000 and 1,000 photos.
 
-    data_dir: the folder with Flicker8k_Dataset and Flickr8k_text; None: what lies prepared. prepared_dir: where the
+    data_dir: the folder with Flicker8k_Dataset and Flickr8k_text; None takes what is prepared. prepared_dir: where the
     dataset is prepared, once (None: the user's cache). image: pixels of a side; photos are squashed to a square.
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
-    official train photos. public: so many photos, drawn from train by the seed, make a split `public` instead.
+    official train photos. public: how many photos, drawn from train by the seed, make a split `public` instead.
 
-    Returns `image` [I, image, image, 3] uint8 and `text` [I, 5, length] int32 in every split, in the official order.
+    Every split has `image` [I, image, image, 3] uint8 and `text` [I, 5, length] int32, in the official order.
     Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
     """
     import tensorflow_datasets as tfds
@@ -50,9 +53,8 @@ def load(
         order = np.argsort([row["number"] for row in rows])
         texts[split] = np.array([[caption.decode() for caption in row["captions"]] for row in rows])[order]
         names[split] = np.array([row["file"].decode() for row in rows])[order]
-        source = builder.Builder(data_dir=folder, file_format="array_record").as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        encoded = builder.Builder(data_dir=folder, file_format="array_record")
+        source = prepared.source(encoded, split, decoders={"image": tfds.decode.SkipDecoding()})
         pictures[split] = np.empty((len(rows), image, image, 3), np.uint8)
         for place, row in zip(np.argsort(order), source, strict=True):
             pictures[split][place] = images.decode(row["image"], image, row["file"].decode())
@@ -60,8 +62,8 @@ def load(
     if public:
         if not 0 < public < len(names["train"]):
             raise ValueError(f"public is {public}; train has {len(names['train'])} photos and must keep some")
-        drawn = np.random.default_rng(seed).permutation(len(names["train"]))
+        order = np.random.default_rng(seed).permutation(len(names["train"]))
         for field in (pictures, texts, names):
-            field["public"] = field["train"][np.sort(drawn[:public])]
-            field["train"] = field["train"][np.sort(drawn[public:])]
+            field["public"] = field["train"][np.sort(order[:public])]
+            field["train"] = field["train"][np.sort(order[public:])]
     return captions.tokenized("flickr8k", pictures, texts, names, tokenizer, fit_on, vocabulary, length)

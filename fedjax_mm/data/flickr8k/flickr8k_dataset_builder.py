@@ -44,7 +44,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         files = raw_files(pathlib.Path(dl_manager.manual_dir))
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         captions = read_captions(files[TOKENS])
         return {split: self._generate_examples(files, names(files[path]), captions) for split, path in SPLITS.items()}
 
@@ -58,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def raw_files(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The four text files and all pictures of the official splits, as they lie in data_dir.
+    """Returns name -> path of the four text files and of all pictures of the official splits.
 
     Raises FileNotFoundError with the first that is missing, or ValueError where the texts are cut off.
     """
@@ -80,7 +80,7 @@ def raw_files(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def names(path: pathlib.Path) -> list[str]:
-    """The pictures that a split's file lists."""
+    """Returns the names of the pictures that a split's file lists."""
     listed = path.read_text(encoding="utf-8").split()
     if not listed or not all(name.endswith(".jpg") for name in (listed[0], listed[-1])):
         raise ValueError(f"{path} is cut off or no list of .jpg files; get it again from {SOURCE}")
@@ -88,7 +88,7 @@ def names(path: pathlib.Path) -> list[str]:
 
 
 def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
-    """Picture -> its captions, in the order of their numbers. A line is `name.jpg#number`, a tab, the caption."""
+    """Returns picture -> its captions in the order of their numbers; a line is `name.jpg#number`, a tab, a caption."""
     captions: dict[str, dict[str, str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         key, tab, caption = line.partition("\t")

@@ -20,13 +20,14 @@ def load(
     seed: int = 0,
     sizes: windows.Sizes = SIZES,
 ) -> Dataset:
-    """mHealth as windows of rows at 50 Hz, split by subject.
+    """Returns mHealth as windows of rows at 50 Hz, split by subject.
 
-    data_dir: the folder with mHealth_subject1.log .. mHealth_subject10.log; None: what lies prepared, downloaded if
-    nothing does. prepared_dir: where the dataset is prepared, once (None: the user's cache). sizes: split -> subjects,
-    as number or fraction; `train` gets the rest.
+    data_dir: the folder with mHealth_subject1.log .. mHealth_subject10.log. None takes what is prepared, and downloads
+    the files if nothing is. prepared_dir: where the dataset is prepared, once (None: the user's cache). window, stride:
+    in rows. seed: decides which subjects are in which split. sizes: split -> subjects, as number or fraction; `train`
+    gets the rest.
 
-    Splits train, valid, proxy, labelled, test: `accelerometer` [M, window, 9], `gyroscope` [M, window, 6],
+    The splits train, valid, proxy, labelled, test have `accelerometer` [M, window, 9], `gyroscope` [M, window, 6],
     `magnetometer` [M, window, 6], float32, z-scores by training statistics (FedMEKT: per subject, test included);
     `labels` [M, window], `label` [M] (last row) int32, 0 none, 1..12 activities; `group` [M], the subject 1..10.
     Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
@@ -44,12 +45,14 @@ def load(
 
 
 def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = SIZES, steps: int = 100) -> Dataset:
-    """The reduced mHealth, chest accelerometer and wrist gyroscope, split by subject.
+    """Returns the reduced mHealth, chest accelerometer and wrist gyroscope, split by subject.
 
     path: an npz with windows already cut (2 s at 50 Hz, half overlapping) and z-scored per subject: x_acce, x_gyro
-    [M, 100, 3], y [M] 0..11, subject [M], classes [12]. steps: time steps a window is averaged down to.
-    Splits train, valid, proxy, labelled, test: `accelerometer`, `gyroscope` [M, steps, 3] float32, not normalised
-    again; `label` [M], `labels` [M, steps] (a window has one activity) int32; `group` [M], the subject 1..10.
+    [M, 100, 3], y [M] 0..11, subject [M], classes [12]. seed, sizes: as of `load`. steps: the number of time steps to
+    which a window is averaged.
+    The splits train, valid, proxy, labelled, test have `accelerometer`, `gyroscope` [M, steps, 3] float32, not
+    normalised again; `label` [M], `labels` [M, steps] (a window has one activity) int32; `group` [M], the subject
+    1..10.
     Raises FileNotFoundError, KeyError or ValueError where the file is missing, another one, or cut off.
     """
     npz = arrays.load_npz(path, ("x_acce", "x_gyro", "y", "subject", "classes"))

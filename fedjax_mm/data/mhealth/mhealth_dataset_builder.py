@@ -57,7 +57,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         files = prepared.raw_files(dl_manager, REQUIRED, (), URL, SOURCE)
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         return {"train": self._generate_examples(files)}
 
     def _generate_examples(self, files: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -72,7 +72,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def fill(table: np.ndarray) -> np.ndarray:
-    """The table [T, D] with every NaN replaced by the value of the row before, 0 before the first value."""
+    """Returns the table [T, D] with every NaN replaced by the last value before it, or by 0 before the first value."""
     known = ~np.isnan(table)
     last = np.maximum.accumulate(np.where(known, np.arange(len(table))[:, None], 0), axis=0)
     return np.nan_to_num(np.take_along_axis(table, last, axis=0), nan=0.0)

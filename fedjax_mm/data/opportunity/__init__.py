@@ -36,17 +36,18 @@ def load(
     sizes: windows.Sizes = SIZES,
     columns: Mapping[str, Sequence[int]] = COLUMNS,
 ) -> Dataset:
-    """Opportunity as windows of rows at 30 Hz, split by recording (one run of one subject).
+    """Returns Opportunity as windows of rows at 30 Hz, split by recording (one run of one subject).
 
-    data_dir: the folder with S1-ADL1.dat .. S4-ADL5.dat; None: what lies prepared, downloaded if nothing does.
-    prepared_dir: where the dataset is prepared, once (None: the user's cache). sizes: split -> recordings, as number or
-    fraction, of the twelve that are neither test (runs 4 and 5 of subjects 2 and 3) nor proxy (of subjects 1 and 4);
-    `train` gets the rest. columns: modality -> columns 1..113 of the official files, from 0; RELEASED_COLUMNS are those
-    of FedMEKT's code, with its slip in the gyroscope.
+    data_dir: the folder with S1-ADL1.dat .. S4-ADL5.dat. None takes what is prepared, and downloads the files if
+    nothing is. prepared_dir: where the dataset is prepared, once (None: the user's cache). window, stride: in rows.
+    seed: decides which recordings are in which split. sizes: split -> recordings, as number or fraction, of the twelve
+    that are neither test (runs 4 and 5 of subjects 2 and 3) nor proxy (runs 4 and 5 of subjects 1 and 4); `train` gets
+    the rest. columns: modality -> columns 1..113 of the official files, from 0; RELEASED_COLUMNS are those of FedMEKT's
+    code, with its slip in the gyroscope.
 
-    Splits train, valid, labelled, proxy, test: `accelerometer` [M, window, 63], `gyroscope` [M, window, 15], float32,
-    z-scores by training statistics (FedMEKT: each split by its own); `labels` [M, window], `label` [M] (last row)
-    int32, 0 none, 1..17 gestures; `group` [M], the recording, 5 * (subject - 1) + run - 1.
+    The splits train, valid, labelled, proxy, test have `accelerometer` [M, window, 63], `gyroscope` [M, window, 15],
+    float32, z-scores by training statistics (FedMEKT: each split by its own); `labels` [M, window], `label` [M] (last
+    row) int32, 0 none, 1..17 gestures; `group` [M], the recording, 5 * (subject - 1) + run - 1.
     Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
     """
     from fedjax_mm.data.opportunity import opportunity_dataset_builder as builder

@@ -63,7 +63,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         files = prepared.raw_files(dl_manager, REQUIRED, (), URL, SOURCE)
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         return {"train": self._generate_examples(files)}
 
     def _generate_examples(self, files: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """A world of coloured shapes from a seed: pictures in several styles, captions, and questions with answers.
 
-In the manner of CLEVR (Johnson et al. 2017) and easy-VQA, small enough to be made on the spot. Everything is a pure
+It follows CLEVR (Johnson et al. 2017) and easy-VQA, and is small enough to be made on the spot. Everything is a pure
 function of the seed; the style changes how a scene is drawn, not what there is to see or to say.
 """
 
@@ -61,6 +61,10 @@ def make(num: int, seed: Seed, style: str = "flat", size: int = 32) -> Scenes:
     """Returns `num` scenes drawn in one of STYLES as pictures of `size` x `size` pixels (16 or more).
 
     seed: a number of 0 or more, or several.
+
+    >>> scenes = make(2, seed=0)
+    >>> scenes.image.shape, scenes.text[0].item()
+    ((2, 32, 32, 3), 'this image shows a mid-sized green plus')
     """
     truth = world.populate(num, seed)
     text = language.captions(truth, 1, seed)[:, 0]
@@ -93,10 +97,13 @@ def load(
 ) -> Dataset:
     """Returns modalities `image` [M, size, size, 3] uint8 and `text` [M, LENGTH] int32, `label` [M] and `style` [M].
 
-    task: "classify": the text is a caption and the label the shape of the largest object; "vqa": the text is a
+    task: with "classify" the text is a caption and the label the shape of the largest object; with "vqa" the text is a
         question (of one of `types`) and the label its answer in ANSWERS.
+    num_train: how many scenes the split `train` has.
     styles: each split has equally many scenes of each style; `style` [M] int32 is the place in this list.
-    others: how many scenes the splits besides `train` have. No scene is in two splits.
+    size: pixels of a side.
+    types: some of TYPES, for "vqa".
+    others: how many scenes the other splits have. No scene is in two splits.
     """
     if task not in ("classify", "vqa"):
         raise ValueError(f'task is {task!r}; it can be "classify" or "vqa"')

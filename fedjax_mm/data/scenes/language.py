@@ -60,10 +60,12 @@ EXTREMES = ("leftmost", "rightmost", "topmost", "lowest", "largest")
 
 
 def words(text: str) -> list[str]:
+    """Returns the lower-case words of a text, without punctuation."""
     return re.findall(r"[a-z0-9-]+", text.lower())
 
 
 def plural(noun: str) -> str:
+    """Returns the plural of a noun."""
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
@@ -105,11 +107,12 @@ def tokenize(texts: Iterable[str], length: int = LENGTH) -> np.ndarray:
 
 
 def article(words: str) -> str:
+    """Returns the words with "a" or "an" before them."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def ahead(relation: str, a: Thing, b: Thing) -> int:
-    """How far a is left of (right of, above, below) b, in hundredths; negative on the other side."""
+    """Returns how far a is left of (right of, above, below) b, in hundredths; negative on the other side."""
     return {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
 
 
@@ -119,8 +122,8 @@ def ahead(relation: str, a: Thing, b: Thing) -> int:
 def captions(world: World, per_scene: int = 1, seed: Seed = 0) -> np.ndarray:
     """Returns `per_scene` captions of each scene, [M, per_scene] str.
 
-    A caption mentions one to three of the objects, nearly always the largest, in random order, and keeps some sizes,
-    colours, shapes and places to itself, so a text tells less than its picture.
+    A caption mentions one to three of the objects, nearly always the largest, in random order. It leaves out some
+    sizes, colours, shapes and places, so that a text tells less than its picture.
     """
     rng = random.Random(int(stream(seed, "captions").integers(2**62)))
     texts = [[_caption(scene, rng) for _ in range(per_scene)] for scene in things(world)]

@@ -1,6 +1,6 @@
 """FedDAT's three kinds of heterogeneity in small: clients whose pictures, questions or things differ, from a seed.
 
-Each function returns client name -> `vqa.Source`, for `vqa.load`; nobody's scene is another's.
+Each function returns client name -> `vqa.Source`, for `vqa.load`; no two clients have a scene in common.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,10 @@ PLACE = 3  # shapes that occur in a client's scenes
 def domain(
     train: int = 300, test: int = 200, size: int = 32, styles: Sequence[str] = STYLES, seed: int = 0
 ) -> dict[str, Source]:
-    """A client per style of drawing; the same types of questions for all. `size`: pixels of a side."""
+    """Returns a client per style of drawing, all with the same types of questions.
+
+    train, test: how many questions each client has of each. size: pixels of a side.
+    """
     return {
         style: _source(train, test, size, style, TYPES, seed, place, _everywhere) for place, style in enumerate(styles)
     }
@@ -27,7 +30,7 @@ def domain(
 def function(
     train: int = 300, test: int = 200, size: int = 32, types: Sequence[str] = TYPES, style: str = "flat", seed: int = 0
 ) -> dict[str, Source]:
-    """A client per type of question; all about scenes in one style."""
+    """Returns a client per type of question, all about scenes in one style."""
     return {
         kind: _source(train, test, size, style, (kind,), seed, place, _everywhere) for place, kind in enumerate(types)
     }
@@ -36,11 +39,10 @@ def function(
 def scene(
     train: int = 300, test: int = 200, size: int = 32, places: int = 6, style: str = "flat", seed: int = 0
 ) -> dict[str, Source]:
-    """Up to six clients, each a place where three of the six shapes occur, no two the same three; questions of all
-    types.
+    """Returns up to six clients, each a place where three of the six shapes occur; no two have the same three.
 
-    Client "circle-square-triangle" sees these alone, its neighbour squares, triangles and crosses. Questions may be
-    asked about a shape that does not occur.
+    Questions are of all types. Client "circle-square-triangle" sees these alone, its neighbour squares, triangles and
+    crosses. Questions may be asked about a shape that does not occur.
     """
     if not 1 <= places <= len(SHAPES):
         raise ValueError(f"places is {places}; it can be 1 to {len(SHAPES)}")

@@ -25,8 +25,11 @@ from fedjax_mm.data.scenes.world import COLOURS, SHAPES, SIZES, Seed, World, str
 
 
 class Questions(NamedTuple):
-    """Q questions: `image` [Q] int32 is the scene's row, `tokens` [Q, LENGTH] int32, `answer` [Q] int32 in ANSWERS,
-    `type` [Q] int32 in TYPES, `text` [Q] str."""
+    """Q questions.
+
+    image: [Q] int32, the row of the scene.  tokens: [Q, LENGTH] int32.  answer: [Q] int32 in ANSWERS.
+    type: [Q] int32 in TYPES.  text: [Q] str.
+    """
 
     image: np.ndarray
     tokens: np.ndarray
@@ -84,8 +87,8 @@ def _shape(scene):
 
 def _count(scene):
     def by(slot, values, say):
-        held = [getattr(thing, slot) for thing in scene]
-        return _kind("count", (((say(value),), str(held.count(value))) for value in values))
+        present = [getattr(thing, slot) for thing in scene]
+        return _kind("count", (((say(value),), str(present.count(value))) for value in values))
 
     return [
         _kind("count", [(("objects",), str(len(scene)))]),
@@ -100,7 +103,7 @@ def _relation(scene):
     for a, b in itertools.permutations(scene, 2):
         lead = {name: ahead(name, a, b) for name in RELATIONS}
         clear += [((_the(a), RELATIONS[name][0], _the(b)), d > 0) for name, d in lead.items() if abs(d) >= MARGIN]
-        second, first = sorted(lead, key=lead.get)[2:]
+        second, first = sorted(lead, key=lead.__getitem__)[2:]
         if lead[first] >= lead[second] + MARGIN:  # plainly more to the left than above, say
             where.append(((_the(a), _the(b)), first))
     return [_yes_no("relation", clear), _kind("where", where)]

@@ -20,17 +20,19 @@ def load(
     sizes: windows.Sizes = SIZES,
     lead_in: bool = False,
 ) -> Dataset:
-    """UR Fall as windows of depth frames, split by sequence with falls and everyday acts in proportion.
+    """Returns UR Fall as windows of depth frames, split by sequence with falls and everyday acts in proportion.
 
     data_dir: the folder with urfall-cam0-falls.csv, urfall-cam0-adls.csv and the *-acc.csv (*-data.csv where there
-    are some); None: what lies prepared, downloaded if nothing does. prepared_dir: where the dataset is prepared, once
-    (None: the user's cache). window, stride: in frames of about 33 ms. sizes: split -> sequences of each kind, as
-    fraction or number; `train` gets the rest. lead_in: every frame is the last of a window, a recording's first
-    frame being repeated before it; without, the first window - 1 frames (nobody lies in most of them) are never tested.
+    are some). None takes what is prepared, and downloads the files if nothing is. prepared_dir: where the dataset is
+    prepared, once (None: the user's cache). window, stride: in frames of about 33 ms. seed: decides which sequences are
+    in which split. sizes: split -> sequences of each kind, as fraction or number; `train` gets the rest. lead_in: a
+    recording's first frame is repeated before it, so that every frame is the last of a window; without it the first
+    window - 1 frames (nobody lies in most of them) are never tested.
 
-    Splits train, valid, proxy, labelled, test: `accelerometer` [M, window, 3] (x, y, z) and `depth` [M, window, 8],
-    float32, z-scores by training statistics (FedMEKT: per sequence, test included); `labels` [M, window], `label` [M]
-    (last frame) int32, 0 not lying, 1 falling, 2 lying; `group` [M], 0..29 falls, 30..69 everyday acts.
+    The splits train, valid, proxy, labelled, test have `accelerometer` [M, window, 3] (x, y, z) and `depth`
+    [M, window, 8], float32, z-scores by training statistics (FedMEKT: per sequence, test included); `labels`
+    [M, window], `label` [M] (last frame) int32, 0 not lying, 1 falling, 2 lying; `group` [M], 0..29 falls, 30..69
+    everyday acts.
     Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
     """
     from fedjax_mm.data.ur_fall import ur_fall_dataset_builder as builder

@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         urls = {name: URL + name for name in (*REQUIRED, *OPTIONAL)}
         files = prepared.raw_files(dl_manager, REQUIRED, OPTIONAL, urls, SOURCE)
-        self.info.metadata["fingerprint"] = prepared.fingerprint(files)
+        prepared.sign(self, files)
         return {"train": self._generate_examples(files)}
 
     def _generate_examples(self, files: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,9 +77,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def frame_times(frames: np.ndarray, sync: np.ndarray | None) -> np.ndarray:
-    """Time in ms of frame numbers [T] (the first is 1), by the sync file's rows (frame, ms, ...) or at 30 frames/s.
+    """Returns the time in ms of frame numbers [T] (the first is 1), NaN for a frame that the sync file lacks.
 
-    NaN for a frame that the sync file lacks.
+    sync: the rows (frame, ms, ...) of the sync file; None means 30 frames/s.
     """
     if sync is None:
         return (frames - 1) * FRAME_MS
@@ -88,11 +88,10 @@ def frame_times(frames: np.ndarray, sync: np.ndarray | None) -> np.ndarray:
 
 
 def match(times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames keep an accelerometer row, and the row nearest in time of each that does.
+    """Returns which frames keep an accelerometer row, [T] bool, and for each of these the row nearest in time, int.
 
-    times [T] of frames and rows [R] of the accelerometer, ms; the latter need not ascend (adl-27 starts anew in the
-    middle). Dropped are frames after the last row (as FedMEKT does), and those with no row within MAX_GAP_MS.
-    Returns kept [T] bool, row [kept] int.
+    times: [T] of frames, ms. rows: [R] times of accelerometer rows, ms; they need not ascend (adl-27 starts anew in the
+    middle). Frames after the last row are dropped, as FedMEKT does, and those that have no row within MAX_GAP_MS.
     """
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]

@@ -1,7 +1,8 @@
-"""Questions about pictures, a client a task: anyone's folders, the official annotation files, and what they become.
+"""Questions about pictures, where each client has a task of its own.
 
-Readers (`imagefolder`, `annotations`, `scenes.tasks`) give a `Source` per client; `load` makes of all of them the
-`Tasks` of one cohort, of one shape; `federated` puts these in their clients' hands.
+Readers (`imagefolder`, `annotations`, `scenes.tasks`) give a `Source` per client: from anyone's folders or from the
+official annotation files. `load` makes the `Tasks` of one cohort of them, all of one shape, and `federated` makes a
+`FederatedData` in which each client owns its task.
 """
 
 from fedjax_mm.data.vqa import annotations

@@ -33,11 +33,12 @@ class Question(NamedTuple):
 def imagefolder(
     folder: str | os.PathLike, domains: Sequence[str] | None = None
 ) -> dict[str, dict[str, list[Question]]]:
-    """domain -> {"train": questions, "test": questions} of <folder>/<domain>/{train,test}/metadata.jsonl.
+    """Returns domain -> {"train": questions, "test": questions} of <folder>/<domain>/{train,test}/metadata.jsonl.
 
-    domains: None is every subfolder that has them, by name. A line of metadata.jsonl (Hugging Face's imagefolder) is a
-    JSON object with `file_name` (from the folder of metadata.jsonl), `question`, and `answer`, a text, or `answers`, a
-    list of texts, one from each annotator; `type` may be there. Raises FileNotFoundError, or ValueError with the line.
+    domains: None is every subfolder that has these files, by name. A line of metadata.jsonl (Hugging Face's
+    imagefolder) is a JSON object with `file_name` (from the folder of metadata.jsonl), `question`, and `answer`, a
+    text, or `answers`, a list of texts, one from each annotator; `type` may be there.
+    Raises FileNotFoundError, or ValueError with the line.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -51,7 +52,7 @@ def imagefolder(
 
 
 def metadata(path: str | os.PathLike) -> list[Question]:
-    """The questions of one metadata.jsonl, as `imagefolder` reads them."""
+    """Returns the questions of one metadata.jsonl, as `imagefolder` reads them."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; a domain has {METADATA} in train and in test")
@@ -84,7 +85,7 @@ def _metadata_line(line: bytes, where: str, folder: pathlib.Path) -> Question:
 
 
 def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
-    """VQA v2 or VQA Abstract Scenes: ten answers a question, type "yes/no", "number" or "other".
+    """Returns the questions of VQA v2 or VQA Abstract Scenes: ten answers each, type "yes/no", "number" or "other".
 
     questions: v2_OpenEnded_mscoco_train2014_questions.json or the like; answers: v2_mscoco_train2014_annotations.json;
     images: the folder of COCO_train2014_000000000009.jpg or abstract_v002_train2015_000000000009.png.
@@ -108,8 +109,10 @@ def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | 
 
 
 def vizwiz(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
-    """VizWiz-VQA's train.json or val.json (test.json has no answers): ten answers a question, type as in VQA or
-    "unanswerable"."""
+    """Returns the questions of VizWiz-VQA: ten answers each, type as in VQA or "unanswerable".
+
+    path: train.json or val.json (test.json has no answers).
+    """
 
     def read(entries: Any) -> list[Question]:
         return [
@@ -126,9 +129,9 @@ def vizwiz(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]
 
 
 def gqa(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
-    """GQA's train_balanced_questions.json or the like: one answer, type attribute, category, global, object, relation.
+    """Returns the questions of GQA: one answer each, type attribute, category, global, object or relation.
 
-    images: the folder of <imageId>.jpg.
+    path: train_balanced_questions.json or the like. images: the folder of <imageId>.jpg.
     """
 
     def read(entries: Any) -> list[Question]:
@@ -148,10 +151,11 @@ def gqa(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
 def coco_qa(
     folder: str | os.PathLike, images: str | os.PathLike, image_name: str = "COCO_train2014_{:012d}.jpg"
 ) -> list[Question]:
-    """COCO-QA's questions, answers, img_ids and types.txt of a folder: one answer, type one of COCO_QA_TYPES.
+    """Returns the questions of COCO-QA: one answer each, type one of COCO_QA_TYPES.
 
-    images: the folder of the pictures; image_name: the file name of an image number ("COCO_val2014_{:012d}.jpg" for
-    the test folder, "{:012d}.jpg" for COCO's files of 2017).
+    folder: holds questions.txt, answers.txt, img_ids.txt and types.txt. images: the folder of the pictures. image_name:
+    the file name of an image number ("COCO_val2014_{:012d}.jpg" for the test folder, "{:012d}.jpg" for COCO's files of
+    2017).
     """
     columns = {}
     for name in ("questions", "answers", "img_ids", "types"):

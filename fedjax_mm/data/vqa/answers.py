@@ -15,10 +15,13 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
 
 
 def normalise(answer: str) -> str:
-    """The answer as VQA compares it: lower case, no punctuation, no articles, number words as digits, single spaces.
+    """Returns an answer as VQA compares it: lower case, no punctuation or articles, number words as digits.
 
-    An answer that would be left empty ("A", the letter) stays. After the evaluation code of visualqa.org, without its
-    table of misspelt contractions.
+    An answer that would be left empty ("A", the letter) stays. This follows the evaluation code of visualqa.org,
+    without its table of misspelt contractions.
+
+    >>> normalise("The  two dogs!")
+    '2 dogs'
     """
     lower = answer.lower().strip()
     words = PUNCTUATION.sub(" ", THOUSANDS.sub("", lower)).split()
@@ -26,10 +29,13 @@ def normalise(answer: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Normalised answer -> its score: 0.3, 0.6, 0.9, 1 where 1, 2, 3, more annotators gave it; 1 for an only answer.
+    """Returns normalised answer -> its score: 0.3, 0.6, 0.9 or 1 if 1, 2, 3 or more annotators gave it.
 
-    0.3 an annotator is VQA's accuracy, min(1, matches / 3), averaged over the ten sets of nine other annotators
-    (Antol et al. 2015).
+    An only answer scores 1. 0.3 an annotator is VQA's accuracy, min(1, matches / 3), averaged over the ten sets of nine
+    other annotators (Antol et al. 2015).
+
+    >>> soft_scores(["yes", "Yes", "no"])
+    {'yes': 0.6, 'no': 0.3}
     """
     if len(answers) == 1:
         return {normalise(answers[0]): 1.0}
@@ -37,7 +43,10 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 
 def vocabulary(scores: Iterable[dict[str, float]], most: int) -> tuple[str, ...]:
-    """The `most` answers with the greatest total score (with one answer a question: the most frequent), best first."""
+    """Returns the `most` answers with the greatest total score, best first.
+
+    With one answer a question these are the most frequent answers.
+    """
     total = Counter()
     for score in scores:
         total.update(score)
@@ -45,7 +54,7 @@ def vocabulary(scores: Iterable[dict[str, float]], most: int) -> tuple[str, ...]
 
 
 def targets(scores: Sequence[dict[str, float]], known: Sequence[str], width: int) -> np.ndarray:
-    """The score of each known answer to each question, float32 [E, width]; 0 beyond the known ones."""
+    """Returns the score of each known answer to each question, float32 [E, width]; 0 beyond the known ones."""
     place = {answer: number for number, answer in enumerate(known)}
     target = np.zeros((len(scores), width), np.float32)
     for row, score in zip(target, scores, strict=True):

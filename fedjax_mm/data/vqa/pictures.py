@@ -2,30 +2,41 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+from fedjax_mm import _lazy
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
-def fit(picture: Image.Image, image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture in the bucket `image` (H, W), uint8 [H, W, 3], and the size (h, w) it has there.
+def fit(picture: "Image.Image", image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns a picture in the bucket `image` (H, W), uint8 [H, W, 3], and the size (h, w) that it has there.
 
-    It is scaled to touch the bucket, both sides then floored to multiples of `patch` (one patch at least) and resized
-    to exactly that, bicubic: no patch is half picture and half padding.
+    It is scaled to touch the bucket; both sides are then floored to multiples of `patch` (one patch at least), and the
+    picture is resized to exactly that, bicubic, so that no patch is half picture and half padding.
     """
     scale = min(image[0] / picture.height, image[1] / picture.width)
     # 1e-6: 100 * (96 / 100) may come out just below 96, and would lose a whole patch.
     floored = [max(1, int(side * scale / patch + 1e-6)) * patch for side in (picture.height, picture.width)]
     height, width = floored
     picture.draft("RGB", (width, height))
+    bicubic = _lazy.require("PIL.Image", "text").Resampling.BICUBIC
     padded = np.zeros((*image, 3), np.uint8)
-    padded[:height, :width] = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    padded[:height, :width] = np.asarray(picture.convert("RGB").resize((width, height), bicubic))
     return padded, (height, width)
 
 
 def read(path: str | os.PathLike, image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture of a file, as `fit` has it. Raises ValueError with its name where it is cut off or no picture."""
+    """Returns the picture of a file as `fit` does.
+
+    Raises ValueError, with the file's name, where it is cut off or no picture.
+    """
+    Image = _lazy.require("PIL.Image", "text")
     try:
         with Image.open(path) as picture:
             return fit(picture, image, patch)
@@ -33,10 +44,11 @@ def read(path: str | os.PathLike, image: tuple[int, int], patch: int) -> tuple[n
         raise ValueError(f"{path} is cut off or no picture ({error}); copy or download it again") from error
 
 
-def read_all(paths: list[str], image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """All files: pictures [I, H, W, 3] uint8 and their sizes [I, 2] int32; read by as many threads as processors.
+def read_all(paths: Sequence[str], image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pictures of all files, [I, H, W, 3] uint8, and their sizes [I, 2] int32.
 
-    Raises FileNotFoundError, with the first file that is missing and how many are.
+    As many threads as there are processors read them. Raises FileNotFoundError, with the first file that is missing
+    and how many are.
     """
     if missing := [path for path in paths if not pathlib.Path(path).is_file()]:
         raise FileNotFoundError(
@@ -50,6 +62,7 @@ def read_all(paths: list[str], image: tuple[int, int], patch: int) -> tuple[np.n
 
 
 def fit_all(stack: np.ndarray, image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_all`, of pictures [I, h, w, 3] uint8 that lie in no files."""
+    """Returns what `read_all` does for pictures [I, h, w, 3] uint8 that lie in no files."""
+    Image = _lazy.require("PIL.Image", "text")
     fitted = [fit(Image.fromarray(picture), image, patch) for picture in stack]
     return np.stack([picture for picture, _ in fitted]), np.array([size for _, size in fitted], np.int32)

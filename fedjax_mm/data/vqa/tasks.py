@@ -1,12 +1,11 @@
-"""Tasks: what each client is asked, in arrays that all clients of one cohort share the shapes of."""
+"""Tasks: what each client is asked, in arrays of the same shapes for all clients of a cohort."""
 
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from fedjax_mm.data import wordpiece
 from fedjax_mm.data.federated import FederatedData
@@ -14,9 +13,12 @@ from fedjax_mm.data.vqa import pictures
 from fedjax_mm.data.vqa.annotations import Question
 from fedjax_mm.data.vqa.answers import soft_scores, targets, vocabulary
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 class Source(NamedTuple):
-    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these lie in no files."""
+    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these are in no files."""
 
     train: Sequence[Question]
     test: Sequence[Question]
@@ -26,7 +28,7 @@ class Source(NamedTuple):
 class Task(NamedTuple):
     """One client's questions.
 
-    answers: those it knows, at most K, best first: always saying answer 0 is the control.
+    answers: the answers that the task knows, at most K, best first. The control always says answer 0.
     splits: train, valid, test -> `image_row` [E] int32 in `Tasks.image`, `question` [E, L] int32 word pieces (0 is
         padding), `target` [E, K] float32, the score of each answer (0 beyond its own `answers`).
     text: split -> [E] str.
@@ -43,13 +45,15 @@ class Task(NamedTuple):
 class Tasks(NamedTuple):
     """The tasks of a cohort by client, and the pictures that their questions share.
 
-    image: [I, H, W, 3] uint8, zeros to the right of and below the picture; size: [I, 2] int32, its height and width.
+    tasks: client name -> its task.
+    image: [I, H, W, 3] uint8, zeros to the right of and below each picture.
+    size: [I, 2] int32, the height and width of each picture.
     """
 
     tasks: Mapping[str, Task]
     image: np.ndarray
     size: np.ndarray
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
 
 
 def load(
@@ -61,23 +65,25 @@ def load(
     train: int | None = None,
     valid: int = 0,
     test: int | None = None,
-    tokenizer: Tokenizer | str | os.PathLike | None = None,
+    tokenizer: "Tokenizer | str | os.PathLike | None" = None,
     vocabulary_size: int = 4000,
     drop_unknown: bool = False,
     seed: int = 0,
 ) -> Tasks:
-    """One task per source (client name -> questions), all with the same shapes.
+    """Returns one task per source, all with the same shapes.
 
+    sources: client name -> questions.
     image: the bucket (H, W) in pixels, multiples of `patch`; pictures keep their aspect ratio (see `pictures.fit`).
-    length: word pieces of a question, L. answers: the most that a task knows; K is the longest list of any task.
+    length: how many word pieces a question has, L.
+    answers: the most answers that a task knows; K is the longest list of any task.
     train, valid, test: at most so many questions of each task, drawn by the seed; None is all. valid is held out of
         train picture by picture, before answers are counted; a picture in both train and test is an error.
-    tokenizer: one, the path of its vocab.txt or tokenizer.json, or None: `vocabulary_size` word pieces fitted to the
-        train questions of all tasks.
-    drop_unknown: leave questions without a known answer out of valid and test too, as FedDAT's released code does: it
-        flatters. By default they stay, and nobody can score on them.
+    tokenizer: one, or the path of its vocab.txt or tokenizer.json, or None: `vocabulary_size` word pieces are fitted to
+        the train questions of all tasks.
+    drop_unknown: whether questions without a known answer are left out of valid and test too, as in FedDAT's released
+        code, which flatters. By default they stay, and nobody can score on them.
 
-    What a task gets does not depend on which others there are (but for the tokenizer and K).
+    What a task gets does not depend on which other tasks there are (except for the tokenizer and K).
     Raises ValueError or FileNotFoundError naming the task or the file.
     """
     if len(image) != 2 or patch < 1 or any(side < patch or side % patch for side in image):
@@ -88,56 +94,61 @@ def load(
         )
     if not sources:
         raise ValueError("sources is empty; give at least one client's questions")
-    sources = {name: s if isinstance(s, Source) else Source(**s) for name, s in sources.items()}
+    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
-    chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in sources.items()}
-    if tokenizer is None:
-        asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
-        tokenizer = wordpiece.train(asked, vocabulary_size)
-    elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = wordpiece.load(tokenizer)
+    chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
+    asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
+    tokenizer = wordpiece.choose(tokenizer, asked, vocabulary_size)
     width = max(len(known) for known, _, _ in chosen.values())
     tasks, images, sizes, start = {}, [], [], 0
     for name, (known, splits, unknown) in chosen.items():
         keys = list(dict.fromkeys(question.image for questions in splits.values() for question in questions))
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
-        drawn = sources[name].pictures
-        fitted = pictures.read_all(keys, image, patch) if drawn is None else pictures.fit_all(drawn[keys], image, patch)
+        stack = whole[name].pictures
+        if stack is None:
+            fitted = pictures.read_all(cast(list[str], keys), image, patch)
+        else:
+            fitted = pictures.fit_all(stack[cast(list[int], keys)], image, patch)
         images.append(fitted[0])
         sizes.append(fitted[1])
-        arrays = {split: _arrays(asked, known, row, tokenizer, length, width) for split, asked in splits.items()}
-        text = {split: np.array([question.text for question in asked], str) for split, asked in splits.items()}
+        arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
+        text = {split: np.array([question.text for question in own], str) for split, own in splits.items()}
         tasks[name] = Task(known, arrays, text, unknown)
     return Tasks(tasks, np.concatenate(images), np.concatenate(sizes), tokenizer)
 
 
 def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
-    """One client's split with the pictures at hand, leaves [E, ...]: `image` [E, H, W, 3] uint8, `size` [E, 2],
-    `question` [E, L], `target` [E, K], and `answers` [E] int32, how many of the K are its own."""
+    """Returns one client's split together with its pictures, leaves [E, ...].
+
+    The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
+    int32, how many of the K answers are the client's own.
+    """
     task = tasks.tasks[client]
-    held = task.splits[split]
+    arrays = task.splits[split]
     return {
-        "image": tasks.image[held["image_row"]],
-        "size": tasks.size[held["image_row"]],
-        "question": held["question"],
-        "target": held["target"],
-        "answers": np.full(len(held["image_row"]), len(task.answers), np.int32),
+        "image": tasks.image[arrays["image_row"]],
+        "size": tasks.size[arrays["image_row"]],
+        "question": arrays["question"],
+        "target": arrays["target"],
+        "answers": np.full(len(arrays["image_row"]), len(task.answers), np.int32),
     }
 
 
 def all_examples(tasks: Tasks, split: str) -> dict[str, np.ndarray]:
-    """All clients' examples of a split, one after the other: arrays as of `examples`, and `client` [E] int32, the place
-    of the client in `tasks.tasks`."""
+    """Returns all clients' examples of a split, one client after the other.
+
+    The arrays are those of `examples`, and `client` [E] int32, the place of the client in `tasks.tasks`.
+    """
     parts = [examples(tasks, client, split) for client in tasks.tasks]
     owner = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["image"]) for part in parts])
     return {"client": owner} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def federated(tasks: Tasks, split: str = "train", on_device: bool = True) -> FederatedData:
-    """One client per task, in the order of `tasks.tasks`, in the cohort "all"; arrays as of `examples`.
+    """Returns one client per task, in the order of `tasks.tasks`, in the cohort "all"; the arrays are as of `examples`.
 
-    A picture is copied for each of its questions: a step gathers all its arrays by one row number.
+    A picture is copied for each of its questions, because a step gathers all its arrays by one row number.
     """
     arrays = all_examples(tasks, split)
     owner = arrays.pop("client")
@@ -148,7 +159,7 @@ def _arrays(
     asked: Sequence[Question],
     known: Sequence[str],
     row: Mapping[str | int, int],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     length: int,
     width: int,
 ) -> dict[str, np.ndarray]:
@@ -162,7 +173,7 @@ def _arrays(
 def _choose(
     name: str, source: Source, numbers: Mapping[str, int | None], answers: int, drop_unknown: bool, seed: int
 ) -> tuple[tuple[str, ...], dict[str, list[Question]], dict[str, int]]:
-    """The known answers, the questions of each split, and how many of them (for train: before) are unknown."""
+    """The known answers, the questions of each split, and how many have no known answer (in train: before these go)."""
     for split in ("train", "test"):
         if not getattr(source, split):
             raise ValueError(f"{name} has no {split} questions")
@@ -172,22 +183,22 @@ def _choose(
         )
     # A stream of its own, so that a client's data do not depend on its place among the others.
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    splits = dict(zip(("train", "valid"), _hold_out(name, source.train, numbers["valid"], rng), strict=True))
-    splits["test"] = list(source.test)
+    train, valid = _hold_out(name, source.train, numbers["valid"] or 0, rng)
+    splits = {"train": train, "valid": valid, "test": list(source.test)}
     scores = {split: [soft_scores(question.answers) for question in qs] for split, qs in splits.items()}
     known = vocabulary(scores["train"], answers)
     unknown = {}
     for split in splits:
-        has = [not score.keys().isdisjoint(known) for score in scores[split]]
-        held = list(zip(splits[split], has, strict=True))
+        answerable = [not score.keys().isdisjoint(known) for score in scores[split]]
+        pairs = list(zip(splits[split], answerable, strict=True))
         if split == "train":
-            unknown[split] = has.count(False)
+            unknown[split] = answerable.count(False)
         if split == "train" or drop_unknown:
-            held = [pair for pair in held if pair[1]]
-        held = _draw(held, numbers[split], rng)
+            pairs = [pair for pair in pairs if pair[1]]
+        pairs = _draw(pairs, numbers[split], rng)
         if split != "train":
-            unknown[split] = sum(not ok for _, ok in held)
-        splits[split] = [question for question, _ in held]
+            unknown[split] = sum(not ok for _, ok in pairs)
+        splits[split] = [question for question, _ in pairs]
     return known, splits, unknown
 
 
@@ -200,15 +211,15 @@ def _hold_out(
     picture = np.array([place[question.image] for question in questions])
     order = rng.permutation(len(keys))
     asked = np.cumsum(np.bincount(picture)[order])
-    held = np.isin(picture, order[: np.searchsorted(asked, number) + 1]) if number else np.zeros(len(picture), bool)
-    if held.all():
+    out = np.isin(picture, order[: np.searchsorted(asked, number) + 1]) if number else np.zeros(len(picture), bool)
+    if out.all():
         raise ValueError(f"valid is {number}, and {name} has {len(questions)} train questions; train must keep some")
-    valid = [question for question, out in zip(questions, held, strict=True) if out]
-    return [question for question, out in zip(questions, held, strict=True) if not out], valid
+    valid = [question for question, goes in zip(questions, out, strict=True) if goes]
+    return [question for question, goes in zip(questions, out, strict=True) if not goes], valid
 
 
-def _draw(held: list, number: int | None, rng: np.random.Generator) -> list:
+def _draw(pairs: list, number: int | None, rng: np.random.Generator) -> list:
     """At most so many of them, drawn at random, in their order."""
-    if number is None or number >= len(held):
-        return held
-    return [held[place] for place in np.sort(rng.choice(len(held), number, replace=False))]
+    if number is None or number >= len(pairs):
+        return pairs
+    return [pairs[place] for place in np.sort(rng.choice(len(pairs), number, replace=False))]
