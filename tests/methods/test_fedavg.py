@@ -178,11 +178,7 @@ def test_learns_and_beats_its_start_on_every_modality():
 def test_the_steps_by_hand_outside_the_loop_are_a_round():
     """client_update vmapped over two clients and server_update, imported and bound without `build`."""
     data = FederatedData.from_arrays({"a": A, "label": LABEL}, [np.arange(10), np.arange(10, 20)])
-    config, encoders, head = (
-        FedAvgConfig(batch_size=5, server_optimizer="momentum"),
-        {"a": ENCODERS["a"]},
-        heads.linear(3),
-    )
+    config, encoders = FedAvgConfig(batch_size=5, server_optimizer="momentum"), {"a": ENCODERS["a"]}
     state, new, _ = one_round(config, data, encoders)
     download = fedavg.server_download({"all": ("a",)}, state.server)["all"]
     keys = jax.vmap(lambda j: _update_key("all", j))(np.arange(2))
