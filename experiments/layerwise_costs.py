@@ -50,7 +50,7 @@ class Full(NamedTuple):
 
 def full_size(name: str) -> Full:
     """ "coco" or "advance" with the paper's encoders, batch size and schedule 90_lh10."""
-    config = layerwise.PRESETS[name]
+    config = layerwise.VARIANTS[name]
     images = np.zeros((config.batch_size, 224, 224, 3), np.uint8)
     if name == "coco":
         arrays = {"image": images, "text": np.ones((config.batch_size, 40), np.int32)}

@@ -1,4 +1,7 @@
-"""Training in stages: a list of methods, each a program of its own, that hand the server's parameters on."""
+"""Training in stages: a list of methods, each compiled as a program of its own.
+
+A stage begins with the parameters that the server had at the end of the stage before.
+"""
 
 import dataclasses
 import itertools
@@ -11,7 +14,10 @@ from fedjax_mm.types import FedState
 
 
 class Stage(NamedTuple):
-    """A method and for how many rounds it runs. One of 0 rounds is skipped: the next has its layers too."""
+    """A method with a name, and the number of rounds that it runs.
+
+    A stage of 0 rounds is skipped. What it would have attached is attached by the next stage.
+    """
 
     name: str
     method: Method
@@ -19,7 +25,13 @@ class Stage(NamedTuple):
 
 
 def blocks(depth: int, stages: int) -> list[range]:
-    """The layers each stage attaches, `depth` of them in equal blocks."""
+    """The numbers of the layers that each stage attaches: `depth` layers, cut into equal blocks.
+
+    Raises ValueError where the number of stages does not divide the depth.
+
+    >>> blocks(6, 3)
+    [range(0, 2), range(2, 4), range(4, 6)]
+    """
     if stages < 1 or depth % stages:
         raise ValueError(f"{depth} layers cannot be cut into {stages} equal blocks; the stages must divide the depth")
     size = depth // stages
@@ -27,22 +39,38 @@ def blocks(depth: int, stages: int) -> list[range]:
 
 
 def uniform(stages: int, rounds: int) -> tuple[int, ...]:
-    """`rounds` spread evenly over the stages; where they do not divide, later stages have one more."""
+    """The rounds of each stage, `rounds` in all, spread evenly; where they do not divide, some stages have one more.
+
+    >>> uniform(3, 7)
+    (2, 2, 3)
+    """
     return tuple(rounds * (s + 1) // stages - rounds * s // stages for s in range(stages))
 
 
 def enter(before: FedState, fresh: FedState) -> FedState:
-    """The state a stage begins with: `fresh`, with every leaf that the server had before as it was, and its rounds.
+    """The state with which a stage begins after the stage that ended in `before`.
 
-    What is new keeps its fresh value, and so do the clients' own states. A server's state is a nested dict.
+    The server keeps the value of every leaf that it had, and the number of rounds goes on. New leaves and the clients'
+    own states have the values of `fresh`, the first state of the new stage's method. A server's state is a nested dict.
+    Raises ValueError where a leaf changed its shape.
+
+    >>> before = FedState({"layer_0": 0.5}, {}, 10)
+    >>> enter(before, FedState({"layer_0": 0.0, "layer_1": 0.0}, {}, 0))
+    FedState(server={'layer_0': 0.5, 'layer_1': 0.0}, clients={}, round=10)
     """
     return dataclasses.replace(fresh, server=trees.grow(before.server, fresh.server), round=before.round)
 
 
 def plan(method: Method | Sequence[Stage], rounds: int | None) -> list[Stage]:
-    """The stages of a run of `rounds` rounds (None: as many as the stages have); a plain method is one without a name.
+    """The stages of a run of `rounds` rounds. A plain method becomes one stage without a name.
 
-    Raises ValueError for a number of rounds that does not fit, and for stages of one name.
+    rounds: None means as many rounds as the stages have; a plain method needs a number. Raises ValueError for a number
+    of rounds that does not fit, and for two stages of the same name.
+
+    >>> from fedjax_mm.types import Cohort, Server
+    >>> method = Method(Server(None, None, None), {"all": Cohort(1, None, None)})
+    >>> [(stage.name, stage.rounds) for stage in plan([Stage("one", method, 0), Stage("two", method, 5)], None)]
+    [('one', 0), ('two', 5)]
     """
     if isinstance(method, Method):
         if rounds is None or rounds < 1:
@@ -58,6 +86,13 @@ def plan(method: Method | Sequence[Stage], rounds: int | None) -> list[Stage]:
 
 
 def index(stages: Sequence[Stage], round: int) -> int:
-    """Which stage the round numbered `round`, from 0, lies in; the last one for any beyond the end."""
+    """The number of the stage that runs round number `round`; both count from 0.
+
+    A round beyond the end belongs to the last stage.
+
+    >>> stages = [Stage("one", None, 2), Stage("two", None, 0), Stage("three", None, 3)]
+    >>> [index(stages, round) for round in (0, 1, 2, 9)]
+    [0, 0, 2, 2]
+    """
     ends = itertools.accumulate(stage.rounds for stage in stages)
     return next((i for i, end in enumerate(ends) if round < end), len(stages) - 1)

@@ -1,4 +1,4 @@
-"""Random views of examples inside a client's step."""
+"""Random views of examples, drawn inside a client's step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,13 @@ from fedjax_mm.types import Key
 
 
 def one_of_several(key: Key, x: jax.Array) -> jax.Array:
-    """One of each example's captions: [B, Q, ...] -> [B, ...]."""
+    """One of the captions of each example, drawn at random: [B, Q, ...] -> [B, ...].
+
+    >>> captions = jnp.array([[[1, 1], [2, 2]], [[3, 3], [4, 4]]])
+    >>> one = one_of_several(jax.random.key(0), captions)
+    >>> one.shape, bool(((one == captions[:, 0]) | (one == captions[:, 1])).all())
+    ((2, 2), True)
+    """
     choice = jax.random.randint(key, (len(x),), 0, x.shape[1])
     return jnp.take_along_axis(x, choice.reshape(-1, *[1] * (x.ndim - 1)), axis=1)[:, 0]
 
@@ -15,11 +21,18 @@ def one_of_several(key: Key, x: jax.Array) -> jax.Array:
 def random_resized_crop(key: Key, images: jax.Array, smallest: float = 0.08, ratio: float = 4 / 3) -> jax.Array:
     """A random part of each image, resized bilinearly to the image's own size: [B, H, W, C], same dtype.
 
-    The part's area is a uniform share in [smallest, 1] of the image's, its aspect (width to height, in shares of the
-    image's) log-uniform in [1/ratio, ratio]; a side longer than the image is cut to it. It lies anywhere in the image.
-    As torchvision's RandomResizedCrop, which draws again where a part does not fit.
+    The area of the part is a uniform share in [smallest, 1] of the image's area. Its aspect (width to height, in shares
+    of the image's) is log-uniform in [1/ratio, ratio]. A side that is longer than the image is cut to the image. The
+    part lies anywhere in the image. torchvision's RandomResizedCrop differs in one point: it draws again where a part
+    does not fit.
+
+    >>> images = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> random_resized_crop(jax.random.key(0), images).shape
+    (1, 4, 4, 1)
+    >>> bool(jnp.allclose(random_resized_crop(jax.random.key(0), images, smallest=1.0, ratio=1.0), images))
+    True
     """
-    count, height, width, _ = images.shape
+    count = len(images)
     keys = jax.random.split(key, 4)
     draw = lambda i, low, high: jax.random.uniform(keys[i], (count,), minval=low, maxval=high)
     area, aspect = draw(0, smallest, 1.0), jnp.exp(draw(1, -jnp.log(ratio), jnp.log(ratio)))
@@ -30,7 +43,13 @@ def random_resized_crop(key: Key, images: jax.Array, smallest: float = 0.08, rat
 def resized_parts(images: jax.Array, top: jax.Array, tall: jax.Array, left: jax.Array, wide: jax.Array) -> jax.Array:
     """The part of each image [B, H, W, C] that begins at `top`, `left` and is `tall` and `wide`, resized to H x W.
 
-    All [B], as shares of the image's height and width, at most 1. Bilinear; integers are rounded.
+    The four arrays are [B], shares of the image's height or width, at most 1. The resizing is bilinear; integers are
+    rounded.
+
+    >>> images = jnp.arange(4.0).reshape(1, 1, 4, 1)
+    >>> whole, right_half = (jnp.array([0.0]), jnp.array([1.0])), (jnp.array([0.5]), jnp.array([0.5]))
+    >>> resized_parts(images, *whole, *right_half).ravel().tolist()
+    [1.75, 2.25, 2.75, 3.0]
     """
     # Two small matrix products an image, because gathers are slow under many clients.
     rows, columns = _interpolation(images.shape[1], top, tall), _interpolation(images.shape[2], left, wide)

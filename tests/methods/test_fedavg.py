@@ -1,5 +1,9 @@
 """FedAvg against centralised SGD in NumPy and against its own limits."""
 
+import dataclasses
+import functools
+import zlib
+
 import chex
 import jax
 import numpy as np
@@ -9,8 +13,10 @@ import pytest
 from fedjax_mm import clients, run
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate, on_change
+from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import Model, heads, mlp
+from fedjax_mm.types import ClientData, Mean
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 3, 90).astype(np.int32)
@@ -74,20 +80,20 @@ def test_each_part_is_averaged_over_the_clients_that_have_it():
         chex.assert_trees_all_close(new.server["params"][part], mean, atol=1e-5)
 
 
-def _uploads_one_by_one(method, state, taken):
-    import zlib
-
-    from fedjax_mm.types import ClientData
-
+def _update_key(cohort, number):
+    """The key of a client's update in round 0."""
     key = jax.random.fold_in(jax.random.fold_in(KEY, 1), 0)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(cohort.encode())), number), 0)
+
+
+def _uploads_one_by_one(method, state, taken):
     downloads, uploads = method.server.download(state.server, None), {}
     for name, cohort in method.cohorts.items():
         c, update = taken.cohorts[name], jax.jit(cohort.update)
         uploads[name] = []
         for i, j in enumerate(c.index):
-            client_key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), j)
             seen = ClientData(c.arrays, c.rows[i], c.count[i], c.weight[i], None, c.uniform)
-            uploads[name].append(update(downloads[name], {}, seen, jax.random.fold_in(client_key, 0))[0])
+            uploads[name].append(update(downloads[name], {}, seen, _update_key(name, j))[0])
     return uploads
 
 
@@ -167,6 +173,53 @@ def test_learns_and_beats_its_start_on_every_modality():
     before, after = method.evaluate(jax.jit(method.init)(jax.random.key(0)), test), method.evaluate(state, test)
     for tested in ("a", "b", "a+b"):
         assert after[f"{tested}/accuracy"] > 0.75 > before[f"{tested}/accuracy"] + 0.1
+
+
+def test_the_steps_by_hand_outside_the_loop_are_a_round():
+    """client_update vmapped over two clients and server_update, imported and bound without `build`."""
+    data = FederatedData.from_arrays({"a": A, "label": LABEL}, [np.arange(10), np.arange(10, 20)])
+    config, encoders = FedAvgConfig(batch_size=5, server_optimizer="momentum"), {"a": ENCODERS["a"]}
+    state, new, _ = one_round(config, data, encoders)
+    download = fedavg.server_download({"all": ("a",)}, state.server)["all"]
+    keys = jax.vmap(lambda j: _update_key("all", j))(np.arange(2))
+    seen = jax.tree.map(
+        lambda *x: np.stack(x), *[dataclasses.replace(data.client("all", j), arrays={}) for j in (0, 1)]
+    )
+    seen = dataclasses.replace(seen, arrays=data.cohorts["all"].arrays)
+    axes = dataclasses.replace(jax.tree.map(lambda _: 0, seen), arrays=dict.fromkeys(seen.arrays))
+    update = jax.vmap(functools.partial(fedavg.client_update, config, encoders, heads.linear(3)), (None, None, axes, 0))
+    uploads, _, _ = jax.jit(update)(download, {}, seen, keys)
+    mean = lambda part: Mean(jax.tree.map(lambda x: x.mean(0), uploads[part].value), uploads[part].weight.sum())
+    server, _ = fedavg.server_update(config, state.server, {"all": {p: mean(p) for p in uploads}}, None, KEY)
+    chex.assert_trees_all_close(server, new.server, atol=1e-6)
+
+
+def test_a_method_is_built_from_shapes_alone():
+    data = two_modalities()
+    config = FedAvgConfig(batch_size=10, shared=("a", "b"))
+    from_data, from_shapes = (build(config, d, ENCODERS, heads.linear(3)) for d in (data, data.population))
+    states = [jax.jit(method.init)(jax.random.key(0)) for method in (from_data, from_shapes)]
+    chex.assert_trees_all_equal(*states)
+
+
+@pytest.mark.parametrize("shared", [None, ("a", "b")])
+def test_a_client_is_scored_row_by_row_with_its_own_model_as_in_numpy(shared):
+    method = build(FedAvgConfig(shared=shared), two_modalities(), ENCODERS, heads.linear(3))
+    state = jax.jit(method.init)(jax.random.key(0))
+    download = method.server.download(state.server, None)["AB"]
+    own = jax.tree.map(lambda x: x[1], state.clients["AB"])
+    assert set(own) == (set() if shared is None else {"head"})
+    has_a, mask = RNG.random(90) < 0.6, RNG.random(90) < 0.8
+    broken = np.where(mask[:, None], A, np.nan)  # padding rows may hold anything
+    score = jax.jit(method.cohorts["AB"].score)
+    got = score(download, own, {"a": broken, "b": B, "has_a": has_a, "label": LABEL}, mask)
+    params = jax.tree.map(np.asarray, {**download.sent, **own})
+    embedding = {m: np.asarray(ENCODERS[m].apply(params[m], x)) for m, x in (("a", A), ("b", B))}
+    mean = np.where(has_a[:, None], (embedding["a"] + embedding["b"]) / 2, embedding["b"])
+    dense = params["head"]["Dense_0"]
+    right = (mean @ dense["kernel"] + dense["bias"]).argmax(1) == LABEL
+    assert set(got) == {"accuracy"} and 0 < right[mask].mean() < 1
+    np.testing.assert_array_equal(np.asarray(got["accuracy"])[mask], right[mask])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import re
 
 import chex
 import jax
@@ -14,10 +16,10 @@ from tiny_transformer import tiny
 
 from fedjax_mm import costs, losses, run, stages, trees
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods.layerwise import PRESETS, LayerwiseConfig, build
-from fedjax_mm.methods.layerwise.network import network
+from fedjax_mm.methods import layerwise
+from fedjax_mm.methods.layerwise import VARIANTS, LayerwiseConfig, build
 from fedjax_mm.models import ast, bert, heads, vit
-from fedjax_mm.types import CohortRound, RoundData
+from fedjax_mm.types import CohortRound, FedState, Mean, RoundData
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(3)
@@ -253,13 +255,13 @@ def test_a_step_sees_a_part_of_an_image_and_one_of_its_captions_and_scores_see_t
     both = {"image": watching(tiny(6), (2, 3, 1)), "text": watching(tiny(5), (5,))}
     for crop in (0.08, None):
         seen.clear()
-        net = network(dataclasses.replace(SCALED, crop=crop), both, None, None)
-        params = net.init(KEY, {"image": 1, "text": 1})
-        net.loss(params, {"image": images, "text": captions}, KEY, {"image": 0, "text": 0})
+        config = dataclasses.replace(SCALED, crop=crop)
+        params = layerwise.init_network(config, both, None, KEY, {"image": 1, "text": 1})
+        batch = {"image": images, "text": captions}
+        layerwise.local_loss(config, both, params, batch, KEY, {"image": 0, "text": 0})
         assert seen[0].shape == images.shape and (seen[0] == images).all() == (crop is None)
         assert all((text == given).all(1).any() for text, given in zip(seen[1], captions, strict=True))
-        with jax.disable_jit():
-            net.evaluate(params, {"image": images, "text": captions})
+        layerwise.scores(config, both, FedState(params, {}, 0), batch)
         np.testing.assert_array_equal(seen[2], images)
         np.testing.assert_array_equal(seen[3], captions.reshape(24, 5))
 
@@ -349,6 +351,86 @@ def test_supervised_scores_are_scikit_learns_on_the_whole_set_and_by_batches():
     assert scores["batch16_accuracy"] == pytest.approx(np.mean(batches)) != scores["accuracy"]
 
 
+# A client's own test rows
+
+
+def test_a_clients_own_classes_are_scored_row_by_row_as_in_numpy():
+    plan, _ = compiled(3)
+    params = varied(plan[1].method.init(KEY).server)
+    z = np.concatenate([embedded(params, m, x) for m, x in (("image", IMAGE), ("text", TEXT))], 1)
+    p = params["prediction"]
+    hidden = np.maximum(z @ p["dense_0"]["kernel"] + p["dense_0"]["bias"], 0)
+    right = (hidden @ p["dense_1"]["kernel"] + p["dense_1"]["bias"]).argmax(1) == LABEL
+    got = client_scores(plan[1], params, {"image": IMAGE, "text": TEXT, "label": LABEL}, np.ones(40))
+    assert set(got) == {"accuracy"} and 0 < right.mean() < 1
+    np.testing.assert_array_equal(got["accuracy"], right)
+
+
+def test_a_clients_own_captions_are_found_among_its_real_rows_as_in_numpy():
+    plan, _ = compiled()
+    params = varied(plan[1].method.init(KEY).server)
+    captions = np.stack([TEXT, np.full_like(TEXT, 9.0)], 1)  # only the first counts
+    mask = RNG.random(40) < 0.4
+    arrays = {"image": IMAGE, "text": np.where(mask[:, None, None], captions, np.nan), "label": LABEL}
+    got = client_scores(plan[1], params, arrays, mask.astype(np.float32))
+    unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
+    image, text = (unit(embedded(params, m, x[mask])) for m, x in (("image", IMAGE), ("text", TEXT)))
+    nearest = (image @ text.T).argmax(1) == np.arange(mask.sum())
+    assert set(got) == {"i2t_r1"} and 0 < nearest.mean() < 1
+    np.testing.assert_array_equal(np.asarray(got["i2t_r1"])[mask], nearest)
+
+
+def client_scores(stage, params, arrays, mask):
+    download = stage.method.server.download(params, None)["all"]
+    return jax.jit(stage.method.cohorts["all"].score)(download, (), arrays, mask)
+
+
+def varied(params):
+    """With running statistics that a batch's own would not be, and embeddings of rows that differ."""
+    rng = np.random.default_rng(5)
+    change = lambda path, x: np.asarray(x) + rng.uniform(0.1, 0.5, np.shape(x)).astype(np.float32)
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+# The steps outside our loop
+
+
+def test_the_steps_by_hand_are_a_round():
+    """What a client and the server do, imported and bound without `build`."""
+    config, data, both = SCALED, problem([np.arange(8)]), encoders()
+    stage = layerwise.plan_stages(config, both)[1]
+    layers = {m: numbers.stop for m, numbers in stage.layers.items()}
+    state = layerwise.init_network(config, both, None, KEY, layers)
+    download = layerwise.server_download(stage, ["all"], state)["all"]
+    update = functools.partial(layerwise.client_update, config, both, stage, download, ())
+    keys = jax.random.split(KEY, 3)
+    uploads, _, metrics = jax.jit(jax.vmap(update, (None, 0)))(data.client("all", 0), keys)
+    assert metrics["loss"].shape == (3,)
+    one, _, _ = jax.jit(update)(data.client("all", 0), keys[1])
+    got = {part: Mean(jax.tree.map(lambda x: x[1], sent.value), sent.weight[1]) for part, sent in uploads.items()}
+    chex.assert_trees_all_close(got, one, atol=1e-4)
+    new, _ = layerwise.server_update(stage, state, {"all": one}, None, KEY)
+    assert paths(new).keys() == paths(state).keys()
+    sent, old = paths({part: mean.value for part, mean in one.items()}), paths(state)
+    assert sent.keys() == paths(download.sent).keys()
+    for path, leaf in paths(new).items():
+        np.testing.assert_array_equal(leaf, sent[path] if path in sent else old[path])
+
+
+def test_stages_are_built_from_shapes_alone():
+    from_data, from_shapes = (build(SCALED, data, encoders(), 3) for data in (problem(), problem().population))
+    for one, other in zip(from_data, from_shapes, strict=True):
+        chex.assert_trees_all_equal(one.method.init(KEY).server, other.method.init(KEY).server)
+
+
+def test_the_page_has_every_section_that_the_code_names():
+    root = pathlib.Path(layerwise.__file__).parent
+    page = (root.parents[2] / "docs" / "specs" / "layerwise.md").read_text()
+    sections = set(re.findall(r"^#+ (\d\.\d)", page, re.MULTILINE))
+    named = set().union(*(re.findall(r"\((\d\.\d)[),]", file.read_text()) for file in root.glob("*.py")))
+    assert {"1.2", "1.4", "1.7"} <= named <= sections
+
+
 # Sizes
 
 
@@ -363,7 +445,7 @@ def test_full_size_models_have_the_papers_parameters_and_payloads(name):
     families, classes, parameters, payload, first = FULL[name]
     arrays = {m: np.zeros((4, 1), np.float32) for m in families} | {"label": np.zeros(4, np.int32)}
     data = FederatedData.from_arrays(arrays, [np.arange(4)])
-    config = PRESETS[name]
+    config = VARIANTS[name]
     count = lambda tree: sum(leaf.size for path, leaf in tree.items() if not heads.is_statistic(path))
     for s, stage in enumerate(build(config, data, families, classes)):
         sent, held = sent_and_held(stage)
@@ -396,6 +478,7 @@ def test_costs_need_shapes_only_and_frozen_layers_cost_a_forward_pass():
 @pytest.mark.parametrize(
     "change, settings, said",
     [
+        (dict(fusion="mean"), {}, "fusion must be one of .*, got 'mean'"),
         (dict(batch_size=1), {}, "batch_size must be at least 2"),
         (dict(rounds=(1, 1, 1)), {}, r"encoder_lr\['image'\] is .*; it must have one rate for each of 3 stages"),
         (dict(encoder_lr={"image": (1.0, 1.0)}), {}, r"encoder_lr\['text'\] is None"),

@@ -1,217 +1,159 @@
-"""LW-FedMML and Prog-FedMML: encoders trained stage by stage, a block of layers at a time, beside end-to-end training.
+"""LW-FedMML and Prog-FedMML: encoders trained stage by stage, a block of layers at a time, and end-to-end training.
 
-Tun, Thwal, Nguyen, Hong, IEEE IoT Journal 12(13), 2025 (arXiv 2407.15426), after the authors' code; section numbers
-are of that code's description in the project's specification.
+Tun, Thwal, Nguyen, Hong, IEEE IoT Journal 12(13), 2025 (arXiv 2407.15426), after the authors' code. Numbers such as
+(1.4) are sections of docs/specs/layerwise.md.
 
     m      modality                        Emb, B_1..B_S, LN   embeddings, blocks of layers, last norm of encoder F^m
     H^m    projection head -> z^m          P                   prediction head on the fused z (supervised)
     s, S   stage and their number          R_s                 rounds of stage s
     n_i    examples of client i            tau                 temperature
 
-Stage s (1.2): to every encoder at once its block B_s is attached, with pretrained weights or fresh ones; all else is
-as the stage before left it. Trained, and alone sent, are (1.7)
+Stage s attaches the block B_s to every encoder at once, with pretrained weights or fresh ones; everything else is as
+the stage before left it (1.2). These parts alone are trained and sent (1.7, `plan_stages`, `split_trained`):
     layer-wise     B_s, LN, H, P, and in the first stage Emb
     progressive    B_1..B_s, LN, H, P, Emb
     end-to-end     the same, in one stage that has all blocks and all rounds
-With R_s = 0 a stage only attaches its block. A round (1.6):
-  1. The server sends what is trained; what is frozen every client has from the stages before.
-  2. A client takes E epochs of AdamW, started afresh, at the stage's rates: symmetric InfoNCE of z^image and z^text
-     over tau, or cross-entropy of P on the fused z (1.4; see network.py).
-  3. The server averages by n_i, running statistics of batch norms too (1.5). A client with less than one batch takes
-     no step and still counts.
+A stage with R_s = 0 only attaches its block. A round has three steps, each of which is a function (1.6):
+  1. `server_download`: the server sends what is trained. Every client has what is frozen from the stages before.
+  2. `client_update`: a client takes E epochs of AdamW, started afresh (`make_optimizer`), at the stage's rates on
+     `network.local_loss`: symmetric InfoNCE of z^image and z^text over tau, or cross-entropy of P on the fused z (1.4).
+  3. `server_update`: the server averages by n_i, the running statistics of batch norms too (1.5). A client with less
+     than one batch takes no step and still counts.
 
-One mask of the parameters says what is trained. The gradient is taken of that half alone, so the frozen one has no
+One mask of the parameters says what is trained. The gradient is taken of that half alone, so the frozen half has no
 activations to keep, no optimiser state and no upload.
 
-Deviations from the code: ViT's pooler, which nothing reads, is frozen in every plan. End-to-end, which the code
-lacks, takes the last stage's rates.
+Deviations from the authors' code:
+  - ViT's pooler, which nothing reads, is frozen in every plan.
+  - End-to-end training, which the code lacks, takes the last stage's rates.
+  - The fusions "attention" and "co-attention" are modules of our own (see models.heads.prediction): at width 6 they
+    have 91 and 84 parameters, where the code's have 498 and 42. "concat", which the released runs use, is the same.
+  - VARIANTS["coco"] has batches of 32, as progressive training was released; layer-wise training was with 1024.
+  - A run from scratch, which is not the paper's setting, is experiments/layerwise.py's: one rate for all stages, and
+    kernels that start with standard deviation 0.02 also at width 64. With its small clients AdamW starts afresh every 9
+    to 14 steps; in the released runs it does so every 1,108 steps.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+import functools
+from collections.abc import Iterable, Mapping
 
 import jax
-import optax
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.local import local_steps
-from fedjax_mm.methods.layerwise.network import PREDICTION, Network, network
-from fedjax_mm.models import Transformer, heads
-from fedjax_mm.stages import Stage, blocks
-from fedjax_mm.types import Cohort, Download, Mean, PyTree, Server
-
-SCHEDULES = {  # rounds of six stages; from scratch, see stages.uniform
-    "90_lh10": (0, 0, 0, 10, 30, 50),
-    "90_uni": (15, 15, 15, 15, 15, 15),
-    "120_lh11": (0, 0, 0, 20, 30, 70),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerwiseConfig:
-    """Settings of one run; rates are for batches of 256 and used times batch_size / 256."""
-
-    plan: Literal["layer-wise", "progressive", "end-to-end"] = "layer-wise"
-    rounds: tuple[int, ...] = SCHEDULES["90_lh10"]
-    """R_s of each stage. End-to-end runs their sum."""
-    encoder_lr: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """Modality -> a rate for each stage."""
-    head_lr: float = 3e-4
-    """Of projection and prediction heads."""
-    weight_decay: float = 0.01
-    """Of encoders and the prediction head."""
-    projection_decay: float = 1e-6
-    """Weight decay of projection heads."""
-    batch_size: int = 32
-    epochs: int = 3
-    """Passes over a client's own examples in a round."""
-    temperature: float = 0.05
-    projection_hidden: int = 4096
-    projection_dim: int = 256
-    head_dropout: float = 0.1
-    fusion: Literal["concat", "add", "attention", "co-attention"] = "concat"
-    """What P gets, see heads.prediction."""
-    crop: float | None = 0.08
-    """The least share of an image's area that a random crop keeps; None: images as they are."""
-    frozen_dropout: bool = True
-    """Frozen layers drop units too, as in the code."""
-    train_embeddings: bool = True
-    """Layer-wise: embeddings train in the first stage."""
-
-
-COCO_LR = {"image": (1e-7, 1e-7, 1e-7, 5e-6, 3e-5, 5e-5), "text": (1e-7, 1e-7, 1e-7, 1e-5, 3e-5, 5e-5)}
-ADVANCE_LR = {"image": (1e-7, 1e-7, 1e-7, 5e-7, 1e-6, 5e-6), "audio": (1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 3e-5)}
-PRESETS = {
-    "coco": LayerwiseConfig(encoder_lr=COCO_LR),
-    "advance": LayerwiseConfig(encoder_lr=ADVANCE_LR, head_lr=1e-4, batch_size=16),
-}
+from fedjax_mm.methods.layerwise import evaluation, network
+from fedjax_mm.methods.layerwise.client import client_update
+from fedjax_mm.methods.layerwise.config import LayerwiseConfig
+from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders, Params
+from fedjax_mm.methods.layerwise.plan import StageSpec, plan_stages, split_trained
+from fedjax_mm.stages import Stage
+from fedjax_mm.types import (
+    Arrays,
+    Cohort,
+    Download,
+    HasPopulation,
+    Key,
+    Metrics,
+    Population,
+    PyTree,
+    Server,
+    Upload,
+)
 
 
 def build(
     config: LayerwiseConfig,
-    data,
-    encoders: Mapping[str, Transformer],
+    data: HasPopulation,
+    encoders: Encoders,
     num_classes: int | None = None,
     pretrained: Mapping[str, PyTree] | None = None,
 ) -> list[Stage]:
-    """The stages, for run.train. Every client of `data`, a FederatedData, holds every modality of `encoders`.
+    """The stages, for run.train. Every client of `data`, a FederatedData or a Population, has every modality.
 
-    Arrays are what the encoders take: images [E, H, W, C], tokens [E, L], log-mel [E, frames, mels]. With num_classes K
-    there is `label` [E] and the loss is supervised; without, contrastive, of two modalities, images first, and of
-    several captions of an image, [E, Q, L], one is drawn in every step.
-    pretrained: modality -> parameters as models.pretrained.load gives them; their last norm is not used. None: from
-        scratch, which wants rounds in every stage.
+    Arrays are what the encoders take: images [E, H, W, C], tokens [E, L], log-mel [E, frames, mels]. With num_classes
+    K there is `label` [E] and the loss is supervised. Without, the loss is contrastive, of two modalities, images
+    first; of several captions of an image, [E, Q, L], each step draws one.
+    pretrained: modality -> parameters as models.pretrained.load gives them; their last norm is not used. None: training
+        from scratch, for which every stage needs rounds.
 
     `evaluate` gives, contrastive, recalls from `text` [I, L] or [I, Q, L], "i2t_r1" to "t2i_r50", and from
     `prompts` [K, L], one for each class, and `label` [I], "zero_shot_accuracy", whichever there are; supervised,
     "accuracy", "macro_f1", "macro_precision", "macro_recall" of the whole set, and "batch16_accuracy", ..., means
-    over batches of 16, which the released code reports.
+    over batches of 16, which the released code reports (see `scores`). A client's own test rows are scored by
+    `client_score`.
+
+    Raises ValueError for settings, weights and data that do not fit each other.
     """
-    _check(config, data, encoders, num_classes, pretrained)
-    stages = len(config.rounds)
-    net = network(config, encoders, num_classes, pretrained)
+    population = data.population
+    _check(config, population, encoders, num_classes, pretrained)
+    scores = functools.partial(
+        evaluation.scores,
+        config,
+        encoders,
+        project=jax.jit(functools.partial(network.project, config, encoders), static_argnums=1),
+        predict=jax.jit(functools.partial(network.predict_logits, config)),
+    )
+    update = functools.partial(client_update, config, encoders)
+    score = functools.partial(evaluation.client_score, config, encoders)
+
+    def method(stage: StageSpec) -> Method:
+        layers = {m: numbers.stop for m, numbers in stage.layers.items()}
+        init = lambda key: network.init_network(config, encoders, num_classes, key, layers, pretrained)
+        download = functools.partial(server_download, stage, tuple(population.cohorts))
+        server = Server(init, download, functools.partial(server_update, stage))
+        cohort = lambda size: Cohort(size, lambda key: (), functools.partial(update, stage), score)
+        return federate(server, {name: cohort(size) for name, size in population.sizes.items()}, scores)
+
+    methods = [method(stage) for stage in plan_stages(config, encoders)]
     if config.plan == "end-to-end":
-        whole = {m: range(encoder.depth) for m, encoder in encoders.items()}
-        return [Stage("end-to-end", _method(config, data, net, whole, True, stages - 1), sum(config.rounds))]
-    cut = {m: blocks(encoder.depth, stages) for m, encoder in encoders.items()}
-    made = []
-    for s, rounds in enumerate(config.rounds):
-        progressive = config.plan == "progressive"
-        trained = {m: range(0 if progressive else cut[m][s].start, cut[m][s].stop) for m in encoders}
-        embeddings = progressive or (s == 0 and config.train_embeddings)
-        made.append(Stage(f"stage {s + 1}", _method(config, data, net, trained, embeddings, s), rounds))
-    return made
+        return [Stage("end-to-end", methods[0], sum(config.rounds))]
+    return [Stage(f"stage {s}", *stage) for s, stage in enumerate(zip(methods, config.rounds, strict=True), 1)]
 
 
-def _method(
-    config: LayerwiseConfig, data, net: Network, trained: Mapping[str, range], embeddings: bool, s: int
-) -> Method:
-    """Stage s, from 0: the method that trains layers trained[m] of encoders that have all layers up to these."""
-    dropout_from = {m: 0 if config.frozen_dropout else trained[m].start for m in trained}
+def server_download(
+    stage: StageSpec, cohorts: Iterable[str], state: Params, public: Arrays | None = None
+) -> dict[str, Download]:
+    """Step 1: what the stage trains is sent; what is frozen, every client has already.
 
-    def trains(path: str) -> bool:
-        part, piece, *rest = path.split("/")
-        if part == PREDICTION or piece == "head":
-            return True
-        if rest[0] == "layers":
-            return int(rest[1]) in trained[part]
-        return rest[0] == "norm" or (rest[0] == "embeddings" and embeddings)
+    state: the server's parameters. public: not used.
 
-    def halves(params):
-        """(trained and sent, frozen)."""
-        return trees.partition(params, trees.path_mask(params, trains))
-
-    def statistics(params):
-        """(running statistics, which travel but have no gradient; the rest)."""
-        return trees.partition(params, trees.path_mask(params, heads.is_statistic))
-
-    tx = _optimizer(config, trained, s)
-
-    def update(download, state, data, key):
-        def loss(train, running, batch, key):
-            params = trees.merge(trees.merge(train, running), download.held)
-            value, new, metrics = net.loss(params, batch, key, dropout_from)
-            return value, (statistics(new)[0], metrics)
-
-        def step(carry, batch, key):
-            train, running, opt = carry
-            of = jax.value_and_grad(loss, has_aux=True)
-            (value, (running, metrics)), grads = of(train, running, batch, key)
-            updates, opt = tx.update(grads, opt, train)
-            return (optax.apply_updates(train, updates), running, opt), {"loss": value, **metrics}
-
-        running, train = statistics(download.sent)
-        (train, running, _), metrics = local_steps(
-            step,
-            (train, running, tx.init(train)),
-            data,
-            key,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            drop_last=True,
-        )
-        upload = {part: Mean(value, data.weight) for part, value in trees.merge(train, running).items()}
-        return upload, state, metrics
-
-    def download(params, public):
-        return {name: Download(*halves(params)) for name in data.cohorts}
-
-    def server_update(params, uploads, public, key):
-        sent, held = halves(params)
-        mean = {part: aggregate.average(aggregate.collect(uploads, part), sent[part]) for part in sent}
-        return trees.merge(mean, held), {}
-
-    init = lambda key: net.init(key, {m: layers.stop for m, layers in trained.items()})
-    cohorts = {name: Cohort(size, lambda key: (), update) for name, size in data.sizes.items()}
-    evaluate_state = lambda state, arrays: net.evaluate(state.server, arrays)
-    return federate(Server(init, download, server_update), cohorts, evaluate_state)
+    >>> state = {"image": {"encoder": {"embeddings": {"w": 1}}, "head": {"w": 3}}}
+    >>> server_download(StageSpec(1, {"image": range(0, 1)}, embeddings=False), ["all"], state)["all"].sent
+    {'image': {'encoder': {'embeddings': {'w': None}}, 'head': {'w': 3}}}
+    """
+    return {name: Download(*split_trained(stage, state)) for name in cohorts}
 
 
-def _optimizer(config: LayerwiseConfig, modalities, s: int) -> optax.GradientTransformation:
-    """A rate and a decay for each encoder, for the projection heads, and for the prediction head."""
-    rule = lambda lr, decay: optax.adamw(lr * config.batch_size / 256, weight_decay=decay)
-    rules = {f"encoder {m}": rule(config.encoder_lr[m][s], config.weight_decay) for m in modalities}
-    rules |= {"head": rule(config.head_lr, config.projection_decay)}
-    rules |= {PREDICTION: rule(config.head_lr, config.weight_decay)}
+def server_update(
+    stage: StageSpec, state: Params, uploads: Mapping[str, Upload], public: Arrays | None, key: Key
+) -> tuple[PyTree, Metrics]:
+    """Step 3: the server's parameters with what was trained averaged over clients (1.5), and no metrics.
 
-    def label(path, leaf):
-        part, piece = path[0].key, path[1].key
-        return PREDICTION if part == PREDICTION else piece if piece == "head" else f"encoder {part}"
+    uploads: {cohort: {modality or "prediction": Mean}}. What nobody sent stays as it is. public, key: not used.
 
-    return optax.multi_transform(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
+    >>> import jax.numpy as jnp
+    >>> from fedjax_mm import Mean
+    >>> state = {"image": {"encoder": {"embeddings": jnp.zeros(1)}, "head": jnp.zeros(1)}}
+    >>> sent = {"image": Mean({"encoder": {"embeddings": None}, "head": jnp.full(1, 2.0)}, jnp.float32(8))}
+    >>> stage = StageSpec(1, {"image": range(0, 1)}, embeddings=False)
+    >>> new, _ = server_update(stage, state, {"all": sent}, None, jax.random.key(0))
+    >>> new["image"]["encoder"]["embeddings"].tolist(), new["image"]["head"].tolist()
+    ([0.0], [2.0])
+    """
+    old, frozen = split_trained(stage, state)
+    mean = {part: aggregate.average(aggregate.collect(uploads, part), old[part]) for part in old}
+    return trees.merge(mean, frozen), {}
 
 
 def _check(
     config: LayerwiseConfig,
-    data,
-    encoders: Mapping[str, Transformer],
+    population: Population,
+    encoders: Encoders,
     num_classes: int | None,
     pretrained: Mapping[str, PyTree] | None,
 ) -> None:
     needed = (*encoders, *(["label"] if num_classes else []))
-    for name, cohort in data.cohorts.items():
+    for name, cohort in population.cohorts.items():
         if missing := [m for m in needed if m not in cohort.arrays]:
             raise ValueError(f"clients of {name} have no {missing}; all need {list(needed)}")
     if not num_classes and len(encoders) != 2:
@@ -226,3 +168,4 @@ def _check(
             raise ValueError(f"encoder_lr[{m!r}] is {config.encoder_lr.get(m)}; it must have {wanted}")
         if pretrained is not None and m not in pretrained:
             raise ValueError(f"pretrained has {sorted(pretrained)}, but not {m!r}; give all encoders' weights or none")
+    network.prediction_head(config)  # an unknown fusion is refused here, not in a trace

@@ -1,114 +1,211 @@
-"""What stage-wise training trains: an encoder F^m and a projection head H^m per modality, and a loss on z^m = H^m(F^m).
+"""What training in stages trains: an encoder F^m and a projection head H^m per modality, and a loss on z^m = H^m(F^m).
 
-Contrastive, symmetric InfoNCE of two modalities' z; or supervised, a prediction head P on the fused z of them all.
-Section numbers are those of layerwise.py.
+The loss is contrastive, the symmetric InfoNCE of two modalities' z, or supervised, the cross-entropy of a prediction
+head P on the fused z of all modalities. The parameters are {m: {"encoder", "head"}, ...} and, where the training is
+supervised, "prediction". Numbers such as (1.4) are sections of docs/specs/layerwise.md.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from fedjax_mm import evaluate, losses, trees
+from fedjax_mm import losses, trees
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
+from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.models import Transformer, heads, transformer
 from fedjax_mm.types import Arrays, Key, Metrics, PyTree
 
-PREDICTION = "prediction"  # beside the modalities, a part of the parameters
+PREDICTION = "prediction"  # a part of the parameters, next to the modalities
+
+Encoders = Mapping[str, Transformer]  # modality -> its encoder; the order is that of the embeddings everywhere
+Params = Mapping[str, PyTree]
+Embeddings = tuple[jax.Array, ...]  # z^m [B, D] of each modality, in the order of the encoders
 
 
-class Network(NamedTuple):
-    """Pure functions over {m: {"encoder", "head"}, ...} and, supervised, "prediction".
+def init_network(
+    config: LayerwiseConfig,
+    encoders: Encoders,
+    num_classes: int | None,
+    key: Key,
+    layers: Mapping[str, int] | None = None,
+    pretrained: Mapping[str, PyTree] | None = None,
+) -> dict[str, PyTree]:
+    """The first parameters, with a prediction head for `num_classes` or, for None, without one (1.2).
 
-    `init(key, layers)` gives encoders of layers[m] layers; a layer's weights depend on the key and its number alone.
-    `loss(params, batch, key, dropout_from)` is (value [], params with new running statistics, metrics); encoders drop
-    units from layer dropout_from[m] on. `evaluate(params, arrays)` gives scores.
+    layers: modality -> how many of its encoder's layers there are; None: all of all. A layer's values depend on the
+    key and its number alone. pretrained: modality -> parameters that take the place of the random ones, but for the
+    last norm.
+
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {"00": jnp.eye(2), "01": jnp.eye(2)}}
+    >>> encoder = Transformer(2, 2, init, None, None, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> config = LayerwiseConfig(projection_hidden=4, projection_dim=3)
+    >>> encoders = {"image": encoder, "depth": encoder}
+    >>> params = init_network(config, encoders, 5, jax.random.key(0), {"image": 1, "depth": 2})
+    >>> list(params), list(params["image"]["encoder"]["layers"])
+    (['image', 'depth', 'prediction'], ['00'])
     """
-
-    init: Callable[[Key, Mapping[str, int]], PyTree]
-    loss: Callable[[PyTree, Arrays, Key, Mapping[str, int]], tuple[jax.Array, PyTree, Metrics]]
-    evaluate: Callable[[PyTree, Arrays], dict[str, float]]
-
-
-def network(
-    config, encoders: Mapping[str, Transformer], num_classes: int | None, pretrained: Mapping[str, PyTree] | None
-) -> Network:
-    """The network of these encoders; `config` is a LayerwiseConfig. Without num_classes it is contrastive."""
-    projection = heads.projection(config.projection_hidden, config.projection_dim, rate=config.head_dropout)
-    prediction = heads.prediction(num_classes or 1, config.fusion, rate=config.head_dropout)
-
-    def init(key, layers):
-        params = {}
-        for i, (m, encoder) in enumerate(encoders.items()):
-            of_encoder, of_head = jax.random.split(jax.random.fold_in(key, i))
-            made = encoder.init(of_encoder, jnp.zeros(encoder.example.shape, encoder.example.dtype))
-            if pretrained:  # 1.2: but for the last norm
-                made = trees.grow({k: v for k, v in pretrained[m].items() if k != "norm"}, made)
-            params[m] = {"encoder": transformer.first(made, layers[m]), "head": projection.init(of_head, encoder.width)}
-        if num_classes:
-            of_prediction = jax.random.fold_in(key, len(encoders))
-            params[PREDICTION] = prediction.init(of_prediction, config.projection_dim, len(encoders))
-        return params
-
-    def project(params, m, x):
-        """z^m [B, D] as `evaluate` takes it: no dropout, running statistics."""
-        return projection.apply(params[m]["head"], encoders[m].apply(params[m]["encoder"], x))
-
-    def loss(params, batch, key, dropout_from):
-        z, new = {}, dict(params)
-        for i, (m, encoder) in enumerate(encoders.items()):
-            keys = jax.random.split(jax.random.fold_in(key, i), 3)
-            x = _view(batch[m], encoder, config.crop, keys[0])
-            feature = encoder.apply(params[m]["encoder"], x, keys[1], dropout_from[m])  # 1.3: token 0
-            z[m], head = projection.train(params[m]["head"], feature, keys[2])
-            new[m] = {**params[m], "head": head}
-        if not num_classes:
-            return losses.info_nce(*z.values(), config.temperature), new, {}
-        stacked, key = jnp.stack([*z.values()]), jax.random.fold_in(key, len(encoders))
-        logits, new[PREDICTION] = prediction.train(params[PREDICTION], stacked, key)
-        value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-        return value, new, {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
-
-    embed = jax.jit(project, static_argnums=1)
-    predict = jax.jit(lambda params, z: prediction.apply(params[PREDICTION], z).argmax(-1))
-
-    def score(params, arrays):
-        of = lambda m, x: _in_batches(lambda rows: embed(params, m, rows), x)
-        if num_classes:
-            z = np.stack([of(m, arrays[m]) for m in encoders])
-            labels, predictions = np.asarray(arrays["label"]), np.asarray(predict(params, z))
-            scores = evaluate.classification(labels, predictions, num_classes)
-            scores |= evaluate.precision_recall(labels, predictions, num_classes)
-            return scores | evaluate.batch_means(labels, predictions)
-        (image, text), scores = encoders, {}
-        images = of(image, arrays[image])
-        if text in arrays:
-            captions = arrays[text]
-            several = captions.shape[1] if captions.ndim > encoders[text].example.ndim else 1
-            captions = captions.reshape(-1, *captions.shape[captions.ndim - encoders[text].example.ndim + 1 :])
-            of_image = np.repeat(np.arange(len(captions) // several), several)
-            scores |= evaluate.retrieval_recall(images, of(text, captions), of_image, (1, 5, 10, 50))
-        if "prompts" in arrays:
-            scores |= evaluate.zero_shot(images, of(text, arrays["prompts"]), np.asarray(arrays["label"]))
-        return scores
-
-    return Network(init, loss, score)
+    projection, prediction = projection_head(config), prediction_head(config, num_classes or 1)
+    params = {}
+    for i, (m, encoder) in enumerate(encoders.items()):
+        encoder_key, head_key = jax.random.split(jax.random.fold_in(key, i))
+        weights = encoder.init(encoder_key, jnp.zeros(encoder.example.shape, encoder.example.dtype))
+        if pretrained:
+            weights = trees.grow({k: v for k, v in pretrained[m].items() if k != "norm"}, weights)
+        weights = transformer.first(weights, encoder.depth if layers is None else layers[m])
+        params[m] = {"encoder": weights, "head": projection.init(head_key, encoder.width)}
+    if num_classes:
+        prediction_key = jax.random.fold_in(key, len(encoders))
+        params[PREDICTION] = prediction.init(prediction_key, config.projection_dim, len(encoders))
+    return params
 
 
-def _view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
+def projection_head(config: LayerwiseConfig) -> heads.Head:
+    """H^m of every modality, [B, width of the encoder] -> [B, D] (1.3).
+
+    >>> head = projection_head(LayerwiseConfig(projection_hidden=4, projection_dim=3))
+    >>> head.apply(head.init(jax.random.key(0), 8), jnp.ones((2, 8))).shape
+    (2, 3)
+    """
+    return heads.projection(config.projection_hidden, config.projection_dim, rate=config.head_dropout)
+
+
+def prediction_head(config: LayerwiseConfig, num_classes: int = 1) -> heads.Head:
+    """P, [modalities, B, D] -> logits [B, num_classes] (1.3). Its `apply` and `train` read K off the parameters.
+
+    >>> head = prediction_head(LayerwiseConfig(), num_classes=5)
+    >>> head.apply(head.init(jax.random.key(0), 3), jnp.ones((2, 7, 3))).shape
+    (7, 5)
+    """
+    return heads.prediction(num_classes, config.fusion, rate=config.head_dropout)
+
+
+def project(config: LayerwiseConfig, encoders: Encoders, params: Params, m: str, x: jax.Array) -> jax.Array:
+    """z^m [B, D] of examples x [B, ...] of modality m as they are scored: running statistics, no dropout (1.3).
+
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
+    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> config = LayerwiseConfig(projection_hidden=4, projection_dim=3)
+    >>> params = init_network(config, {"image": encoder}, None, jax.random.key(0))
+    >>> project(config, {"image": encoder}, params, "image", jnp.ones((7, 2))).shape
+    (7, 3)
+    """
+    return projection_head(config).apply(params[m]["head"], encoders[m].apply(params[m]["encoder"], x))
+
+
+def embed_views(
+    config: LayerwiseConfig,
+    encoders: Encoders,
+    params: Params,
+    batch: Arrays,
+    key: Key,
+    dropout_from: Mapping[str, int],
+) -> tuple[Embeddings, dict[str, PyTree]]:
+    """(z^m [B, D] of each modality as a step trains on them, the parameters with new running statistics) (1.3).
+
+    A view of an example is a random part of its image or one of its captions. Heads normalise by the batch, and units
+    are dropped, in encoders from layer dropout_from[m] on.
+
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
+    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> config = LayerwiseConfig(projection_hidden=4, projection_dim=3)
+    >>> params = init_network(config, {"image": encoder}, None, jax.random.key(0))
+    >>> import functools
+    >>> embed = functools.partial(embed_views, config, {"image": encoder}, dropout_from={"image": 0})
+    >>> (z,), new = jax.jit(embed)(params, {"image": jnp.eye(2)}, jax.random.key(2))
+    >>> mean = lambda params: params["image"]["head"]["norm_0"]["running_mean"]
+    >>> z.shape, bool((mean(new) != mean(params)).any())
+    ((2, 3), True)
+    """
+    projection, z, new = projection_head(config), [], dict(params)
+    for i, (m, encoder) in enumerate(encoders.items()):
+        keys = jax.random.split(jax.random.fold_in(key, i), 3)
+        x = _draw_view(batch[m], encoder, config.crop, keys[0])
+        feature = encoder.apply(params[m]["encoder"], x, keys[1], dropout_from[m])  # 1.3: token 0
+        embedding, head = projection.train(params[m]["head"], feature, keys[2])
+        z.append(embedding)
+        new[m] = {**params[m], "head": head}
+    return tuple(z), new
+
+
+def contrastive_loss(config: LayerwiseConfig, z: Embeddings) -> jax.Array:
+    """The symmetric InfoNCE [] of two modalities' embeddings z, each [B, D] (1.4).
+
+    >>> z = jnp.eye(3)
+    >>> bool(contrastive_loss(LayerwiseConfig(), (z, z)) < contrastive_loss(LayerwiseConfig(), (z, z[::-1])))
+    True
+    """
+    image, text = z
+    return losses.info_nce(image, text, config.temperature)
+
+
+def supervised_loss(
+    config: LayerwiseConfig, prediction: PyTree, z: Embeddings, label: jax.Array, key: Key
+) -> tuple[jax.Array, PyTree, Metrics]:
+    """(the mean cross-entropy [] of P on the fused z, P's parameters, {"accuracy": []}) (1.4).
+
+    prediction: P's parameters. z: each [B, D]. label [B] int in 0..K-1.
+
+    >>> prediction = prediction_head(LayerwiseConfig(), num_classes=2).init(jax.random.key(0), 3)
+    >>> prediction = jax.tree.map(jnp.zeros_like, prediction)
+    >>> z, label = (jnp.ones((4, 3)), jnp.ones((4, 3))), jnp.array([0, 0, 0, 1])
+    >>> value, _, metrics = supervised_loss(LayerwiseConfig(), prediction, z, label, jax.random.key(1))
+    >>> round(float(value), 4), float(metrics["accuracy"])
+    (0.6931, 0.75)
+    """
+    logits, prediction = prediction_head(config).train(prediction, jnp.stack(z), key)
+    value = optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+    return value, prediction, {"accuracy": (logits.argmax(-1) == label).mean()}
+
+
+def local_loss(
+    config: LayerwiseConfig,
+    encoders: Encoders,
+    params: Params,
+    batch: Arrays,
+    key: Key,
+    dropout_from: Mapping[str, int],
+) -> tuple[jax.Array, dict[str, PyTree], Metrics]:
+    """(the loss [] of a client's step, the parameters with new running statistics, metrics) (1.4).
+
+    It is supervised where the parameters have a prediction head, else contrastive. batch: every modality [B, ...] and,
+    supervised, `label` [B]. dropout_from: modality -> the first layer that drops units.
+
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
+    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> encoders = {"image": encoder, "depth": encoder}
+    >>> config = LayerwiseConfig(projection_hidden=4, projection_dim=3)
+    >>> params = init_network(config, encoders, None, jax.random.key(0))
+    >>> import functools
+    >>> loss = functools.partial(local_loss, config, encoders, dropout_from={"image": 0, "depth": 0})
+    >>> value, new, metrics = jax.jit(loss)(params, {"image": jnp.eye(2), "depth": jnp.eye(2)}, jax.random.key(2))
+    >>> value.shape, sorted(new), metrics
+    ((), ['depth', 'image'], {})
+    """
+    z, new = embed_views(config, encoders, params, batch, key, dropout_from)
+    if PREDICTION not in params:
+        return contrastive_loss(config, z), new, {}
+    prediction_key = jax.random.fold_in(key, len(encoders))
+    value, prediction, metrics = supervised_loss(config, params[PREDICTION], z, batch["label"], prediction_key)
+    return value, {**new, PREDICTION: prediction}, metrics
+
+
+def predict_logits(config: LayerwiseConfig, params: Params, z: jax.Array) -> jax.Array:
+    """P's logits [B, K] for embeddings z [modalities, B, D], without dropout (1.3).
+
+    >>> params = {"prediction": prediction_head(LayerwiseConfig(), num_classes=5).init(jax.random.key(0), 3)}
+    >>> predict_logits(LayerwiseConfig(), params, jnp.ones((2, 7, 3))).shape
+    (7, 5)
+    """
+    return prediction_head(config).apply(params[PREDICTION], z)
+
+
+def _draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
     """One of an example's several captions; a random part of an image, which is an array [B, H, W, C]."""
     if x.ndim > encoder.example.ndim:
         return one_of_several(key, x)
     return x if x.ndim != 4 or crop is None else random_resized_crop(key, x, crop)
-
-
-def _in_batches(embed: Callable[[jax.Array], jax.Array], x: np.ndarray, size: int = 256) -> np.ndarray:
-    """`embed` of all rows, in batches of one shape; x may be a memory map."""
-    size, parts = min(size, len(x)), []
-    for start in range(0, len(x), size):
-        rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-        parts.append(np.asarray(embed(jnp.asarray(x[rows])))[: len(x) - start])
-    return np.concatenate(parts)
