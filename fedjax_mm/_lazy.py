@@ -1,7 +1,8 @@
-"""Modules of a package that are imported when they are first used."""
+"""Modules and packages that are imported when they are first used."""
 
 import importlib
 from collections.abc import Callable, Iterable
+from types import ModuleType
 
 
 def attach(package: str, modules: Iterable[str] | dict[str, str]) -> tuple[Callable[[str], object], Callable[[], list]]:
@@ -17,3 +18,11 @@ def attach(package: str, modules: Iterable[str] | dict[str, str]) -> tuple[Calla
         return importlib.import_module(f"{package}.{paths[name]}")
 
     return __getattr__, lambda: sorted(paths)
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """The imported package; ImportError with the cure where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{package} is not installed; run: pip install 'fedjax_mm[{extra}]'") from error

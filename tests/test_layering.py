@@ -14,7 +14,7 @@ MAY_IMPORT = {  # room -> rooms below it
     "losses": {"types"},
     "aggregate": {"types"},
     "evaluate": {"types"},
-    "models": {"types"},
+    "models": {"types", "_lazy"},
     "data": {"types", "_lazy"},
     "local": {"types"},
     "clients": {"types"},
