@@ -1,4 +1,7 @@
-"""The settings of FedDAT with its variants, and of the methods that it is compared with."""
+"""The settings of FedDAT with its variants, and of the methods that it is compared with.
+
+Section numbers are those of docs/specs/feddat.md.
+"""
 
 import dataclasses
 from typing import Literal

@@ -1,7 +1,7 @@
 """Parameter-efficient tuning of one trunk by federated averaging: what FedDAT is compared with.
 
 Chen et al., AAAI 2024, after the authors' code; section numbers are those of docs/specs/feddat.md. Heads are personal
-in every mode and never travel (section 4). A mode is what is tuned, w: trees beside the trunk (an adapter, LoRA, a
+in every mode and never travel (section 4). A mode is what is tuned, w: trees besides the trunk (an adapter, LoRA, a
 prompt), leaves of the trunk (biases, norms, all), or nothing but the head; with `travels=False` each client tunes its
 own w, and nothing is sent.
 
@@ -75,7 +75,7 @@ def build(
     data: a FederatedData or its Population; shapes are all that is read.
     model: a Vilt, or whatever has its width D and a pure `apply(trunk, batch, tuning)` -> [B, D].
     head: Model [B, D] -> [B, K].
-    tuning_init: key -> what is tuned beside the trunk, {"adapter": ...}, {"lora": ...}, {"prompt": ...} or several.
+    tuning_init: key -> what is tuned besides the trunk, {"adapter": ...}, {"lora": ...}, {"prompt": ...} or several.
     trains: which leaves of the trunk are tuned, by path: adapters.bias, adapters.norm, adapters.full. With neither, the
         head alone.
 

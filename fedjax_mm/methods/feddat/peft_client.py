@@ -19,7 +19,7 @@ from fedjax_mm.types import ClientData, Download, Key, Mean, Metrics, PyTree, Up
 def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Key], PyTree], key: Key) -> PyTree:
     """A client's state before its first round: its head and rounds, FedDyn's g_k ("pull"), and w where it is its own.
 
-    init: key -> w, {"tuning": what is tuned beside the trunk, "trunk": tuned leaves of the trunk}.
+    init: key -> w, {"tuning": what is tuned besides the trunk, "trunk": tuned leaves of the trunk}.
 
     >>> import types
     >>> given = types.SimpleNamespace(width=5), Model(lambda key, x: x[0], lambda params, x: x), lambda key: {}
