@@ -94,15 +94,15 @@ def build(
         raise ValueError(f"temperature must be above 0 and warmup_rounds at least 0, got {config}")
     init = functools.partial(client_init, model, head, adapter_init)
     update = functools.partial(client_update, config, model, head)
-    tested = functools.partial(predict, model, head)
-    score = functools.partial(score_questions, tested)
+    predictor = functools.partial(predict, model, head)
+    score = functools.partial(score_questions, predictor)
     cohorts = {name: Cohort(size, init, update, score) for name, size in population.sizes.items()}
     server = Server(
         functools.partial(server_init, trunk, adapter_init),
         functools.partial(download, tuple(cohorts)),
         server_update,
     )
-    return federate(server, cohorts, functools.partial(scores, tested, send, config.training))
+    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
 
 
 def client_init(model: Vilt, head: Model, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:

@@ -92,8 +92,8 @@ def build(
     travels = config.travels and bool(jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
     _check(config, travels)
     config = dataclasses.replace(config, travels=travels)
-    tested = functools.partial(predict, model, head)
-    score = functools.partial(score_questions, tested)
+    predictor = functools.partial(predict, model, head)
+    score = functools.partial(score_questions, predictor)
     start = functools.partial(client_init, config, model, head, init)
     update = functools.partial(client_update, config, model, head)
     cohorts = {name: Cohort(size, start, update, score) for name, size in population.sizes.items()}
@@ -102,7 +102,7 @@ def build(
         functools.partial(download, tuple(cohorts)),
         functools.partial(server_update, config, sum(population.sizes.values())),
     )
-    return federate(server, cohorts, functools.partial(scores, tested, send, config.training))
+    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
 
 
 def server_init(config: PEFTConfig, init: Callable[[Key], PyTree], frozen: PyTree, key: Key) -> PyTree:

@@ -35,10 +35,22 @@ def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Ke
     return state if config.travels else {**state, "tuned": init(keys[0])}
 
 
-def apply_tuned(model: Vilt, head: Model, tuned: PyTree, frozen: PyTree, own: PyTree, batch: Batch) -> jax.Array:
-    """f(x; w, h_k), logits [B, K]. tuned: w; frozen: the trunk's other leaves, None where w has them; own: h_k."""
+def apply_tuned(
+    model: Vilt, head: Model, tuned: PyTree, frozen: PyTree, head_params: PyTree, batch: Batch
+) -> jax.Array:
+    """f(x; w, h_k), logits [B, K].
+
+    tuned: w. frozen: the trunk's other leaves, None where w has the leaf. head_params: h_k.
+
+    >>> import types
+    >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] * trunk["norm"] + tuning)
+    >>> head = Model(lambda key, x: (), lambda params, x: params * x)
+    >>> tuned, frozen = {"tuning": 1.0, "trunk": {"norm": None}}, {"norm": 5.0}
+    >>> apply_tuned(model, head, tuned, frozen, 2.0, {"x": jnp.array([[0.0, 1.0]])}).tolist()
+    [[2.0, 12.0]]
+    """
     pooled = model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
-    return answer(head, own, pooled, batch)
+    return answer(head, head_params, pooled, batch)
 
 
 def client_loss(
@@ -65,8 +77,8 @@ def client_loss(
     0.8201
     2.8201
     """
-    tuned, own = params
-    z = apply_tuned(model, head, tuned, frozen, own, batch)
+    tuned, head_params = params
+    z = apply_tuned(model, head, tuned, frozen, head_params, batch)
     value = task_loss(config.training, z, batch)
     if mu := config.prox + config.dyn:
         value += proximal_term(mu, tuned, received)
@@ -100,15 +112,15 @@ def client_update(
     loss = functools.partial(client_loss, config, model, head, received, download.held, state)
 
     def step(carry: tuple[TrainState, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
-        trained, i = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trained.params, batch)
-        return (descend(tx, rate(i), grads, trained), i + 1), {"loss": value, **metrics}
+        train_state, i = carry
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch)
+        return (descend(tx, rate(i), grads, train_state), i + 1), {"loss": value, **metrics}
 
     params = received, state["head"]
     start = TrainState(params, tx.init(params)), jnp.int32(0)
-    (trained, _), metrics = local_steps(step, start, data, key, batch_size=training.batch_size, epochs=training.epochs)
-    tuned, own = trained.params
-    new = {**state, "head": own, "rounds": rounds + 1}
+    (end, _), metrics = local_steps(step, start, data, key, batch_size=training.batch_size, epochs=training.epochs)
+    tuned, head_params = end.params
+    new = {**state, "head": head_params, "rounds": rounds + 1}
     if config.dyn:
         new["pull"] = update_pull(config.dyn, state["pull"], tuned, received)
     if not config.travels:

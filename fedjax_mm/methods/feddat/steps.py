@@ -105,15 +105,15 @@ def step_shared(
     Array([[ 0.1, -0.1]], dtype=float32)
     """
 
-    def loss(shared: PyTree, own: PyTree) -> tuple[jax.Array, jax.Array]:
+    def loss(shared: PyTree, head_params: PyTree) -> tuple[jax.Array, jax.Array]:
         features = model.finish(download.held, started, (shared,))
-        return distilled_loss(config, head, own, features, batch, z_teacher, alpha)
+        return distilled_loss(config, head, head_params, features, batch, z_teacher, alpha)
 
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
     (value, z_s), (d_shared, d_head) = gradient(parts.shared.params, parts.head.params)
     tx = adamw(config.training)
-    shared, own = descend(tx, rate, d_shared, parts.shared), descend(tx, rate, d_head, parts.head)
-    return parts._replace(shared=shared, head=own), z_s, value
+    shared = descend(tx, rate, d_shared, parts.shared)
+    return parts._replace(shared=shared, head=descend(tx, rate, d_head, parts.head)), z_s, value
 
 
 def step_local(
@@ -143,7 +143,7 @@ def step_local(
     >>> new.local.params.round(1)
     Array([[ 3.2, -1.2]], dtype=float32)
     """
-    loss = lambda features, own: distilled_loss(config, head, own, features, batch, z_shared, config.beta)
+    loss = lambda features, params: distilled_loss(config, head, params, features, batch, z_shared, config.beta)
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
     (value, z_dat), (d_features, d_head) = gradient(teacher.features, parts.head.params)
     tx = adamw(config.training)
@@ -154,13 +154,15 @@ def step_local(
 def distilled_loss(
     config: FedDATConfig,
     head: Model,
-    own: PyTree,
+    head_params: PyTree,
     features: jax.Array,
     batch: Batch,
     z_teacher: jax.Array,
     weight: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
-    """1/2 [task(z) + weight KL(sg z_teacher, z)] [] and z [B, K], the head's logits of features [B, D]; own is h_k.
+    """The loss 1/2 [task(z) + weight KL(sg z_teacher, z)] [], and z [B, K], the head's logits of features [B, D].
+
+    head_params: h_k. z_teacher [B, K]: the other side's logits.
 
     >>> import jax.numpy as jnp
     >>> head = Model(lambda key, x: (), lambda params, x: params * x)
@@ -169,7 +171,7 @@ def distilled_loss(
     >>> z.tolist(), round(float(value), 4)  # the teacher agrees: half the task loss
     ([[2.0, 0.0]], 0.41)
     """
-    z = answer(head, own, features, batch)
+    z = answer(head, head_params, features, batch)
     kl = losses.distill(z_teacher, z, config.temperature, mask=batch["mask"])
     return 0.5 * (task_loss(config.training, z, batch) + weight * kl), z
 
@@ -209,10 +211,15 @@ def dual_adapter_step(
         config, model, head, download, parts, started, batch, teacher.logits, alpha, first
     )
     after, z_dat, loss_dat = step_local(config, head, before, batch, teacher, z_shared, second)
-    local, own = after.local, after.head
+    local, head_state = after.local, after.head
     if config.warmup_rounds:
-        local, own = trees.where(rounds >= config.warmup_rounds, (local, own), (before.local, before.head))
+        trains = rounds >= config.warmup_rounds
+        local, head_state = trees.where(trains, (local, head_state), (before.local, before.head))
     if config.compat_freeze_local:
         local = trees.where(rounds <= config.warmup_rounds, local, before.local)
     score = masked_mean(points(z_dat, batch), batch["mask"])
-    return DualAdapter(before.shared, local, own), {"loss_shared": loss_shared, "loss_dat": loss_dat, "score": score}
+    return DualAdapter(before.shared, local, head_state), {
+        "loss_shared": loss_shared,
+        "loss_dat": loss_dat,
+        "score": score,
+    }

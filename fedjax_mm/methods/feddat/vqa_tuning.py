@@ -189,19 +189,19 @@ def scores(
     questions = {k: v for k, v in arrays.items() if k != "client"}
     owner = np.asarray(arrays["client"])
     clients = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *state.clients.values())
-    number = jax.tree.leaves(clients)[0].shape[0]
-    if not len(owner) or owner.min() < 0 or owner.max() >= number:
-        named = np.unique(owner).tolist()
-        raise ValueError(f"`client` must name one of clients 0..{number - 1} for each question, got {named}")
+    total = jax.tree.leaves(clients)[0].shape[0]
+    if not len(owner) or owner.min() < 0 or owner.max() >= total:
+        numbers = np.unique(owner).tolist()
+        raise ValueError(f"`client` must name one of clients 0..{total - 1} for each question, got {numbers}")
     download, by_name, size = send(state.server), {}, training.test_batch
     for j in np.unique(owner):
-        rows, given = np.flatnonzero(owner == j), {}
+        rows, answers = np.flatnonzero(owner == j), {}
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             batch = {k: v[np.resize(some, size)] for k, v in questions.items()}  # repeated: one shape for all
             for name, likeliest in _likeliest(predict, download, clients, j, batch).items():
-                given.setdefault(name, []).append(likeliest[: len(some)])
-        for name, parts in given.items():
+                answers.setdefault(name, []).append(likeliest[: len(some)])
+        for name, parts in answers.items():
             score = vqa_score(np.concatenate(parts), np.asarray(questions["target"][rows]))
             by_name.setdefault(name, {})[j] = score["vqa_score"]
     means = {name: float(np.mean(list(by_client.values()))) for name, by_client in by_name.items()}
