@@ -1,4 +1,7 @@
-"""Models as pairs of pure functions. Flax stays inside this package."""
+"""Models as pairs of pure functions. Flax stays inside this package.
+
+It needs jax, flax and numpy. Checkpoints (pretrained.py) also need safetensors: `pip install 'fedjax_mm[text]'`.
+"""
 
 from fedjax_mm.models import (
     adapters,

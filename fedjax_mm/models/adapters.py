@@ -1,10 +1,12 @@
 """Parameter-efficient tuning of a ViLT: what a client trains in place of the trunk, and its head.
 
 `adapter` (Houlsby et al. 2019, placed as Pfeiffer et al. 2021), `lora` (Hu et al. 2022) and `prompt` (Li & Liang 2021)
-start small trees that `Vilt.apply` takes as {"adapter": tree}, {"lora": tree} or {"prompt": tree}; leaves that belong
-to layers have them on axis 0, [L, ...]. `bias`, `norm`, `every_norm`, `full` and `classifier` say of a leaf's path, as
-trees.path_mask asks, whether a part of the trunk itself trains. `answers` is the head. The numbers of parameters are
-those of ViLT-B/32 with the defaults, as FedDAT's released code counts them (Chen et al. 2024).
+draw small trees that `Vilt.apply` takes as {"adapter": tree}, {"lora": tree} or {"prompt": tree}. Leaves that belong to
+layers have the layers on axis 0, [L, ...]. `bias`, `norm`, `every_norm`, `full` and `classifier` say of a leaf's path,
+as trees.path_mask asks, whether a part of the trunk itself trains. `answers` is the head.
+
+Numbers of parameters are given for ViLT-B/32 with the defaults, as FedDAT's released code counts them (Chen et al.
+2024; sections 2 and 4 of docs/specs/feddat.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +23,13 @@ _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTor
 
 
 def adapter(key: Key, depth: int, dim: int, hidden: int = 48) -> PyTree:
-    """An adapter for each of `depth` layers: down [L, dim, hidden], up [L, hidden, dim], with biases; 894,528.
+    """An adapter for each of `depth` layers: down [L, dim, hidden] and up [L, hidden, dim], with biases.
 
-    Kernels are N(0, 0.02^2), so it is not the identity at the start. (FedDAT)
+    It has 894,528 parameters. Kernels are drawn from N(0, 0.02^2), so that an adapter is not the identity at the start.
+    (FedDAT; section 2)
+
+    >>> jax.tree.map(jnp.shape, adapter(jax.random.key(0), depth=2, dim=6, hidden=3))["down"]
+    {'bias': (2, 3), 'kernel': (2, 6, 3)}
     """
     down, up = jax.random.split(key)
     kernel = lambda key, *shape: {"kernel": 0.02 * jax.random.normal(key, (depth, *shape))}
@@ -34,15 +40,27 @@ def adapter(key: Key, depth: int, dim: int, hidden: int = 48) -> PyTree:
 
 
 def adapted(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
-    """h plus the mean of what one layer's adapters, leaves without the layers' axis, make of it: h [B, T, D] -> same.
+    """h [B, T, D] plus the mean of what one layer's adapters make of it; h itself without adapters.
 
-    Several are averaged here, at every layer, not in their final answers; without any it is h. (FedDAT, DAT)
+    adapters: trees whose leaves lack the layers' axis. Several are averaged here, in every layer, and not in their
+    final answers: FedDAT's DAT. (section 1)
+
+    >>> bare = lambda value: {"kernel": jnp.full((1, 1), value), "bias": jnp.zeros(1)}
+    >>> times = lambda factor: {"down": bare(1.0), "up": bare(factor)}
+    >>> adapted((times(1.0), times(3.0)), jnp.full((1, 1, 1), 5.0)).item()  # 5 + (5 + 15) / 2
+    15.0
     """
     return h + sum(_bottleneck(tree, h, nn.relu) for tree in adapters) / len(adapters) if adapters else h
 
 
 def lora(key: Key, depth: int, dim: int, rank: int = 16) -> PyTree:
-    """Low-rank changes of each layer's query and value: a [L, dim, rank], and b [L, rank, dim] of zeros; 589,824."""
+    """Low-rank changes of each layer's query and value: a [L, dim, rank], and b [L, rank, dim] of zeros.
+
+    They have 589,824 parameters. (section 4)
+
+    >>> jax.tree.map(jnp.shape, lora(jax.random.key(0), depth=2, dim=6, rank=3))["query"]
+    {'a': (2, 6, 3), 'b': (2, 3, 6)}
+    """
     a = lambda key: jax.vmap(lambda key: _uniform(key, (dim, rank)))(jax.random.split(key, depth))
     keys = dict(zip(("query", "value"), jax.random.split(key), strict=True))
     return {name: {"a": a(key), "b": jnp.zeros((depth, rank, dim))} for name, key in keys.items()}
@@ -51,24 +69,28 @@ def lora(key: Key, depth: int, dim: int, rank: int = 16) -> PyTree:
 def low_rank(changes: Mapping[str, PyTree], alpha: float) -> Callable[..., Any]:
     """An interceptor for linen: the linear layers named in `changes` give x W + b + alpha / rank (x A) B.
 
-    The change is made to activations: with A and B of each client and W of all of them, mapping over clients never
-    makes a W for each.
+    The change is made to activations, not to W: each client has its own A and B, all share W, and mapping over clients
+    never makes a W for each.
     """
 
     def intercept(call: Callable, args: tuple, kwargs: Mapping, context: nn.module.InterceptorContext) -> Any:
-        y = call(*args, **kwargs)
-        if context.method_name != "__call__" or context.module.name not in changes:
+        y, layer = call(*args, **kwargs), context.module.name
+        if context.method_name != "__call__" or layer is None or layer not in changes:
             return y
-        a, b = (changes[context.module.name][name].astype(y.dtype) for name in ("a", "b"))
+        a, b = (changes[layer][name].astype(y.dtype) for name in ("a", "b"))
         return y + alpha / a.shape[-1] * (args[0] @ a @ b)
 
     return intercept
 
 
 def prompt(key: Key, dim: int, length: int = 5, hidden: int = 192) -> PyTree:
-    """Prompts for the text and for the image: vectors [length, dim] and an MLP of `hidden` units for each; 599,424.
+    """Prompts for the text and for the image: vectors [length, dim] and an MLP of `hidden` units for each.
 
-    The released code sends the image's vectors through the text's MLP too, and leaves its own untrained.
+    They have 599,424 parameters. The released code sends the image's vectors through the text's MLP, and leaves the
+    image's own MLP untrained. (section 1b, D6)
+
+    >>> jax.tree.map(jnp.shape, prompt(jax.random.key(0), dim=6, length=2, hidden=3))["image"]["vectors"]
+    (2, 6)
     """
 
     def one(key: Key) -> PyTree:
@@ -83,35 +105,54 @@ def prompt(key: Key, dim: int, length: int = 5, hidden: int = 192) -> PyTree:
 
 
 def prompts(tree: PyTree) -> dict[str, jax.Array]:
-    """The tokens [length, D] that stand behind the first one of the text and of the image."""
+    """The tokens [length, D] that stand behind the first token of the text and of the image: {"text", "image"}.
+
+    >>> jax.tree.map(jnp.shape, prompts(prompt(jax.random.key(0), dim=6, length=2, hidden=3)))
+    {'image': (2, 6), 'text': (2, 6)}
+    """
     return {name: _bottleneck(branch, branch["vectors"], jnp.tanh) for name, branch in tree.items()}
 
 
 def bias(path: str) -> bool:
-    """All biases, those of norms too; 104,448. (BitFit, Ben Zaken et al. 2022)"""
+    """Whether a leaf is a bias, be it a norm's: 104,448 parameters train. (BitFit, Ben Zaken et al. 2022)
+
+    >>> bias("layers/query/bias"), bias("layers/query/kernel")
+    (True, False)
+    """
     return path.endswith("/bias")
 
 
 def norm(path: str) -> bool:
-    """The layers' norms and the last one; 38,400. The text embeddings' is not among them, as in the released code."""
+    """Whether a leaf belongs to a layer's norm or to the last one: 38,400 parameters train.
+
+    The norm of the text embeddings is not among them, as in the released code. (section 4)
+
+    >>> norm("layers/norm_1/scale"), norm("embeddings/text/norm/scale")
+    (True, False)
+    """
     return path.startswith(("layers/norm_", "norm/"))
 
 
 def every_norm(path: str) -> bool:
-    """All norms, the text embeddings' too; 39,936."""
+    """Whether a leaf belongs to any norm, be it that of the text embeddings: 39,936 parameters train.
+
+    >>> every_norm("embeddings/text/norm/scale")
+    True
+    """
     return norm(path) or path.startswith("embeddings/text/norm/")
 
 
 def full(path: str) -> bool:
-    """Everything, the pooler too; 111,595,008.
+    """True for every leaf, those of the pooler too: 111,595,008 parameters train.
 
-    The released code counts 768 more: a third modality, for a second image, that visual questions have no use for.
+    The released code counts 768 more: a third modality, for a second image, which visual questions do not need.
+    (section 4)
     """
     return True
 
 
 def classifier(path: str) -> bool:
-    """Nothing of the trunk: the head alone trains."""
+    """False for every leaf: nothing of the trunk trains, the head alone does."""
     return False
 
 
@@ -130,7 +171,11 @@ class _AnswerHead(nn.Module):
 def answers(num_answers: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
     """ViLT's head for visual questions, [B, D] -> [B, num_answers] logits: linear to 2D, norm, exact gelu, linear.
 
-    1,337,956 parameters at 100 answers. Parameters: dense_0, norm, dense_1.
+    It has 1,337,956 parameters at 100 answers: dense_0, norm, dense_1. (section 2)
+
+    >>> params = jax.eval_shape(answers(100).init, jax.random.key(0), jnp.zeros((1, 768)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    1337956
     """
     return as_model(_AnswerHead(num_answers, dtype))
 

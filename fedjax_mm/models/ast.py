@@ -11,16 +11,21 @@ from fedjax_mm.models.vit import layer_names
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
-    """Windows along one axis, without padding: [..., n, ..., F] -> [..., (n - size) // stride + 1, ..., size F]."""
+    """Windows along one axis, without padding: [..., n, ..., F] -> [..., (n - size) // stride + 1, ..., size F].
+
+    >>> windows(jnp.arange(5).reshape(5, 1), axis=0, size=3, stride=2).tolist()
+    [[0, 1, 2], [2, 3, 4]]
+    """
     count = (x.shape[axis] - size) // stride + 1
     cut = lambda start: jax.lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
     return jnp.concatenate([cut(start) for start in range(size)], axis=-1)
 
 
 class Patches(nn.Module):
-    """Overlapping patches of [B, frames, mels] -> [B, bands x steps, D], the lowest band's steps first.
+    """Overlapping patches of [B, frames, mels] -> [B, bands x steps, D]; the steps of the lowest band come first.
 
-    One matmul of windows, no convolution. Parameters: kernel [patch mels, patch frames, 1, D], bias [D].
+    It is one matrix product of windows, not a convolution. Parameters: kernel [patch mels, patch frames, 1, D] and bias
+    [D].
     """
 
     patch: int
@@ -75,10 +80,16 @@ def encoder(
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Transformer:
-    """An encoder of log-mel spectrograms [B, frames, mels], float; token 0 is the class token, token 1 distillation's.
+    """An encoder of log-mel spectrograms [B, frames, mels], float. Token 0 is the class token, token 1 distillation's.
 
-    The pretrained ones want 16 kHz audio, 10 ms steps and (x + 4.2677) / (2 * 4.5690), as Hugging Face's
-    ASTFeatureExtractor gives. `repository` is where on huggingface.co its weights are.
+    patch, stride: in frames and in mels. repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+    Pretrained encoders need 16 kHz audio in steps of 10 ms, normalised to (x + 4.2677) / (2 * 4.5690), as Hugging
+    Face's ASTFeatureExtractor gives it. Raises ValueError where mels or frames are fewer than a patch.
+
+    >>> model = encoder(mels=8, frames=10, patch=4, stride=2, dim=6, depth=1, heads=2, mlp=12)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
+    >>> jax.eval_shape(model.tokens, params, model.example).shape  # 2 special tokens, 3 bands of 4 steps
+    (1, 14, 6)
     """
     if min(mels, frames) < patch:
         raise ValueError(f"mels {mels} and frames {frames} must be at least a patch, {patch}")

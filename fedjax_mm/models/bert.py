@@ -7,11 +7,23 @@ from flax import linen as nn
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 
+# Beginnings of the names of tensors that belong to other heads.
+BERT_HEADS = ("cls.", "pooler.", "classifier.", "qa_outputs.")
+DISTILBERT_HEADS = (
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "pre_classifier.",
+    "classifier.",
+    "qa_outputs.",
+)
+
 
 class Embeddings(nn.Module):
     """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0).
 
-    Parameters: word [vocabulary, D], positions [positions, D], types [types, D] if any, norm (scale, bias).
+    Parameters: word [vocabulary, D], positions [positions, D], types [types, D] where there are any, and norm (scale,
+    bias).
     """
 
     vocabulary: int
@@ -49,26 +61,26 @@ def encoder(
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Transformer:
-    """An encoder of token ids [B, T] in 0..vocabulary-1, T <= positions; 0 is [PAD] and takes part in nothing.
+    """An encoder of token ids [B, T] in 0..vocabulary-1 with T <= positions; 0 is [PAD] and takes part in nothing.
 
-    `types` 0 is DistilBERT: neither token types nor a pooler, and no dropout on attention's output. With types, every
-    token is of type 0, a single sentence. `repository` is where on huggingface.co its weights are.
+    types: number of token types. 0 is DistilBERT, which has neither token types nor a pooler, and no dropout on
+        attention's output. With types, every token is of type 0, as in a single sentence.
+    dropout: rate on embeddings and in layers, where `tokens` and `apply` get a key.
+    repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+
+    Raises ValueError for a pooler without types.
+
+    >>> model = encoder(vocabulary=10, dim=6, depth=1, heads=2, mlp=12, positions=5)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
+    >>> jax.eval_shape(model.tokens, params, model.example).shape
+    (1, 5, 6)
     """
     if pooler and not types:
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
     if types:
-        rates, prefix, names = (dropout, dropout, dropout), "bert.", _bert_names(depth)
-        other = ("cls.", "pooler.", "classifier.", "qa_outputs.")
+        rates, prefix, names, other = (dropout, dropout, dropout), "bert.", _bert_names(depth), BERT_HEADS
     else:
-        rates, prefix, names = (dropout, 0.0, dropout), "distilbert.", _distilbert_names(depth)
-        other = (
-            "vocab_transform.",
-            "vocab_layer_norm.",
-            "vocab_projector.",
-            "pre_classifier.",
-            "classifier.",
-            "qa_outputs.",
-        )
+        rates, prefix, names, other = (dropout, 0.0, dropout), "distilbert.", _distilbert_names(depth), DISTILBERT_HEADS
     names |= (
         tensor("embeddings.word_embeddings.weight", "embeddings/word")
         | tensor("embeddings.position_embeddings.weight", "embeddings/positions")

@@ -10,7 +10,7 @@ from fedjax_mm.models.layers import Conv, GroupNorm, Model, as_model, one_of, pi
 
 
 class Stages(nn.Module):
-    """Stages of 3x3 convolution with stride 2, norm and relu."""
+    """Stages, each a 3x3 convolution with stride 2, a norm and a relu."""
 
     channels: Sequence[int]
     norm: str | None = "group"
@@ -50,8 +50,15 @@ def encoder(
 ) -> Model:
     """An encoder of images [B, H, W, channels], uint8 (scaled to [-1, 1]) or float, -> [B, dim].
 
-    Each entry of `channels` is a stage that halves height and width. `norm` is "group" or None. `pool` "mean" forgets
-    where things are, "flatten" does not and ties the parameters to the image size.
+    Each entry of `channels` is a stage that halves height and width. `norm` is "group" or None. `pool` "mean" averages
+    over places and forgets where things are; "flatten" keeps places, and ties the parameters to the image size.
+
+    Raises ValueError for another norm or pool.
+
+    >>> model, batch = encoder([4, 8], 6), jnp.ones((2, 8, 8, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), batch)
+    >>> jax.eval_shape(model.apply, params, batch).shape
+    (2, 6)
     """
     one_of("norm", norm, ("group", None))
     one_of("pool", pool, ("mean", "flatten"))
@@ -59,6 +66,12 @@ def encoder(
 
 
 def trunk(channels: Sequence[int], norm: str | None = "group", dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
-    """`encoder` without its pool and linear layer: images -> a map [B, h, w, D], for the heads of models.embedding."""
+    """`encoder` without its pool and linear layer: images -> a map [B, h, w, D], for the heads of models.embedding.
+
+    >>> model, batch = trunk([4, 8]), jnp.ones((2, 8, 8, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), batch)
+    >>> jax.eval_shape(model.apply, params, batch).shape
+    (2, 2, 2, 8)
+    """
     one_of("norm", norm, ("group", None))
     return as_model(Stages(tuple(channels), norm, dtype))

@@ -1,6 +1,6 @@
 """Encoders into a joint space of images and texts: heads on trunks, and a text encoder from word vectors.
 
-Embeddings are not of unit length: the method normalises.
+Embeddings are not of unit length, because the methods normalise them.
 """
 
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model, one_of
+from fedjax_mm.models.layers import Model, as_model, one_of, run_module
 from fedjax_mm.models.text import GRU
 from fedjax_mm.types import Key, PyTree
 
@@ -20,9 +20,9 @@ from fedjax_mm.types import Key, PyTree
 class Pie(nn.Module):
     """LayerNorm(out + sigmoid(FC(x pooled by attention))): out [B, D], x [B, T, C], valid [B, T] bool -> [B, D].
 
-    The weights are softmax(w2 tanh(W1 x)) over the valid T, over all of them where none is. (PIE-Net of Song &
-    Soleymani 2019, with one embedding and without dropout) Parameters: w1 [C, C/2] and w2 [C/2, 1] (kernel), fc
-    (kernel, bias), norm (scale, bias).
+    The attention weights are softmax(w2 tanh(W1 x)) over the valid places T, and over all places where none is valid.
+    (PIE-Net of Song & Soleymani 2019, with one embedding and without dropout) Parameters: w1 [C, C/2] and w2 [C/2, 1]
+    (kernel), fc (kernel, bias), norm (scale, bias).
     """
 
     @nn.compact
@@ -33,12 +33,12 @@ class Pie(nn.Module):
         weights = jax.nn.softmax(jnp.where(valid, logits, 0.7 * jnp.finfo(logits.dtype).min))
         pooled = jnp.einsum("bt,btc->bc", weights, x)
         residual = nn.sigmoid(nn.Dense(out.shape[-1], name="fc")(pooled))
-        # Two passes, as a single one loses a small variance beside a large mean.
+        # Two passes: a single one loses a variance that is small compared with the mean.
         return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(out + residual)
 
 
 class PieImage(nn.Module):
-    """A linear layer on the mean over a feature map's cells, and `Pie` over them."""
+    """A linear layer on the mean over a feature map's cells, and `Pie` over these cells."""
 
     dim: int
 
@@ -49,7 +49,7 @@ class PieImage(nn.Module):
 
 
 class PieText(nn.Module):
-    """A bidirectional GRU on word vectors, and `Pie` over them."""
+    """A bidirectional GRU on word vectors, and `Pie` over these vectors."""
 
     vocabulary: int
     dim: int
@@ -77,8 +77,14 @@ class PieText(nn.Module):
 def pie_image(trunk: Model, dim: int) -> Model:
     """An encoder of images [B, H, W, channels] -> [B, dim]: LayerNorm(FC(mean) + sigmoid(FC'(attention))) over cells.
 
-    trunk: resnet.ResNet, or whatever has its `init` and `apply` with feature maps [B, h, w, C]. (CreamFL's server and
-    multimodal clients) Parameters: trunk; head (fc, and `Pie`'s as pie).
+    trunk: a resnet.ResNet, or whatever has its `init` and an `apply` that gives feature maps [B, h, w, C]. (CreamFL's
+    server and multimodal clients) Parameters: trunk; head (fc, and those of `Pie` as pie).
+
+    >>> from fedjax_mm.models import cnn
+    >>> model, images = pie_image(cnn.trunk([4]), 6), jnp.ones((2, 8, 8, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> jax.eval_shape(model.apply, params, images).shape
+    (2, 6)
     """
     return _headed(trunk, PieImage(dim))
 
@@ -86,17 +92,27 @@ def pie_image(trunk: Model, dim: int) -> Model:
 def mean_image(trunk: Model, dim: int, scale: float = 1.0) -> Model:
     """An encoder of images [B, H, W, channels] -> [B, dim]: a linear layer on `scale` times the mean over cells.
 
-    trunk as for `pie_image`. (CreamFL's image-only clients; their released code has a scale of 128, and no linear layer
-    where dim is the trunk's width) Parameters: trunk; head (kernel, bias).
+    trunk: as for `pie_image`. (CreamFL's image-only clients. The released code has a scale of 128, and no linear layer
+    where dim is the trunk's width.) Parameters: trunk; head (kernel, bias).
+
+    >>> from fedjax_mm.models import cnn
+    >>> params = jax.eval_shape(mean_image(cnn.trunk([4]), 6).init, jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+    >>> params["head"]["kernel"].shape
+    (4, 6)
     """
     mean = lambda params, images: scale * _cells(trunk.apply(params, images)).mean(1)
     return linear(Model(trunk.init, mean), dim)
 
 
 def linear(trunk: Model, dim: int) -> Model:
-    """A linear layer on a trunk's [B, D], such as token 0 of a Transformer (vit, bert): -> [B, dim].
+    """A linear layer on what a trunk gives, [B, D], such as token 0 of a Transformer (vit, bert): -> [B, dim].
 
-    (CreamFL's server reads texts with BERT) Parameters: trunk; head (kernel, bias).
+    (CreamFL's server reads texts with BERT.) Parameters: trunk; head (kernel, bias).
+
+    >>> trunk = Model(init=lambda key, batch: {}, apply=lambda params, batch: batch)
+    >>> params = jax.eval_shape(linear(trunk, 6).init, jax.random.key(0), jnp.ones((2, 5)))
+    >>> params["head"]["kernel"].shape
+    (5, 6)
     """
     return _headed(trunk, nn.Dense(dim))
 
@@ -112,13 +128,22 @@ def pie_text(
 ) -> Model:
     """An encoder of token ids [B, L] in 0..vocabulary-1 -> [B, dim]: LayerNorm(GRU + sigmoid(FC(attention))).
 
-    Word vectors [vocabulary, width], from `table` (see `glove`) where there is one; attention over them; a GRU of dim/2
-    units in each direction. 0 is padding and changes nothing; a text of padding alone gives a constant.
+    It has word vectors [vocabulary, width], which start from `table` (see `glove`) where one is given, attention over
+    them, and a GRU of dim/2 units in each direction. 0 is padding and changes nothing. A text of padding alone gives a
+    constant.
 
-    The forward half is the state after the last word. The backward half with "full" is the state after the first word,
-    having read all; with "last" it is CreamFL's released code: the output at the last word, having read that one alone.
-    `scale` and then `relu` follow the norm. (CreamFL's multimodal clients, and with 128 and relu its text-only ones in
-    the released code) Parameters: words (embedding), forward and backward (`GRU`), pie (`Pie`).
+    The forward half is the state after the last word. The backward half with `backward` "full" is the state after the
+    first word, when all words have been read; with "last" it is the output at the last word, which has read that word
+    alone, as in CreamFL's released code. `scale` and then `relu` follow the norm. (CreamFL's multimodal clients, and
+    with 128 and relu the text-only clients of the released code) Parameters: words (embedding), forward and backward
+    (`GRU`), pie (`Pie`).
+
+    Raises ValueError for another `backward`, an odd dim, and a table of another shape.
+
+    >>> model, tokens = pie_text(10, dim=4, width=6), jnp.array([[3, 5, 0], [2, 0, 0]])
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    >>> jax.eval_shape(model.apply, params, tokens).shape
+    (2, 4)
     """
     one_of("backward", backward, ("full", "last"))
     if dim % 2:
@@ -137,10 +162,10 @@ def pie_text(
 
 
 def glove(path: str | os.PathLike, words: Sequence[str]) -> np.ndarray:
-    """The vectors of `words` in a GloVe text file, "word v1 v2 ..." a line: float32 [len(words), F].
+    """The vectors of `words` in a GloVe text file, whose lines are "word v1 v2 ...": float32 [len(words), F].
 
-    A word that is not in the file gets N(0, 0.1^2) values, the same in every call. GloVe's own words are in lower case.
-    Raises FileNotFoundError where there is no file, and ValueError for a damaged line or where no word is found.
+    A word that is not in the file gets values from N(0, 0.1^2), the same in every call. GloVe's own words are in lower
+    case. Raises FileNotFoundError where there is no file, and ValueError for a damaged line or where no word is found.
     """
     path = Path(path)
     if not path.is_file():
@@ -170,7 +195,7 @@ def glove(path: str | os.PathLike, words: Sequence[str]) -> np.ndarray:
 
 
 def _vector(values: Sequence[bytes]) -> np.ndarray | None:
-    """The numbers that `values` spell; None where one is not finite or no number."""
+    """The numbers that `values` spell, or None where one of them is not finite or is no number."""
     try:
         vector = np.array([float(value) for value in values], np.float32)
     except ValueError:
@@ -186,6 +211,8 @@ def _cells(features: jax.Array) -> jax.Array:
 
 
 def _headed(trunk: Model, head: nn.Module) -> Model:
+    """The trunk with `head` on what it gives."""
+
     def init(key: Key, batch: jax.Array) -> PyTree:
         keys = jax.random.split(key)
         params = trunk.init(keys[0], batch)
@@ -193,6 +220,6 @@ def _headed(trunk: Model, head: nn.Module) -> Model:
         return {"trunk": params, "head": head.init(keys[1], jnp.zeros(features.shape))["params"]}
 
     def apply(params: PyTree, batch: jax.Array) -> jax.Array:
-        return head.apply({"params": params["head"]}, trunk.apply(params["trunk"], batch))
+        return run_module(head, params["head"], trunk.apply(params["trunk"], batch))
 
     return Model(init, apply)

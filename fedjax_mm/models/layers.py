@@ -1,12 +1,12 @@
 """What the models are made of: `Model`, and a convolution and a group norm that map over clients like dense layers.
 
-Under per-client weights a native convolution becomes a grouped one, slow everywhere and slowest inside a loop body on
-CPU; here it is shifted slices and one matmul.
+Where each client has its own weights, XLA's native convolution becomes a grouped one, which is slow everywhere and
+slowest inside a loop body on a CPU. The convolution here is shifted slices and one matrix product.
 """
 
 from collections.abc import Callable
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,14 @@ from fedjax_mm.types import Key, PyTree
 
 
 class Model(NamedTuple):
-    """Two pure functions. `params` is a nested dict of float32 arrays; a batch is [B, ...], and `init` reads its shape.
+    """A model as two pure functions, `init(key, batch)` -> params and `apply(params, batch)` -> float32.
 
-    `apply` returns float32: [B, D] from an encoder, [B, K] logits from a head.
+    `params` is a nested dict of float32 arrays. A batch is [B, ...], and `init` reads its shape alone. `apply` returns
+    embeddings [B, D] from an encoder, and logits [B, K] from a head.
+
+    >>> mean = Model(init=lambda key, batch: {}, apply=lambda params, batch: batch.mean(1, keepdims=True))
+    >>> mean.apply(mean.init(jax.random.key(0), jnp.ones((2, 3))), jnp.ones((2, 3))).shape
+    (2, 1)
     """
 
     init: Callable[[Key, jax.Array], PyTree]
@@ -26,27 +31,45 @@ class Model(NamedTuple):
 
 
 def as_model(module: nn.Module) -> Model:
-    """The `Model` of a linen module that has parameters only: no batch statistics, no dropout."""
+    """The `Model` of a linen module that has parameters only, neither batch statistics nor dropout.
+
+    >>> model = as_model(nn.Dense(4))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 3)))
+    >>> {name: leaf.shape for name, leaf in params.items()}
+    {'bias': (4,), 'kernel': (3, 4)}
+    """
     return Model(
         init=lambda key, batch: module.init(key, batch)["params"],
-        apply=lambda params, batch: module.apply({"params": params}, batch),
+        apply=lambda params, batch: run_module(module, params, batch),
     )
 
 
+def run_module(module: nn.Module, params: PyTree, *args: Any) -> Any:
+    """What a linen module that has parameters only gives for `args`.
+
+    linen declares that `apply` may also give the variables it has changed, which it does where it is asked to.
+    """
+    return module.apply({"params": params}, *args)
+
+
 def one_of(name: str, value: object, allowed: tuple) -> None:
-    """Raises a ValueError that names the argument unless its value is allowed."""
+    """Raises a ValueError that names the argument, unless its value is among the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
 def pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`x` as `dtype`; uint8 images are scaled to [-1, 1], everything else keeps its values."""
+    """`x` [B, ...] as `dtype`. uint8 images are scaled to [-1, 1]; all other arrays keep their values.
+
+    >>> pixels(jnp.array([0, 255], jnp.uint8), jnp.float32).tolist()
+    [-1.0, 1.0]
+    """
     scaled = x.astype(jnp.float32) / 127.5 - 1.0 if x.dtype == jnp.uint8 else x
     return scaled.astype(dtype)
 
 
 def _padding(size: int, kernel: int, stride: int, padding: int | None) -> tuple[int, tuple[int, int]]:
-    """The output size and the (low, high) padding, XLA's SAME where none is given."""
+    """The output size and the (low, high) padding of one axis. Without `padding` they are XLA's SAME."""
     if padding is not None:
         return (size + 2 * padding - kernel) // stride + 1, (padding, padding)
     out = -(-size // stride)
@@ -57,8 +80,12 @@ def _padding(size: int, kernel: int, stride: int, padding: int | None) -> tuple[
 def patches(x: jax.Array, kernel: int, stride: int, padding: int | None = None) -> jax.Array:
     """The input under each position of a SAME-padded kernel: [B, H, W, F] -> [B, H/stride, W/stride, kernel^2 F].
 
-    With `padding` zeros on every side instead, as PyTorch pads, sizes are (H + 2 padding - kernel) // stride + 1. The
-    last axis runs over (row, column, F), as a kernel [kernel, kernel, F, out] does when reshaped to a matrix.
+    `padding` puts so many zeros on every side instead, as PyTorch does; the sizes are then
+    (H + 2 padding - kernel) // stride + 1. The last axis runs over (row, column, F), as a kernel
+    [kernel, kernel, F, out] does when it is reshaped to a matrix.
+
+    >>> patches(jnp.ones((1, 4, 6, 3)), kernel=2, stride=2).shape
+    (1, 2, 3, 12)
     """
     (height, pad_h), (width, pad_w) = (_padding(n, kernel, stride, padding) for n in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), pad_h, pad_w, (0, 0)))
@@ -71,10 +98,10 @@ def patches(x: jax.Array, kernel: int, stride: int, padding: int | None = None) 
 
 
 class Conv(nn.Module):
-    """SAME convolution [B, H, W, F] -> [B, H/stride, W/stride, features], sizes rounded up; equal to XLA's own.
+    """A SAME convolution [B, H, W, F] -> [B, H/stride, W/stride, features], sizes rounded up, equal to XLA's own.
 
     Parameters: kernel [kernel, kernel, F, features] and, with `use_bias`, bias [features], named and laid out as in
-    `flax.linen.Conv`. With kernel = stride it is a patch embedding. `padding` is that of `patches`.
+    `flax.linen.Conv`. With kernel = stride it is a patch embedding. `padding` means the same as for `patches`.
     """
 
     features: int
@@ -97,10 +124,10 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) of [B, H, W, F], with gcd(groups, F) groups; statistics in float32.
+    """Group normalisation (Wu & He 2018) of [B, H, W, F] with gcd(groups, F) groups and statistics in float32.
 
-    One multiply-add per value. On CPU a training step of a small network with it is ~15 times cheaper than with
-    `flax.linen.GroupNorm`, which repeats its statistics over the channels. Parameters: scale [F], bias [F].
+    It costs one multiply-add per value. On a CPU a training step of a small network is ~15 times cheaper with it than
+    with `flax.linen.GroupNorm`, which repeats its statistics over the channels. Parameters: scale [F], bias [F].
     """
 
     groups: int = 8

@@ -1,26 +1,27 @@
 """Checkpoints under Hugging Face's names: read into our parameter trees, and written from them.
 
-A model carries its `Checkpoint`: which tensor of a file is which of its parameters. To support another family, write
-its table of names out of `tensor`, `linear` and `norm`.
+A model carries its `Checkpoint`, which says which tensor of a file is which of its parameters. To support another
+family, write its table of names with `tensor`, `linear` and `norm`.
+
+Files are read and written with safetensors, which is installed with `pip install 'fedjax_mm[text]'`.
 """
 
 import importlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from fedjax_mm._lazy import require
 from fedjax_mm.types import PyTree
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in the file and how in our tree."""
+    """How to turn a tensor as the file has it into one as our tree has it, and back."""
 
     read: Callable
     write: Callable
@@ -28,36 +29,51 @@ class Layout(NamedTuple):
 
 SAME = Layout(lambda x: x, lambda x: x)
 MATRIX = Layout(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
-CONV = Layout(
+CONV = Layout(  # [out, in, h, w] <-> [h, w, in, out]
     lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
-)  # [out, in, h, w] <-> [h, w, in, out]
+)
 BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # [1, ...] <-> [...]
 
-# Buffers that files hold beside the weights and that say nothing.
+# Buffers that files hold besides the weights and that say nothing.
 BUFFERS = ("position_ids", "token_type_ids", "num_batches_tracked")
 
-Names = Mapping[
-    str, tuple[str, Layout]
-]  # our path "layers/00/fc_1/kernel" -> (name in the file, without prefix; layout)
+# our path "layers/00/fc_1/kernel" -> (name in the file, without prefix; layout)
+Names = dict[str, tuple[str, Layout]]
 
 
-def tensor(theirs: str, ours: str, layout: Layout = SAME) -> dict[str, tuple[str, Layout]]:
-    """The entry of one tensor in a table of names."""
+def tensor(theirs: str, ours: str, layout: Layout = SAME) -> Names:
+    """The entry of one tensor in a table of names.
+
+    >>> tensor("cls_token", "embeddings/cls")["embeddings/cls"][0]
+    'cls_token'
+    """
     return {ours: (theirs, layout)}
 
 
-def linear(theirs: str, ours: str, layout: Layout = MATRIX) -> dict[str, tuple[str, Layout]]:
-    """The entries of a linear layer: weight and bias -> kernel and bias. A convolution is one with layout `CONV`."""
+def linear(theirs: str, ours: str, layout: Layout = MATRIX) -> Names:
+    """The entries of a linear layer, whose weight and bias are our kernel and bias. A convolution has layout `CONV`.
+
+    >>> {ours: theirs for ours, (theirs, _) in linear("pooler.dense", "pooler").items()}
+    {'pooler/kernel': 'pooler.dense.weight', 'pooler/bias': 'pooler.dense.bias'}
+    """
     return tensor(f"{theirs}.weight", f"{ours}/kernel", layout) | tensor(f"{theirs}.bias", f"{ours}/bias")
 
 
-def norm(theirs: str, ours: str) -> dict[str, tuple[str, Layout]]:
-    """The entries of a layer norm: weight and bias -> scale and bias."""
+def norm(theirs: str, ours: str) -> Names:
+    """The entries of a layer norm, whose weight and bias are our scale and bias.
+
+    >>> {ours: theirs for ours, (theirs, _) in norm("layernorm", "norm").items()}
+    {'norm/scale': 'layernorm.weight', 'norm/bias': 'layernorm.bias'}
+    """
     return tensor(f"{theirs}.weight", f"{ours}/scale") | tensor(f"{theirs}.bias", f"{ours}/bias")
 
 
 def layers(prefix: str, depth: int, linears: Mapping[str, str], norms: Mapping[str, str]) -> Names:
-    """Names of all layers' tensors: prefix.i.<key> is layers/i/<value>, for linear layers and for layer norms."""
+    """The names of all layers' tensors: prefix.i.<key> is layers/i/<value>, for linear layers and for layer norms.
+
+    >>> sorted(layers("encoder.layer", 1, {"q_lin": "query"}, {}))
+    ['layers/00/query/bias', 'layers/00/query/kernel']
+    """
     names = {}
     for i in range(depth):
         for make, table in ((linear, linears), (norm, norms)):
@@ -67,34 +83,48 @@ def layers(prefix: str, depth: int, linears: Mapping[str, str], norms: Mapping[s
 
 
 class Checkpoint(NamedTuple):
-    """Where a model's pretrained weights are and what they are called there."""
+    """Where a model's pretrained weights are, and what they are called there."""
 
     names: Names
     prefix: str  # of the trunk's tensors in files that hold a head too, such as "vit."
-    heads: tuple[str, ...]  # beginnings of the names, prefix stripped, of tensors the model has no use for
+    heads: tuple[str, ...]  # beginnings of the names, without prefix, of tensors that the model does not need
     repository: str = ""  # on huggingface.co, "" where there is none
     optional: tuple[str, ...] = ()  # parts of our tree that some of the family's files lack
     stacked: bool = False  # our tree has its layers' leaves stacked, [layers, ...]; names are still those of one layer
 
 
-def load(model, path: str | pathlib.Path) -> PyTree:
-    """The model's parameters from a checkpoint, float32. A model is anything with `init`, `example` and `checkpoint`.
+class HasCheckpoint(Protocol):
+    """A model that can be loaded: a Transformer, a Vilt, a ResNet, or whatever has these three fields."""
+
+    @property
+    def init(self) -> Callable[..., PyTree]: ...
+
+    @property
+    def example(self) -> Any: ...
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+
+def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
+    """The model's parameters from a checkpoint, float32.
 
     `path` is a .safetensors file, a PyTorch .bin file (which needs torch), the .index.json of a sharded one, or a
-    folder that holds one of these. Other heads' tensors are dropped. An optional part (the pooler) that the file lacks
-    is left out of the result: `trees.grow(load(model, path), model.init(key, batch))` puts a fresh one there.
+    folder that holds one of these. Tensors of other heads are dropped. An optional part (the pooler) that the file
+    lacks is left out of the result: `trees.grow(load(model, path), model.init(key, batch))` puts a fresh one there.
 
-    Raises FileNotFoundError where there is no such file, and ValueError for a damaged one, for tensors that are missing
-    or have another shape, and for tensors that found no place.
+    Raises FileNotFoundError where there is no such file, ImportError where the package that reads it is missing, and
+    ValueError for a damaged file, for tensors that are missing or have another shape, and for tensors that found no
+    place.
     """
-    spec: Checkpoint = model.checkpoint
+    spec = model.checkpoint
     found = _strip(_read(pathlib.Path(path), spec), spec.prefix, path)
     fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
     expected = _flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
     for part in spec.optional:
-        mine = {ours for ours in expected if ours.startswith(f"{part}/")}
-        if not any(spec.names[ours][0] in found for ours in mine):
-            expected = {ours: leaf for ours, leaf in expected.items() if ours not in mine}
+        leaves = {ours for ours in expected if ours.startswith(f"{part}/")}
+        if not any(spec.names[ours][0] in found for ours in leaves):
+            expected = {ours: leaf for ours, leaf in expected.items() if ours not in leaves}
 
     problems, params = [], {}
     for ours, leaf in expected.items():
@@ -121,12 +151,13 @@ def load(model, path: str | pathlib.Path) -> PyTree:
     return params
 
 
-def save(params: PyTree, model, path: str | pathlib.Path) -> None:
-    """Writes the parameters there are, with all layers or the first ones, as a .safetensors file for `load` to read.
+def save(params: PyTree, model: HasCheckpoint, path: str | pathlib.Path) -> None:
+    """Writes the parameters, of all layers or of the first ones, as a .safetensors file that `load` reads.
 
-    Names and layouts are Hugging Face's, whose `from_pretrained` reads it too.
+    Names and layouts are Hugging Face's, whose `from_pretrained` reads the file too.
 
-    Raises ValueError for another file name, and for parameters the model does not have.
+    Raises ValueError for another file name and for parameters that the model does not have, and ImportError where
+    safetensors is missing.
     """
     if pathlib.Path(path).suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
@@ -135,7 +166,8 @@ def save(params: PyTree, model, path: str | pathlib.Path) -> None:
         raise ValueError(f"the model has no parameters {unknown}")
     written = {names[ours][0]: names[ours][1].write(np.asarray(leaf, np.float32)) for ours, leaf in leaves.items()}
     # Hugging Face refuses files that do not say which framework they are for.
-    save_file({name: np.ascontiguousarray(x) for name, x in written.items()}, path, {"format": "pt"})
+    contiguous = {name: np.ascontiguousarray(x) for name, x in written.items()}
+    require("safetensors.numpy", "text").save_file(contiguous, path, {"format": "pt"})
 
 
 def _read(path: pathlib.Path, spec: Checkpoint) -> dict[str, np.ndarray]:
@@ -158,10 +190,11 @@ def _read(path: pathlib.Path, spec: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    safetensors = require("safetensors", "text")
     try:
-        with safe_open(file, "np") as tensors:
+        with safetensors.safe_open(file, "np") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is damaged or incomplete ({error}); download it again") from error
 
 
@@ -169,7 +202,8 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         torch = importlib.import_module("torch")  # only for this old format, so not among what the library needs
     except ImportError as error:
-        raise ImportError(f"{file} needs torch to be read; install torch, or convert it to safetensors") from error
+        cure = "install torch, or convert it to safetensors and run: pip install 'fedjax_mm[text]'"
+        raise ImportError(f"{file} needs torch to be read; {cure}") from error
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
@@ -177,7 +211,7 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: x.float().numpy() for name, x in tensors.items()}
 
 
-def _strip(tensors: Mapping[str, np.ndarray], prefix: str, path) -> dict[str, np.ndarray]:
+def _strip(tensors: Mapping[str, np.ndarray], prefix: str, path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors without the prefix, and under the newer names of a layer norm's weight and bias."""
     stripped = {}
     for name, x in tensors.items():
@@ -198,7 +232,7 @@ def _unstacked(params: PyTree, spec: Checkpoint) -> PyTree:
     return {**params, "layers": {f"{i:02d}": at(i) for i in range(depth)}}
 
 
-def _flatten(tree: PyTree) -> dict[str, jax.Array]:
+def _flatten(tree: PyTree) -> dict[str, Any]:
     """{"layers/00/fc_1/kernel": leaf, ...}"""
     return {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

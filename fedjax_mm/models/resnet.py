@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import pretrained
-from fedjax_mm.models.layers import Conv, GroupNorm, one_of, pixels
+from fedjax_mm.models.layers import Conv, GroupNorm, one_of, pixels, run_module
 from fedjax_mm.models.pretrained import CONV, Checkpoint, tensor
 from fedjax_mm.types import Key, PyTree
 
 
 class ResNet(NamedTuple):
-    """Pure functions over {"stem", "stage_0_block_00_unit_0", ..., "stage_1_block_00_shortcut", ...}.
+    """A residual network as pure functions over {"stem", "stage_0_block_00_unit_0", ..., "stage_1_block_00_shortcut"}.
 
-    Each entry is a convolution and its norm: conv (kernel), norm (scale, bias and, of a batch norm, running_mean and
-    running_variance, which get no gradient: see `heads.is_statistic`).
+    Each entry of the parameters is a convolution and its norm: conv (kernel) and norm (scale, bias; a batch norm also
+    has running_mean and running_variance, which get no gradient: see `heads.is_statistic`).
 
-    `apply(params, images)` gives the last stage's feature map, float32 [B, h, w, width], of images [B, H, W, 3] of any
+    `apply(params, images)` gives the last stage's feature map, float32 [B, h, w, width]. Images are [B, H, W, 3] of any
     size, uint8 (normalised inside) or float (taken as they are).
     """
 
@@ -33,7 +33,7 @@ class ResNet(NamedTuple):
 class BatchNorm(nn.Module):
     """Batch normalisation of [B, H, W, F] by its stored statistics, in training too, as detectors are fine-tuned.
 
-    Parameters: scale [F] and bias [F], which train, running_mean [F] and running_variance [F], which do not.
+    Parameters: scale [F] and bias [F] train; running_mean [F] and running_variance [F] do not.
     """
 
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
 
 
 def imagenet_pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`x` [B, H, W, 3] as `dtype`; uint8 with ImageNet's mean and deviation of each colour made 0 and 1."""
+    """`x` [B, H, W, 3] as `dtype`. In uint8 images, ImageNet's mean and deviation of each colour become 0 and 1."""
     if x.dtype == jnp.uint8:
         mean, deviation = jnp.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, None, None]
         x = (x.astype(jnp.float32) / 255 - mean) / deviation
@@ -61,7 +61,7 @@ def imagenet_pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maxima of 3x3 with stride 2 and a padding of 1: [B, H, W, F] -> [B, H/2, W/2, F], sizes rounded up."""
+    """The maxima of 3x3 windows with stride 2 and a padding of 1: [B, H, W, F] -> [B, H/2, W/2, F], rounded up."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     x = jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
     return jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
@@ -78,7 +78,7 @@ BLOCKS = {
 
 
 class Unit(nn.Module):
-    """Convolution and norm [B, H, W, F] -> [B, H/stride, W/stride, features]. Parameters: conv, norm."""
+    """A convolution and its norm [B, H, W, F] -> [B, H/stride, W/stride, features]. Parameters: conv, norm."""
 
     kernel: int
     stride: int
@@ -94,7 +94,7 @@ class Unit(nn.Module):
 
 
 class Trunk(nn.Module):
-    """All of it, up to the last feature map, of units named as in `ResNet`."""
+    """The whole network up to the last feature map, of units that are named as in `ResNet`."""
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
@@ -108,7 +108,11 @@ class Trunk(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be [B, H, W, 3], got {images.shape}")
-        unit = lambda name, sizes, x: Unit(*sizes, self.norm, self.dtype, name=name)(x)
+
+        def unit(name: str, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
+            kernel, stride, features = sizes
+            return Unit(kernel, stride, features, self.norm, self.dtype, name=name)(x)
+
         features = BLOCKS[self.block](self.widths[0], 1)[0][-1]
         x = nn.relu(unit("stem", (*STEMS[self.stem], features), NORMALISE[self.normalise](images, self.dtype)))
         x = max_pool(x) if self.stem == "imagenet" else x
@@ -135,12 +139,22 @@ def encoder(
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> ResNet:
-    """A ResNet whose stages have `depths` blocks and maps of `widths` channels; all but the first halve the sides.
+    """A ResNet whose stages have `depths` blocks and maps of `widths` channels; all stages but the first halve the
+    sides.
 
-    A "bottleneck" block works at a quarter of its width. `norm` is "group" (8 groups), to train from scratch, or
-    "batch", by a checkpoint's statistics. `stem` is "imagenet", which divides the sides by 4, or "small", which keeps
-    them; halves are rounded up. uint8 images are scaled to [-1, 1], or, with `normalise` "imagenet", to mean 0 and
-    deviation 1 over ImageNet. `image` is the side of `example`, `repository` on huggingface.co, `dtype` of arithmetic.
+    block: "basic", or "bottleneck", which works at a quarter of its width.
+    norm: "group" (8 groups), to train from scratch, or "batch", which normalises by a checkpoint's statistics.
+    stem: "imagenet" divides the sides by 4, "small" keeps them; halves are rounded up.
+    normalise: what becomes of uint8 images. "signed" scales them to [-1, 1], "imagenet" to mean 0 and deviation 1 over
+        ImageNet.
+    image: side of `example` in pixels. repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+
+    Raises ValueError for another block, norm, stem or normalise, and for depths and widths that do not fit.
+
+    >>> model, images = encoder([1, 1], [4, 8], stem="small"), jnp.ones((2, 8, 8, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> jax.eval_shape(model.apply, params, images).shape
+    (2, 4, 4, 8)
     """
     one_of("block", block, tuple(BLOCKS))
     one_of("norm", norm, tuple(NORMS))
@@ -155,7 +169,7 @@ def encoder(
     return ResNet(
         width=widths[-1],
         init=lambda key, images: module.init(key, images)["params"],
-        apply=lambda params, images: module.apply({"params": params}, images),
+        apply=lambda params, images: run_module(module, params, images),
         example=jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),
         checkpoint=Checkpoint(_names(depths, block, norm), "resnet.", ("classifier.",), repository),
     )

@@ -10,10 +10,10 @@ from fedjax_mm.models.layers import Model, as_model, one_of
 class GRU(nn.Module):
     """One GRU layer from a zero state: x [B, T, F], valid [B, T] bool -> its state after every step [B, T, H], float32.
 
-    r, z, n = split(x W + b), r', z', n' = split(h U): h' = (1 - u) tanh(n + s (n' + b')) + u h, with the reset gate
-    s = sigmoid(r + r') and the update gate u = sigmoid(z + z'). A step that is not valid leaves the state as it was.
-    Parameters: input_kernel W [F, 3H], recurrent_kernel U [H, 3H] (uniform in +-1/sqrt(H) at the start, as PyTorch's),
-    bias b [3H], recurrent_bias b' [H].
+    With r, z, n = split(x W + b) and r', z', n' = split(h U), the reset gate is s = sigmoid(r + r'), the update gate is
+    u = sigmoid(z + z'), and the new state is (1 - u) tanh(n + s (n' + b')) + u h. A step that is not valid leaves the
+    state as it was. Parameters: input_kernel W [F, 3H], recurrent_kernel U [H, 3H] (uniform in +-1/sqrt(H) at the
+    start, as PyTorch's), bias b [3H], recurrent_bias b' [H].
     """
 
     hidden: int
@@ -50,7 +50,7 @@ class GRU(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Embeddings, then a masked mean with one gelu layer or a GRU, then a linear layer."""
+    """Embeddings, then either a masked mean with one gelu layer or a GRU, then a linear layer."""
 
     vocabulary_size: int
     dim: int
@@ -78,8 +78,16 @@ def encoder(
 ) -> Model:
     """An encoder of token ids [B, L] in 0..vocabulary_size-1 -> [B, dim].
 
-    0 is padding and changes nothing, wherever it stands. `kind` "bag" averages the embeddings, "gru" reads them in
-    order and takes the state after the last token. `width` is that of the embeddings and of the hidden layer.
+    0 is padding and changes nothing, wherever it stands. `kind` "bag" averages the embeddings of the tokens; "gru"
+    reads the tokens in order and takes the state after the last one. `width` is the width of the embeddings and of the
+    hidden layer.
+
+    Raises ValueError for another kind, and for tokens that are not integers [B, L].
+
+    >>> model, tokens = encoder(10, dim=4, width=6), jnp.array([[3, 5, 0], [2, 0, 0]])
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    >>> jax.eval_shape(model.apply, params, tokens).shape
+    (2, 4)
     """
     one_of("kind", kind, ("bag", "gru"))
     return as_model(TextEncoder(vocabulary_size, dim, width, kind, dtype))

@@ -1,9 +1,10 @@
 """Transformer encoders in pieces: embeddings, layers by number, and what follows them.
 
-A shallower encoder is a smaller tree of parameters: `apply` runs the layers it is given. Families (vit, bert, ast)
-bring their embeddings and the names of their tensors in checkpoints.
+A shallower encoder is a smaller tree of parameters, because `apply` runs the layers that it is given. Each family (vit,
+bert, ast) adds its embeddings and the names of its tensors in checkpoints.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,19 +12,26 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.types import Key, PyTree
 
 
 class Transformer(NamedTuple):
-    """Pure functions over {"embeddings", "layers": {"00", "01", ...}} and, where the family has them, "norm", "pooler".
+    """An encoder as pure functions over {"embeddings", "layers": {"00", "01", ...}, "norm", "pooler"}.
 
-    `init(key, batch)` gives all layers; a batch is [B, ...]. `tokens(params, batch, key=None, dropout_from=0)` runs the
-    layers that are in `params`, in order of their numbers, and the norm: float32 [B, T, D]. `apply`, with the same
-    arguments, gives token 0 alone: [B, D].
+    Not every family has a norm and a pooler. `init(key, batch)` gives the parameters of all layers; a batch is
+    [B, ...]. `tokens(params, batch, key=None, dropout_from=0)` runs the layers that are in `params`, in order of their
+    numbers, and then the norm: float32 [B, T, D]. `apply` takes the same arguments and gives token 0 alone: [B, D].
 
-    A `key` turns dropout on, in the layers numbered `dropout_from` (a static int) or more; the embeddings count with
-    layer 0. What a layer draws depends on the key and its own number, not on which other layers there are.
+    A `key` turns dropout on in the layers numbered `dropout_from` (a static int) or more; the embeddings count with
+    layer 0. What a layer draws depends on the key and on its own number, not on which other layers there are.
+
+    >>> from fedjax_mm.models import vit
+    >>> model = vit.encoder(image=8, patch=4, dim=6, depth=2, heads=2, mlp=12)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
+    >>> sorted(params["layers"]), jax.eval_shape(model.apply, first(params, 1), model.example).shape
+    (['00', '01'], (1, 6))
     """
 
     depth: int  # number of layers that init gives
@@ -36,7 +44,11 @@ class Transformer(NamedTuple):
 
 
 def first(params: PyTree, layers: int) -> PyTree:
-    """The parameters of the encoder with the first `layers` layers alone."""
+    """The parameters of the encoder that has the first `layers` layers alone. Raises ValueError where there are fewer.
+
+    >>> first({"norm": 1, "layers": {"00": 2, "01": 3}}, 1)
+    {'norm': 1, 'layers': {'00': 2}}
+    """
     names = sorted(params["layers"], key=int)
     if not 0 <= layers <= len(names):
         raise ValueError(f"layers is {layers}; there are {len(names)}")
@@ -44,13 +56,22 @@ def first(params: PyTree, layers: int) -> PyTree:
 
 
 def pooled(params: PyTree, tokens: jax.Array) -> jax.Array:
-    """BERT's pooler, tanh(token 0 W + b): tokens [B, T, D] -> [B, D]."""
+    """BERT's pooler, tanh(token 0 W + b): tokens [B, T, D] -> [B, D].
+
+    >>> params = {"pooler": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+    >>> pooled(params, jnp.zeros((1, 3, 2))).tolist()
+    [[0.0, 0.0]]
+    """
     pooler = params["pooler"]
     return jnp.tanh(tokens[:, 0] @ pooler["kernel"] + pooler["bias"][None])
 
 
 def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
-    """`x` with a share `rate` of its values at 0 and the others scaled to keep the mean; `x` itself without a key."""
+    """`x` with a share `rate` of its values at 0 and the others scaled to keep the mean. Without a key it is `x`.
+
+    >>> dropout(jnp.ones(3), 0.5, None).tolist()
+    [1.0, 1.0, 1.0]
+    """
     if key is None or rate == 0.0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0)
@@ -59,10 +80,14 @@ def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rate: float, dropout_key: Key | None
 ) -> jax.Array:
-    """Softmax attention over [B, T, heads, D/heads], the same shape; softmax in float32.
+    """Softmax attention: query, key and value [B, T, heads, D/heads] -> the same shape. The softmax is in float32.
 
-    mask [B, T], True where a key takes part; a row without any attends to all alike, so that nothing becomes NaN. With
-    `dropout_key`, a share `rate` of the weights is dropped.
+    mask [B, T] is True where a key takes part. A row without any such key attends to all keys alike, so that nothing
+    becomes NaN. With `dropout_key`, a share `rate` of the weights is dropped.
+
+    >>> x = jnp.ones((1, 2, 1, 3))
+    >>> attention(x, x, x, None, 0.0, None).shape
+    (1, 2, 1, 3)
     """
     if mask is not None:
         mask = mask[:, None, None, :]
@@ -78,10 +103,11 @@ def attention(
 class Layer(nn.Module):
     """One encoder layer [B, T, D] -> [B, T, D] in `dtype`; mask [B, T] is True at real tokens; `key` turns dropout on.
 
-    Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); post-norm: norm(x + attention(x)), then norm(x + mlp(x)).
-    `dropout` holds the rates on attention weights, on attention's output and on the MLP's. GELU is the exact one.
-    Kernels start as N(0, std^2); BERT's and ViT's 0.02 is for a width of 768, and much narrower layers learn slowly.
-    Parameters: norm_1, norm_2 (scale, bias); query, key, value, out, fc_1, fc_2 (kernel [in, out], bias).
+    With `pre_norm` it is x + attention(norm(x)), then x + mlp(norm(x)); without, norm(x + attention(x)), then
+    norm(x + mlp(x)). `dropout` holds the rates on attention weights, on attention's output and on the MLP's output.
+    GELU is the exact one. Kernels start as N(0, std^2). BERT's and ViT's std of 0.02 is meant for a width of 768, and
+    much narrower layers learn slowly from it. Parameters: norm_1, norm_2 (scale, bias); query, key, value, out, fc_1,
+    fc_2 (kernel [in, out], bias).
     """
 
     heads: int
@@ -98,7 +124,7 @@ class Layer(nn.Module):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         normal = nn.initializers.normal(self.std)
         dense = lambda name, features: nn.Dense(features, kernel_init=normal, dtype=self.dtype, name=name)
-        # Two passes, as a single one loses a small variance beside a large mean.
+        # Two passes: a single one loses a variance that is small compared with the mean.
         norm = lambda name: nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name=name)
 
         def attend(x: jax.Array) -> jax.Array:
@@ -121,6 +147,19 @@ class Layer(nn.Module):
         return x.reshape(shape)
 
 
+class _Pieces(NamedTuple):
+    """What `stack` makes an encoder of."""
+
+    embeddings: nn.Module
+    layer: Layer
+    norm: nn.LayerNorm
+    depth: int
+    width: int
+    pooler: bool
+    embeddings_dropout: float
+    mask: Callable[[jax.Array], jax.Array | None]
+
+
 def stack(
     embeddings: nn.Module,
     layer: Layer,
@@ -134,42 +173,65 @@ def stack(
 ) -> Transformer:
     """The encoder of `depth` layers like `layer` on `embeddings`, a module from a batch to [B, T, width].
 
-    `mask` gives a batch's real tokens [B, T] as `Layer` takes them. A pre-norm encoder ends in a norm. The pooler is
-    among the parameters but no part of `apply`; see `pooled`.
+    `mask` gives a batch's real tokens [B, T] as `Layer` takes them. A pre-norm encoder ends in a norm. With `pooler`
+    the parameters hold a pooler, which `apply` does not use; see `pooled`.
+
+    Raises ValueError for a depth below 0, and where the heads do not divide the width.
+
+    >>> embed = nn.Dense(4)
+    >>> example = jax.ShapeDtypeStruct((1, 3, 2), jnp.float32)
+    >>> model = stack(embed, Layer(heads=2, mlp=8), 1, 4, example, Checkpoint({}, "", ()))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), example)
+    >>> jax.eval_shape(model.tokens, params, example).shape
+    (1, 3, 4)
     """
     if depth < 0 or width % layer.heads:
         raise ValueError(f"depth {depth} must be at least 0, and heads {layer.heads} must divide the width {width}")
     norm = nn.LayerNorm(layer.epsilon, use_fast_variance=False)
-
-    def init(key: Key, batch: jax.Array) -> PyTree:
-        keys = jax.random.split(key, depth + 2)
-        x = jnp.zeros((1, 1, width))
-        params = {"embeddings": embeddings.init(keys[0], batch)["params"]}
-        params["layers"] = {f"{i:02d}": layer.init(keys[2 + i], x)["params"] for i in range(depth)}
-        if layer.pre_norm:
-            params["norm"] = norm.init(keys[1], x)["params"]
-        if pooler:
-            params["pooler"] = nn.Dense(width, kernel_init=nn.initializers.normal(layer.std)).init(keys[1], x)["params"]
-        return params
-
-    def hidden(params: PyTree, batch: jax.Array, key: Key | None, dropout_from: int) -> jax.Array:
-        def drops(number: int, place: int) -> Key | None:
-            return None if key is None or number < dropout_from else jax.random.fold_in(key, place)
-
-        x = embeddings.apply({"params": params["embeddings"]}, batch)
-        x = dropout(x, embeddings_dropout, drops(0, 0))
-        for name in sorted(params["layers"], key=int):
-            variables = {"params": params["layers"][name]}
-            x = layer.apply(variables, x, mask(batch), drops(int(name), 1 + int(name)))
-        return x.astype(jnp.float32)
-
-    def normed(params: PyTree, x: jax.Array) -> jax.Array:
-        return norm.apply({"params": params["norm"]}, x) if layer.pre_norm else x
-
-    def tokens(params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0) -> jax.Array:
-        return normed(params, hidden(params, batch, key, dropout_from))
-
-    def apply(params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0) -> jax.Array:
-        return normed(params, hidden(params, batch, key, dropout_from)[:, 0])
-
+    pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask)
+    init, apply, tokens = (functools.partial(function, pieces) for function in (_init, _apply, _tokens))
     return Transformer(depth, width, init, apply, tokens, example, checkpoint)
+
+
+def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:
+    layer = pieces.layer
+    keys = jax.random.split(key, pieces.depth + 2)
+    x = jnp.zeros((1, 1, pieces.width))
+    params = {"embeddings": pieces.embeddings.init(keys[0], batch)["params"]}
+    params["layers"] = {f"{i:02d}": layer.init(keys[2 + i], x)["params"] for i in range(pieces.depth)}
+    if layer.pre_norm:
+        params["norm"] = pieces.norm.init(keys[1], x)["params"]
+    if pieces.pooler:
+        pooler = nn.Dense(pieces.width, kernel_init=nn.initializers.normal(layer.std))
+        params["pooler"] = pooler.init(keys[1], x)["params"]
+    return params
+
+
+def _hidden(pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None, dropout_from: int) -> jax.Array:
+    """All tokens [B, T, D] after the last layer there is, before the norm."""
+
+    def drops(number: int, place: int) -> Key | None:
+        return None if key is None or number < dropout_from else jax.random.fold_in(key, place)
+
+    x = run_module(pieces.embeddings, params["embeddings"], batch)
+    x = dropout(x, pieces.embeddings_dropout, drops(0, 0))
+    for name in sorted(params["layers"], key=int):
+        number = int(name)
+        x = run_module(pieces.layer, params["layers"][name], x, pieces.mask(batch), drops(number, 1 + number))
+    return x.astype(jnp.float32)
+
+
+def _normed(pieces: _Pieces, params: PyTree, x: jax.Array) -> jax.Array:
+    return run_module(pieces.norm, params["norm"], x) if pieces.layer.pre_norm else x
+
+
+def _tokens(
+    pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0
+) -> jax.Array:
+    return _normed(pieces, params, _hidden(pieces, params, batch, key, dropout_from))
+
+
+def _apply(
+    pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0
+) -> jax.Array:
+    return _normed(pieces, params, _hidden(pieces, params, batch, key, dropout_from)[:, 0])

@@ -11,7 +11,7 @@ from fedjax_mm.models.transformer import Layer, Transformer, stack
 
 
 class Embeddings(nn.Module):
-    """Images [B, image, image, 3] -> [B, 1 + patches, D]: the class token, then patches row by row, plus positions.
+    """Images [B, image, image, 3] -> [B, 1 + patches, D]: the class token and patches row by row, plus positions.
 
     Parameters: patch (kernel [patch, patch, 3, D], bias), cls [1, D], positions [1 + patches, D].
     """
@@ -48,7 +48,13 @@ def encoder(
 ) -> Transformer:
     """A transformer of images [B, image, image, 3], uint8 (scaled to [-1, 1]) or float; token 0 is the class token.
 
-    `repository` is where on huggingface.co its weights are. `dtype` is that of the arithmetic.
+    image, patch: sides in pixels. repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+    Raises ValueError where `patch` does not divide `image`.
+
+    >>> model = encoder(image=8, patch=4, dim=6, depth=1, heads=2, mlp=12)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
+    >>> jax.eval_shape(model.tokens, params, model.example).shape
+    (1, 5, 6)
     """
     if image % patch:
         raise ValueError(f"image {image} must be a multiple of patch {patch}")
@@ -74,12 +80,12 @@ def encoder(
 
 
 def tiny(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
-    """ViT-Tiny/16 at 224x224: 12 layers of width 192, with the pooler that nothing reads but costs are counted with."""
+    """ViT-Tiny/16 at 224x224: 12 layers of width 192, and a pooler, which nothing reads but which counts as a cost."""
     return encoder(pooler=True, repository="WinKawaks/vit-tiny-patch16-224", dtype=dtype)
 
 
 def layer_names(depth: int) -> pretrained.Names:
-    """Names of the layers' tensors in files of ViT, and of AST and ViLT, which took them over."""
+    """The names of the layers' tensors in files of ViT, and in files of AST and ViLT, which took them over."""
     linears = {f"attention.attention.{name}": name for name in ("query", "key", "value")}
     linears |= {"attention.output.dense": "out", "intermediate.dense": "fc_1", "output.dense": "fc_2"}
     norms = {"layernorm_before": "norm_1", "layernorm_after": "norm_2"}

@@ -1,6 +1,9 @@
 """FedDAT against its algorithm written out with three passes and NumPy's AdamW, and against its limits."""
 
 import dataclasses
+import functools
+import pathlib
+import re
 
 import chex
 import jax
@@ -10,7 +13,8 @@ import pytest
 from tiny_vilt import adamw, adapter_init, flat, questions, tiny, unflat
 
 from fedjax_mm import costs, trees
-from fedjax_mm.methods.feddat import PRESETS, FedDATConfig, build, peft
+from fedjax_mm.methods import feddat
+from fedjax_mm.methods.feddat import VARIANTS, FedDATConfig, build, peft
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import OverClients
@@ -85,8 +89,8 @@ def by_the_book(config, model, trunk, head, batch, received, local, own, rounds)
 
 
 CASES = {
-    "intended": FedDATConfig(training=FULL_BATCH),
-    "released": dataclasses.replace(PRESETS["released"], training=FULL_BATCH),
+    "paper": FedDATConfig(training=FULL_BATCH),
+    "released": dataclasses.replace(VARIANTS["released"], training=FULL_BATCH),
     "mutual": FedDATConfig(training=dataclasses.replace(FULL_BATCH, task="ce"), alpha=0.3, beta=2.0, dual=False),
 }
 
@@ -102,6 +106,50 @@ def test_two_passes_equal_three_for_two_rounds(name):
         state, _ = round(state, everyone(data), KEY)
         expected = by_the_book(config, model, trunk, head, batch, *start, r)
         close((state.server["adapter"], one(state)["adapter"], one(state)["head"]), expected, 2e-5)
+
+
+def test_the_steps_of_a_batch_stand_alone_under_jit_and_vmap():
+    """(0), (1) and (2) by hand are a batch, clients can be mapped, and a client's update by hand is the round's."""
+    config = FedDATConfig(training=dataclasses.replace(FULL_BATCH, batch_size=7, epochs=1))
+    data, head = questions((7,)), heads.linear(3)
+    model, _, method, state = made(config, data)
+    download = feddat.send(state.server)
+    batch = {**data.cohorts["all"].arrays, "mask": jnp.ones(7)}
+    rate, own = jnp.float32(0.01), one(state)
+
+    def by_steps(own, download):
+        parts = feddat.start(config, download, own)
+        started = model.start(download.held, batch)
+        teacher = jax.jit(functools.partial(feddat.forward_dual, config, model, head))(download, parts, started, batch)
+        parts, z_s, _ = feddat.step_shared(
+            config, model, head, download, parts, started, batch, teacher.logits, config.alpha, rate
+        )
+        return feddat.step_local(config, head, parts, batch, teacher, z_s, rate)[0]
+
+    step = functools.partial(feddat.dual_adapter_step, config, model, head)
+    whole = lambda own: step(download, feddat.start(config, download, own), batch, (rate, rate), jnp.int32(0))[0]
+    expected = jax.jit(whole)(own)
+    close(by_steps(own, download), expected)
+    close(one_of_two(jax.jit(jax.vmap(whole))(jax.tree.map(lambda x: jnp.stack([x, x]), own))), expected)
+
+    update = jax.jit(functools.partial(feddat.client_update, config, model, head))
+    upload, new, _ = update(download, own, data.client("all", 0), KEY)
+    after, _ = jax.jit(method.round)(state, everyone(data), KEY)
+    close(upload["adapter"].value, after.server["adapter"])
+    close(new, one(after))
+
+
+def one_of_two(tree):
+    return jax.tree.map(lambda x: x[1], tree)
+
+
+def test_a_method_is_built_from_shapes_alone():
+    config, data = FedDATConfig(training=FULL_BATCH), questions((7, 3))
+    _, trunk, method, state = made(config, data)
+    model = tiny()
+    other = build(config, data.population, model, trunk, adapter_init(model), heads.linear(3))
+    chex.assert_trees_all_equal(jax.jit(other.init)(jax.random.key(0)), state)
+    assert other.cohorts.keys() == method.cohorts.keys() and other.cohorts["all"].size == 2
 
 
 def test_a_batch_costs_one_start_and_two_passes():
@@ -185,6 +233,12 @@ def test_scores_are_those_of_each_clients_own_head_and_adapters():
             assert results[f"client {j}/{name}"] == pytest.approx(100 * score, abs=1e-4)
         assert results[name] == pytest.approx((results[f"client 0/{name}"] + results[f"client 2/{name}"]) / 2)
     assert len(results) == 9
+    download, score = method.server.download(state.server, None)["all"], jax.jit(method.cohorts["all"].score)
+    for j in (0, 2):
+        rows = {k: jnp.asarray(v)[owner == j] for k, v in arrays.items() if k != "client"}
+        for name, each in score(download, one(state, j), rows, jnp.ones((owner == j).sum())).items():
+            assert each.shape == ((owner == j).sum(),)
+            assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/{name}"], abs=1e-4)
     with pytest.raises(ValueError, match="clients 0..2"):
         method.evaluate(state, {**arrays, "client": owner + 1})
     with pytest.raises(ValueError, match="lack \\['client'\\]"):
@@ -213,3 +267,26 @@ def test_settings_that_do_not_fit_are_named():
         made(FedDATConfig(temperature=0.0), data)
     with pytest.raises(ValueError, match="batch_size"):
         made(FedDATConfig(training=Training(batch_size=0)), data)
+
+
+def test_every_section_that_a_docstring_names_is_in_the_specification():
+    root = pathlib.Path(__file__).parents[2]
+    page = (root / "docs" / "specs" / "feddat.md").read_text()
+    headings = set(re.findall(r"^## (\w+)\. ", page, re.M))
+    defects = set(re.findall(r"^\| (D\d) \|", page, re.M))
+    room, models = root / "fedjax_mm" / "methods" / "feddat", root / "fedjax_mm" / "models"
+    files = [*room.glob("*.py"), models / "adapters.py", models / "vilt.py", models / "vilt_embeddings.py"]
+    found = 0
+    for file in files:
+        text = file.read_text()
+        sections = re.findall(r"\bsections? (\d\w?)(?: and (\d\w?))?(?:, (D\d))?", text)
+        found += len(sections)
+        assert not sections or "docs/specs/feddat.md" in text, file
+        for first, second, defect in sections:
+            assert {first, second} - {""} <= headings and (not defect or defect in defects), (
+                file,
+                first,
+                second,
+                defect,
+            )
+    assert found > 10

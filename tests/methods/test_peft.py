@@ -1,6 +1,7 @@
 """Tuning by federated averaging against NumPy and the published equations, and what each mode trains and sends."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -11,9 +12,11 @@ import pytest
 from tiny_vilt import adamw, adapter_init, flat, questions, tiny, unflat
 
 from fedjax_mm import costs, trees
+from fedjax_mm.methods import peft
 from fedjax_mm.methods.feddat.peft import PEFTConfig, build
 from fedjax_mm.methods.feddat.vqa_tuning import Training, schedule
 from fedjax_mm.models import adapters, heads
+from fedjax_mm.types import Mean
 
 FULL_BATCH = Training(lr=0.05, batch_size=8, epochs=3, horizon=6.0, warmup=0.25)  # 7 examples, so one is padding
 MODEL, HEAD, KEY = tiny(), heads.linear(3), jax.random.key(1)
@@ -166,6 +169,11 @@ def test_a_client_on_its_own_is_a_federation_of_one():
     assert costs.of(method, everyone(data))["all"].bytes_up == 0
     arrays = {**data.cohorts["all"].arrays, "client": np.arange(11) % 2}
     results = method.evaluate(new, arrays)
+    download, score = method.server.download(new.server, None)["all"], method.cohorts["all"].score
+    for j in range(2):
+        rows = {k: jnp.asarray(v)[j::2] for k, v in arrays.items() if k != "client"}
+        each = score(download, one(new, j), rows, jnp.ones(len(rows["target"])))["score"]
+        assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
     trunk = trees.merge(one(new, 1)["tuned"]["trunk"], new.server["frozen"])
     chosen = np.argmax(HEAD.apply(one(new, 1)["head"], MODEL.apply(trunk, arrays)), 1)
     score = np.asarray(arrays["target"])[np.arange(11), chosen][1::2].mean()
@@ -179,6 +187,27 @@ def test_what_trains_is_single_precision_over_a_trunk_of_half():
     _, state = made(PEFTConfig(training=FULL_BATCH), data, "bias", optax.tree.cast(trunk, jnp.bfloat16))
     assert {x.dtype for x in jax.tree.leaves(state.server["tuned"])} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(state.server["frozen"])} == {jnp.dtype("bfloat16")}
+
+
+def test_a_clients_update_stands_alone_and_its_scores_are_evaluates():
+    data, config = questions((7, 4)), PEFTConfig(training=FULL_BATCH, dyn=0.5)
+    method, state = made(config, data)
+    new, _ = jax.jit(method.round)(state, everyone(data), KEY)
+    update = functools.partial(peft.client_update, config, MODEL, HEAD)
+    download = peft.send(state.server)
+    uploads = [update(download, one(state, j), data.client("all", j), KEY)[0]["tuned"] for j in range(2)]
+    mean = jax.tree.map(lambda *x: sum(x) / 2, *[upload.value for upload in uploads])
+    sent = {"all": {"tuned": Mean(mean, jnp.float32(2))}}
+    assert jax.tree.structure(uploads[0].value) == jax.tree.structure(mean)
+    after, _ = jax.jit(functools.partial(peft.server_update, config, 2))(state.server, sent, None, KEY)
+    chex.assert_trees_all_equal_shapes(after, new.server)
+    close(after["h"], jax.tree.map(lambda w, w0: -0.5 * (w - w0), mean, state.server["tuned"]))
+    arrays = {**data.cohorts["all"].arrays, "client": np.arange(11) % 2}
+    results, download = method.evaluate(new, arrays), peft.send(new.server)
+    for j in range(2):
+        rows = {k: jnp.asarray(v)[j::2] for k, v in arrays.items() if k != "client"}
+        each = method.cohorts["all"].score(download, one(new, j), rows, jnp.ones(len(rows["target"])))["score"]
+        assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
 
 
 def test_the_schedule_rises_and_falls_linearly_and_restarts_or_goes_on():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 import types
 
@@ -199,6 +200,23 @@ def test_pytorch_files_need_torch_and_are_read_as_weights_only(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=refuse))
     with pytest.raises(ValueError, match="pytorch_model.bin is damaged.*central directory"):
         pretrained.load(model, file)
+
+
+def test_without_safetensors_the_cure_is_named(tmp_path, monkeypatch):
+    model = FAMILIES["vit"][0]()
+    file = write(tmp_path / "a.safetensors", fixture("vit")[1])
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for call in (lambda: pretrained.load(model, file), lambda: pretrained.save({}, model, file)):
+        with pytest.raises(ImportError, match=r"is not installed; run: pip install 'fedjax_mm\[text\]'$"):
+            call()
+
+
+def test_models_import_without_optional_packages():
+    """A package that is None in sys.modules raises ImportError, as one that is not installed does."""
+    blocked = ("safetensors", "tokenizers", "torch", "PIL", "sklearn", "matplotlib", "tyro", "tensorflow_datasets")
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import fedjax_mm.models"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[2])
 
 
 def test_other_files_and_parameters_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """FedDAT: a shared adapter and a local one that teach each other, so that a trunk is tuned for tasks that differ.
 
-Chen, Zhang, Krompass, Gu, Tresp, AAAI 2024 (arXiv 2308.12305), after the authors' code; section numbers are of that
-code's description in the project's specification.
+Chen, Zhang, Krompass, Gu, Tresp, AAAI 2024 (arXiv 2308.12305), after the authors' code. Section numbers are those of
+docs/specs/feddat.md.
 
     theta    the frozen trunk             A_s      the shared adapter, which alone travels
     h_k      client k's head              A_c      client k's own adapter, which never leaves it
@@ -9,164 +9,221 @@ code's description in the project's specification.
     DAT      both A_c and A^_s in every layer, their outputs averaged
     sg       without gradient             KL(t, s) T^2 KL(softmax of t / T || softmax of s / T)
 
-One round (1):
-  1. The server sends A_s; theta every client has.
-  2. Client k, for every batch of E epochs:
-     (0)  z_T = f(x; DAT)
-     (1)  z_s = f(x; A_s);  one AdamW step of A_s and h_k on  1/2 [task(z_s) + alpha KL(sg z_T, z_s)]
-     (2)  z_D = f(x; DAT);  one AdamW step of A_c and h_k on  1/2 [task(z_D) + beta KL(sg z_s, z_D)]
-  3. It sends back A_s. The server takes the plain mean.
+One round (section 1):
+  1. The server sends A_s; every client has theta. (`download`)
+  2. Client k, for every batch of E epochs: (`client_update`, `steps.dual_adapter_step`)
+     (0)  z_T = f(x; DAT) (`forward_dual`)
+     (1)  z_s = f(x; A_s);  one AdamW step of A_s and h_k on  1/2 [task(z_s) + alpha KL(sg z_T, z_s)] (`step_shared`)
+     (2)  z_D = f(x; DAT);  one AdamW step of A_c and h_k on  1/2 [task(z_D) + beta KL(sg z_s, z_D)] (`step_local`)
+  3. It sends back A_s. The server takes the plain mean. (`server_update`)
 
 Between (0) and (2) only the head moves, so one pass through the trunk serves both: the features are kept, the head is
 applied again, and a batch costs two passes forward and two backward, not three and two. What no adapter changes (the
 embeddings, the first layer) is computed once.
 
-Defects of the code that change the algorithm (1b), each a setting: A_c stops training after the first round
-(`compat_freeze_local`); the schedule advances twice per batch, so that FedDAT's mean rate is almost twice that of the
-baselines (`compat_double_schedule`). Left out: optimisers of the time that let the idle adapter drift.
-Deviations: `evaluate` averages A_c with the newest A_s, the code with the one last received; the rate starts one step
-above 0; every client draws its own first A_c.
+Two defects of the released code change the algorithm (section 1b), and each is a setting: A_c stops training after the
+first round (`compat_freeze_local`), and the schedule advances twice per batch, so that FedDAT's mean rate is almost
+twice that of the baselines (`compat_double_schedule`). The optimisers of the time, which let the idle adapter drift,
+are left out.
+
+Deviations (section 5):
+  - `evaluate` averages A_c with the newest A_s; the released code takes the A_s that the client last received.
+  - The learning rate starts one step above 0.
+  - Every client draws its own first A_c.
+  - The head takes two AdamW steps per batch, as in the released code; the head of a baseline (peft.py) takes one.
+  - A client knows 100 answers. Its test questions whose answer is not among them stay in the test; the released code
+    drops them. (data.vqa.load, `drop_unknown`)
+  - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), not in the sizes of the reference
+    processor, which `models.vilt.resized_size` gives.
+  - ViLT's layers are compiled one by one (models.vilt), so that a round of a deep trunk takes minutes to compile.
 """
 
-import dataclasses
-from typing import Literal
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mm import aggregate, losses, trees
+from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.local import local_steps, masked_mean
-from fedjax_mm.methods.feddat.vqa_tuning import (
-    Training,
-    adamw,
-    answer,
-    check,
-    descend,
-    evaluator,
-    points,
-    schedule,
-    task_loss,
+from fedjax_mm.local import Batch, local_steps
+from fedjax_mm.methods.feddat import steps
+from fedjax_mm.methods.feddat.config import FedDATConfig
+from fedjax_mm.methods.feddat.vqa_tuning import answer, check, schedule, score_questions, scores
+from fedjax_mm.models import Model, Vilt
+from fedjax_mm.types import (
+    Arrays,
+    ClientData,
+    Cohort,
+    Download,
+    HasPopulation,
+    Key,
+    Mean,
+    Metrics,
+    PyTree,
+    Server,
+    Upload,
 )
-from fedjax_mm.models import Model
-from fedjax_mm.types import Cohort, Download, Mean, PyTree, Server
 
 
-@dataclasses.dataclass(frozen=True)
-class FedDATConfig:
-    """Settings of one run; rounds are counted by each client for itself."""
+def build(
+    config: FedDATConfig,
+    data: HasPopulation,
+    model: Vilt,
+    trunk: PyTree,
+    adapter_init: Callable[[Key], PyTree],
+    head: Model,
+) -> Method:
+    """The method for the cohorts of `data`, whose arrays are the model's own and `target` [E, K].
 
-    training: Training = Training()
-    temperature: float = 3.0
-    alpha: float = 1.0
-    """Weight of what A_s learns from the teacher; 0: the teacher teaches nobody."""
-    beta: float = 1.0
-    """Weight of what A_c learns from A_s; 0: the code's ablation "xxx"."""
-    dual: bool = True
-    """False: A_c alone in the place of DAT, plain mutual distillation; the code's ablation "yyy"."""
-    warmup_rounds: int = 0
-    """First rounds in which only A_s and the head train, on the task alone."""
-    weights: Literal["uniform", "size"] = "uniform"
-    """Of clients in the mean: all alike, or by their examples."""
-    compat_freeze_local: bool = False
-    """A_c trains in the first round alone, as in the released code (1b, D1)."""
-    compat_double_schedule: bool = False
-    """The schedule advances after (1) and after (2), as in the released code (1b, D3)."""
-
-
-PRESETS = {
-    "intended": FedDATConfig(),
-    "released": FedDATConfig(compat_freeze_local=True, compat_double_schedule=True),
-    "no_distillation": FedDATConfig(alpha=0.0, beta=0.0),
-    "mutual": FedDATConfig(dual=False),
-}
-
-
-def build(config: FedDATConfig, data, model, trunk: PyTree, adapter_init, head: Model) -> Method:
-    """The method for the cohorts of `data`, a FederatedData, whose arrays are the model's own and `target` [E, K].
-
-    model: width D and pure functions of a trunk: `start(trunk, batch)`, all that no adapter changes, and `finish(trunk,
-        started, adapters)` -> [B, D] with the outputs of a tuple of adapters averaged at every site (models.vilt).
-    trunk: theta; adapter_init: key -> an adapter; head: Model [B, D] -> [B, K].
+    data: a FederatedData or its Population; shapes are all that is read.
+    model: a Vilt, or whatever has its width D and, as pure functions of a trunk, `start(trunk, batch)`, all that no
+        adapter changes, and `finish(trunk, started, adapters)` -> [B, D], which averages the outputs of a tuple of
+        adapters in every layer.
+    trunk: theta. adapter_init: key -> an adapter. head: Model [B, D] -> [B, K].
 
     `evaluate` gives, in percent, the mean over clients and each client's score with both adapters, with its own alone
-    and with the shared one alone, always with its own head: "dat", "local", "shared", "client 3/dat" (see evaluator).
+    and with the shared one alone, always with its own head: "dat", "local", "shared", "client 3/dat" (see
+    vqa_tuning.scores). `Cohort.score` gives the same scores, 0 to 1, of a client's own test questions.
+
+    Raises ValueError where the settings, the arrays and the head do not fit each other.
     """
-    training = config.training
-    check(training, data, head, model.width)
+    population = data.population
+    check(config.training, population, head, model.width)
     if config.temperature <= 0 or config.warmup_rounds < 0:
         raise ValueError(f"temperature must be above 0 and warmup_rounds at least 0, got {config}")
-    tx = adamw(training)
+    init = functools.partial(client_init, model, head, adapter_init)
+    update = functools.partial(client_update, config, model, head)
+    predictor = functools.partial(predict, model, head)
+    score = functools.partial(score_questions, predictor)
+    cohorts = {name: Cohort(size, init, update, score) for name, size in population.sizes.items()}
+    server = Server(
+        functools.partial(server_init, trunk, adapter_init),
+        functools.partial(download, tuple(cohorts)),
+        server_update,
+    )
+    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
 
-    def update(download, state, data, key):
-        received, trunk, rounds = download.sent["adapter"], download.held, state["rounds"]
-        rate = schedule(training, data.count, rounds)
-        alpha = config.alpha * (rounds >= config.warmup_rounds)
 
-        def step(carry, batch, key):
-            shared, local, own, i = carry  # each (params, AdamW's state); own is the head
-            first, second = (rate(2 * i), rate(2 * i + 1)) if config.compat_double_schedule else (rate(i), rate(i))
-            started = model.start(trunk, batch)
-            features = lambda *adapters: model.finish(trunk, started, adapters)
-            both = (lambda local: features(local, received)) if config.dual else features
+def client_init(model: Vilt, head: Model, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:
+    """A client's state before its first round: {"adapter": A_c, "head": h_k, "rounds": 0}.
 
-            def loss(own, features, teacher, weight):
-                z = answer(head, own, features, batch)
-                kl = losses.distill(teacher, z, config.temperature, mask=batch["mask"])
-                return 0.5 * (task_loss(training, z, batch) + weight * kl), z
+    >>> import types
+    >>> head = Model(lambda key, x: {"kernel": jnp.zeros((x.shape[1], 3))}, lambda params, x: x @ params["kernel"])
+    >>> adapter_init = lambda key: jax.random.normal(key, (2, 5))
+    >>> jax.tree.map(jnp.shape, client_init(types.SimpleNamespace(width=5), head, adapter_init, jax.random.key(0)))
+    {'adapter': (2, 5), 'head': {'kernel': (5, 3)}, 'rounds': ()}
+    """
+    features = jnp.zeros((1, model.width))
+    keys = jax.random.split(key)
+    return {"adapter": adapter_init(keys[0]), "head": head.init(keys[1], features), "rounds": jnp.int32(0)}
 
-            gradient = lambda f: jax.value_and_grad(f, (0, 1), has_aux=True)
 
-            dat, pull_back = jax.vjp(both, local[0])
-            z_t = answer(head, own[0], dat, batch)  # (0)
+def client_update(
+    config: FedDATConfig,
+    model: Vilt,
+    head: Model,
+    download: Download,
+    state: PyTree,
+    data: ClientData,
+    key: Key,
+) -> tuple[Upload, PyTree, Metrics]:
+    """A client's part of a round, its step 2: (upload, its new state, metrics).
 
-            loss_s = lambda shared, own: loss(own, features(shared), z_t, alpha)
-            (value_s, z_s), (d_shared, d_own) = gradient(loss_s)(shared[0], own[0])
-            shared, own = descend(tx, first, d_shared, shared), descend(tx, first, d_own, own)  # (1)
+    download: {"adapter": A_s} sent and the trunk held. state: as `client_init` gives it. Only A_s is uploaded. Metrics
+    are means over batches: the losses of steps (1) and (2), and the score of DAT.
 
-            loss_dat = lambda dat, own: loss(own, dat, z_s, config.beta)
-            (value_dat, z_dat), (d_dat, d_own) = gradient(loss_dat)(dat, own[0])
-            new = descend(tx, second, *pull_back(d_dat), local), descend(tx, second, d_own, own)  # (2)
-            if config.warmup_rounds:
-                new = trees.where(rounds >= config.warmup_rounds, new, (local, own))
-            if config.compat_freeze_local:
-                new = trees.where(rounds <= config.warmup_rounds, new[0], local), new[1]
-            score = masked_mean(points(z_dat, batch), batch["mask"])
-            return (shared, *new, i + 1), {"loss_shared": value_s, "loss_dat": value_dat, "score": score}
+    >>> import types
+    >>> from fedjax_mm.local import whole
+    >>> mean = lambda trunk, started, adapters: started + sum(adapters) / len(adapters)
+    >>> model = types.SimpleNamespace(width=2, start=lambda trunk, batch: trunk * batch["x"], finish=mean)
+    >>> head = Model(lambda key, x: jnp.float32(1), lambda params, x: params * x)
+    >>> state = client_init(model, head, lambda key: jnp.zeros((1, 2)), jax.random.key(0))
+    >>> data = whole({"x": jnp.eye(2), "target": jnp.eye(2)})
+    >>> sent = Download({"adapter": jnp.zeros((1, 2))}, held=jnp.float32(1))
+    >>> upload, new, metrics = client_update(FedDATConfig(), model, head, sent, state, data, jax.random.key(1))
+    >>> upload["adapter"].value.shape, int(new["rounds"]), float(metrics["score"])
+    ((1, 2), 1, 1.0)
+    """
+    training, rounds = config.training, state["rounds"]
+    rate = schedule(training, data.count, rounds)
 
-        fresh = lambda params: (params, tx.init(params))
-        (shared, local, own, _), metrics = local_steps(
-            step,
-            (fresh(received), fresh(state["adapter"]), fresh(state["head"]), jnp.int32(0)),
-            data,
-            key,
-            batch_size=training.batch_size,
-            epochs=training.epochs,
-        )
-        upload = {"adapter": Mean(shared[0], data.weight if config.weights == "size" else 1.0)}
-        return upload, {"adapter": local[0], "head": own[0], "rounds": rounds + 1}, metrics
+    def step(carry: tuple[steps.DualAdapter, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
+        parts, i = carry
+        rates = (rate(2 * i), rate(2 * i + 1)) if config.compat_double_schedule else (rate(i), rate(i))
+        parts, metrics = steps.dual_adapter_step(config, model, head, download, parts, batch, rates, rounds)
+        return (parts, i + 1), metrics
 
-    def client_init(key):
-        features = jnp.zeros((1, model.width))
-        keys = jax.random.split(key)
-        return {"adapter": adapter_init(keys[0]), "head": head.init(keys[1], features), "rounds": jnp.int32(0)}
+    (parts, _), metrics = local_steps(
+        step,
+        (steps.start(config, download, state), jnp.int32(0)),
+        data,
+        key,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+    )
+    weight = data.weight if config.weights == "size" else jnp.float32(1)
+    new = {"adapter": parts.local.params, "head": parts.head.params, "rounds": rounds + 1}
+    return {"adapter": Mean(parts.shared.params, weight)}, new, metrics
 
-    def server_init(key):
-        return {"adapter": adapter_init(key), "trunk": trunk}
 
-    def download(state, public):
-        return {name: Download({"adapter": state["adapter"]}, state["trunk"]) for name in data.cohorts}
+def server_init(trunk: PyTree, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:
+    """The server's state before the first round: {"adapter": A_s, "trunk": theta}.
 
-    def server_update(state, uploads, public, key):
-        adapter = aggregate.average(aggregate.collect(uploads, "adapter"), state["adapter"])
-        return {"adapter": adapter, "trunk": state["trunk"]}, {}
+    >>> server_init("theta", lambda key: "A_s", jax.random.key(0))
+    {'adapter': 'A_s', 'trunk': 'theta'}
+    """
+    return {"adapter": adapter_init(key), "trunk": trunk}
 
-    def predict(server, mine, batch):
-        trunk, shared, local = server["trunk"], server["adapter"], mine["adapter"]
-        started = model.start(trunk, batch)
-        used = {"dat": (local, shared), "local": (local,), "shared": (shared,)}
-        logits = lambda adapters: answer(head, mine["head"], model.finish(trunk, started, adapters), batch)
-        return {name: logits(adapters) for name, adapters in used.items()}
 
-    cohorts = {name: Cohort(size, client_init, update) for name, size in data.sizes.items()}
-    return federate(Server(server_init, download, server_update), cohorts, evaluator(training, predict))
+def send(state: PyTree) -> Download:
+    """What each client gets of the server's state: A_s is sent, every client has the trunk.
+
+    >>> send({"adapter": "A_s", "trunk": "theta"})
+    Download(sent={'adapter': 'A_s'}, held='theta')
+    """
+    return Download({"adapter": state["adapter"]}, state["trunk"])
+
+
+def download(cohorts: Iterable[str], state: PyTree, public: Arrays | None) -> dict[str, Download]:
+    """Step 1 of a round, for each of the named cohorts.
+
+    >>> download(["all"], {"adapter": "A_s", "trunk": "theta"}, None)["all"].sent
+    {'adapter': 'A_s'}
+    """
+    return {name: send(state) for name in cohorts}
+
+
+def server_update(
+    state: PyTree, uploads: Mapping[str, Upload], public: Arrays | None, key: Key
+) -> tuple[PyTree, Metrics]:
+    """Step 3 of a round: A_s is the mean of what clients sent, and stays as it is where nobody sent anything.
+
+    >>> uploads = {"all": {"adapter": Mean(jnp.array([2.0]), jnp.float32(3))}}
+    >>> state, _ = server_update({"adapter": jnp.array([1.0]), "trunk": ()}, uploads, None, jax.random.key(0))
+    >>> state["adapter"].tolist()
+    [2.0]
+    """
+    adapter = aggregate.average(aggregate.collect(uploads, "adapter"), state["adapter"])
+    return {"adapter": adapter, "trunk": state["trunk"]}, {}
+
+
+def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
+    """A client's logits [B, K] with both adapters ("dat"), with its own alone ("local") and with A_s alone ("shared").
+
+    download, state: as for `client_update`.
+
+    >>> import types
+    >>> mean = lambda trunk, started, adapters: started + sum(adapters) / len(adapters)
+    >>> model = types.SimpleNamespace(start=lambda trunk, batch: trunk * batch["x"], finish=mean)
+    >>> head = Model(lambda key, x: (), lambda params, x: params * x)
+    >>> state = {"adapter": 3.0, "head": 1.0, "rounds": 0}
+    >>> logits = predict(model, head, Download({"adapter": 1.0}, held=2.0), state, {"x": jnp.array([[0.0, 1.0]])})
+    >>> {name: z.tolist() for name, z in logits.items()}
+    {'dat': [[2.0, 4.0]], 'local': [[3.0, 5.0]], 'shared': [[1.0, 3.0]]}
+    """
+    trunk, shared, local = download.held, download.sent["adapter"], state["adapter"]
+    started = model.start(trunk, batch)
+    used = {"dat": (local, shared), "local": (local,), "shared": (shared,)}
+    logits = lambda adapters: answer(head, state["head"], model.finish(trunk, started, adapters), batch)
+    return {name: logits(adapters) for name, adapters in used.items()}

@@ -1,27 +1,30 @@
 """Parameter-efficient tuning of one trunk by federated averaging: what FedDAT is compared with.
 
-Personal heads in every mode, which never travel (Chen et al., AAAI 2024, after the authors' code). A mode is what is
-tuned, w: trees beside the trunk (an adapter, LoRA, a prompt), leaves of the trunk (biases, norms, all), or nothing but
-the head; with `travels=False` each client tunes its own w, and nothing is sent.
+Chen et al., AAAI 2024, after the authors' code; section numbers are those of docs/specs/feddat.md. Heads are personal
+in every mode and never travel (section 4). A mode is what is tuned, w: trees besides the trunk (an adapter, LoRA, a
+prompt), leaves of the trunk (biases, norms, all), or nothing but the head; with `travels=False` each client tunes its
+own w, and nothing is sent.
 
 One round:
-  1. The server sends w; the rest of the trunk every client has.
+  1. The server sends w; every client has the rest of the trunk. (`download`)
   2. Client k trains w and its head h_k, in E epochs, on task(f(x; w, h_k)) + mu/2 |w - w_0|^2, w_0 as it was received.
-     (mu: FedProx, Li et al., MLSys 2020)
+     (mu: FedProx, Li et al., MLSys 2020) (`client_update`, `client_loss`, `proximal_term`)
   3. It sends back w. The server takes the plain mean, or the one weighted by examples; w_0 minus it is the gradient of
-     the server's optimiser. (FedAdam: Reddi et al., ICLR 2021)
+     the server's optimiser. (FedAdam: Reddi et al., ICLR 2021) (`server_update`)
 
 FedDyn (Acar et al., ICLR 2021) on w, with N clients, P of them taking part, g_k and h 0 at the start:
      client   task - <g_k, w> + alpha/2 |w - w_0|^2,   then   g_k <- g_k - alpha (w_k - w_0)
      server   h <- h - alpha/N sum_P (w_k - w_0),             w <- mean_P w_k - h / alpha
-Its local problem is solved by E epochs of AdamW, as in every mode, and not to the end.
+     (`pull_term`, `proximal_term`, `update_pull`; `dyn_server_step`)
 
-All modes and FedDAT take one schedule and one step of w per batch. (FedDAT moves its head twice.)
+Deviations (section 5): FedDyn's local problem is solved by E epochs of AdamW, as in every mode, and not to the end. The
+released code has neither FedProx, FedDyn nor a server optimiser. All modes and FedDAT take one schedule and one AdamW
+step of w per batch, but FedDAT's head takes two AdamW steps per batch and the head here takes one.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,150 +32,139 @@ import optax
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.local import local_steps, masked_mean
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
-from fedjax_mm.methods.feddat.vqa_tuning import (
-    Training,
-    adamw,
-    answer,
-    check,
-    descend,
-    evaluator,
-    points,
-    schedule,
-    task_loss,
-)
-from fedjax_mm.models import Model, adapters
-from fedjax_mm.types import Cohort, Download, Key, Mean, PyTree, Server
+from fedjax_mm.methods.feddat.config import PEFTConfig
+from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
+from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
+from fedjax_mm.methods.feddat.vqa_tuning import Training, check, score_questions, scores
+from fedjax_mm.models import Model, Vilt, adapters
+from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
 
-
-@dataclasses.dataclass(frozen=True)
-class PEFTConfig:
-    """Settings of one run."""
-
-    training: Training = Training()
-    travels: bool = True
-    """False: every client for itself."""
-    weights: Literal["uniform", "size"] = "uniform"
-    """Of clients in the mean: all alike, or by their examples."""
-    prox: float = 0.0
-    """mu of FedProx; 0 is without."""
-    dyn: float = 0.0
-    """alpha of FedDyn; 0 is without."""
-    server_optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"
-    """sgd with rate 1 is FedAvg; the others FedAvgM, FedAdam and FedYogi."""
-    server_lr: float = 1.0
+__all__ = [
+    "PEFTConfig",
+    "Training",
+    "apply_tuned",
+    "build",
+    "client_init",
+    "client_loss",
+    "client_update",
+    "download",
+    "dyn_server_step",
+    "predict",
+    "proximal_term",
+    "pull_term",
+    "send",
+    "server_init",
+    "server_update",
+    "update_pull",
+]
 
 
 def build(
     config: PEFTConfig,
-    data,
-    model,
+    data: HasPopulation,
+    model: Vilt,
     trunk: PyTree,
     head: Model,
     *,
     tuning_init: Callable[[Key], PyTree] = lambda key: {},
     trains: Callable[[str], bool] = adapters.classifier,
 ) -> Method:
-    """The method for the cohorts of `data`, a FederatedData, whose arrays are the model's own and `target` [E, K].
+    """The method for the cohorts of `data`, whose arrays are the model's own and `target` [E, K].
 
-    model: width D and `apply(trunk, batch, tuning)` -> [B, D], pure (models.vilt); head: Model [B, D] -> [B, K].
-    tuning_init: key -> what is tuned beside the trunk, {"adapter": ...}, {"lora": ...}, {"prompt": ...} or several.
+    data: a FederatedData or its Population; shapes are all that is read.
+    model: a Vilt, or whatever has its width D and a pure `apply(trunk, batch, tuning)` -> [B, D].
+    head: Model [B, D] -> [B, K].
+    tuning_init: key -> what is tuned besides the trunk, {"adapter": ...}, {"lora": ...}, {"prompt": ...} or several.
     trains: which leaves of the trunk are tuned, by path: adapters.bias, adapters.norm, adapters.full. With neither, the
         head alone.
 
     `evaluate` gives, in percent, the mean over clients and each client's score: "score", "client 3/score" (see
-    evaluator).
+    vqa_tuning.scores). `Cohort.score` gives "score", 0 to 1, of a client's own test questions.
+
+    Raises ValueError where the settings, the arrays and the head do not fit each other.
     """
-    training = config.training
-    check(training, data, head, model.width)
-    tuned_leaves, frozen = trees.partition(trunk, trees.path_mask(trunk, trains))
-    tuned_leaves = jax.tree.map(lambda x: x.astype(jnp.float32), tuned_leaves)  # a frozen leaf may be half precision
-    init = lambda key: {"tuning": tuning_init(key), "trunk": tuned_leaves}
+    population = data.population
+    check(config.training, population, head, model.width)
+    leaves, frozen = trees.partition(trunk, trees.path_mask(trunk, trains))
+    leaves = jax.tree.map(lambda x: x.astype(jnp.float32), leaves)  # a frozen leaf may be half precision
+    init = lambda key: {"tuning": tuning_init(key), "trunk": leaves}
     travels = config.travels and bool(jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
     _check(config, travels)
-    tx, server_tx = adamw(training), SERVER_OPTIMIZERS[config.server_optimizer](config.server_lr)
-    clients = sum(data.sizes.values())
+    config = dataclasses.replace(config, travels=travels)
+    predictor = functools.partial(predict, model, head)
+    score = functools.partial(score_questions, predictor)
+    start = functools.partial(client_init, config, model, head, init)
+    update = functools.partial(client_update, config, model, head)
+    cohorts = {name: Cohort(size, start, update, score) for name, size in population.sizes.items()}
+    server = Server(
+        functools.partial(server_init, config, init, frozen),
+        functools.partial(download, tuple(cohorts)),
+        functools.partial(server_update, config, sum(population.sizes.values())),
+    )
+    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
 
-    def logits(tuned, frozen, own, batch):
-        pooled = model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
-        return answer(head, own, pooled, batch)
 
-    def update(download, state, data, key):
-        received = download.sent["tuned"] if travels else state["tuned"]
-        rate = schedule(training, data.count, state["rounds"])
+def server_init(config: PEFTConfig, init: Callable[[Key], PyTree], frozen: PyTree, key: Key) -> PyTree:
+    """The server's state before the first round: the frozen leaves and, where w travels, w, its optimiser, FedDyn's h.
 
-        def loss(params, batch):
-            tuned, own = params
-            z = logits(tuned, download.held, own, batch)
-            value = task_loss(training, z, batch)
-            if mu := config.prox + config.dyn:
-                value += 0.5 * mu * optax.tree.norm(optax.tree.sub(tuned, received), squared=True)
-            if config.dyn:
-                value -= optax.tree.vdot(state["pull"], tuned)
-            return value, {"score": masked_mean(points(z, batch), batch["mask"])}
+    >>> sorted(server_init(PEFTConfig(dyn=0.1), lambda key: jnp.ones(2), {}, jax.random.key(0)))
+    ['frozen', 'h', 'opt', 'tuned']
+    """
+    if not config.travels:
+        return {"frozen": frozen}
+    tuned = init(key)
+    state = {"frozen": frozen, "tuned": tuned, "opt": _server_optimizer(config).init(tuned)}
+    return {**state, "h": optax.tree.zeros_like(tuned)} if config.dyn else state
 
-        def step(carry, batch, key):
-            params, i = carry
-            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params[0], batch)
-            return (descend(tx, rate(i), grads, params), i + 1), {"loss": value, **metrics}
 
-        params = received, state["head"]
-        (((tuned, own), _), _), metrics = local_steps(
-            step,
-            ((params, tx.init(params)), jnp.int32(0)),
-            data,
-            key,
-            batch_size=training.batch_size,
-            epochs=training.epochs,
-        )
-        new = {**state, "head": own, "rounds": state["rounds"] + 1}
-        if config.dyn:
-            new["pull"] = jax.tree.map(lambda g, w, w0: g - config.dyn * (w - w0), state["pull"], tuned, received)
-        if travels:
-            upload = {"tuned": Mean(tuned, data.weight if config.weights == "size" else 1.0)}
-            return upload, new, metrics
-        return {}, {**new, "tuned": tuned}, metrics
+def send(state: PyTree) -> Download:
+    """What each client gets of the server's state: w is sent where there is one, every client has the other leaves.
 
-    def client_init(key):
-        keys = jax.random.split(key)
-        state = {"head": head.init(keys[1], jnp.zeros((1, model.width))), "rounds": jnp.int32(0)}
-        if config.dyn:
-            state["pull"] = optax.tree.zeros_like(init(keys[0]))
-        return state if travels else {**state, "tuned": init(keys[0])}
+    >>> send({"frozen": "other leaves", "tuned": "w", "opt": ()})
+    Download(sent={'tuned': 'w'}, held='other leaves')
+    """
+    return Download({"tuned": state["tuned"]} if "tuned" in state else {}, state["frozen"])
 
-    def server_init(key):
-        if not travels:
-            return {"frozen": frozen}
-        tuned = init(key)
-        state = {"frozen": frozen, "tuned": tuned, "opt": server_tx.init(tuned)}
-        return {**state, "h": optax.tree.zeros_like(tuned)} if config.dyn else state
 
-    def download(state, public):
-        sent = {"tuned": state["tuned"]} if travels else {}
-        return {name: Download(sent, state["frozen"]) for name in data.cohorts}
+def download(cohorts: Iterable[str], state: PyTree, public: Arrays | None) -> dict[str, Download]:
+    """Step 1 of a round, for each of the named cohorts.
 
-    def server_update(state, uploads, public, key):
-        if not travels:
-            return state, {}
-        old, mean = state["tuned"], aggregate.collect(uploads, "tuned")
-        new = dict(state)
-        if config.dyn:
-            share = config.dyn * mean.weight / clients
-            new["h"] = jax.tree.map(lambda h, w, w0: h - share * (w - w0), state["h"], mean.value, old)
-            new["tuned"] = jax.tree.map(lambda w, h: w - h / config.dyn, mean.value, new["h"])
-        else:
-            updates, new["opt"] = server_tx.update(optax.tree.sub(old, mean.value), state["opt"], old)
-            new["tuned"] = optax.apply_updates(old, updates)
-        moved = {part: trees.where(mean.weight > 0, new[part], state[part]) for part in new if part != "frozen"}
-        return {**state, **moved}, {}
+    >>> download(["all"], {"frozen": "the trunk"}, None)
+    {'all': Download(sent={}, held='the trunk')}
+    """
+    return {name: send(state) for name in cohorts}
 
-    def predict(server, mine, batch):
-        tuned = server["tuned"] if travels else mine["tuned"]
-        return {"score": logits(tuned, server["frozen"], mine["head"], batch)}
 
-    cohorts = {name: Cohort(size, client_init, update) for name, size in data.sizes.items()}
-    return federate(Server(server_init, download, server_update), cohorts, evaluator(training, predict))
+def server_update(
+    config: PEFTConfig, clients: int, state: PyTree, uploads: Mapping[str, Upload], public: Arrays | None, key: Key
+) -> tuple[PyTree, Metrics]:
+    """Step 3 of a round: w after the server's optimiser or FedDyn's step. The state stays where nobody sent anything.
+
+    clients: N, all there are, of whom FedDyn takes account.
+
+    >>> uploads = {"all": {"tuned": Mean(jnp.array([3.0]), jnp.float32(2))}}
+    >>> config, key = PEFTConfig(server_lr=0.5), jax.random.key(0)
+    >>> state = server_init(config, lambda key: jnp.array([1.0]), {}, key)
+    >>> server_update(config, 4, state, uploads, None, key)[0]["tuned"].tolist()
+    [2.0]
+    """
+    if not config.travels:
+        return state, {}
+    old, mean = state["tuned"], Mean(*aggregate.collect(uploads, "tuned"))
+    new = dict(state)
+    if config.dyn:
+        new["h"], new["tuned"] = dyn_server_step(config.dyn, clients, state["h"], old, mean)
+    else:
+        gradient = optax.tree.sub(old, mean.value)
+        updates, new["opt"] = _server_optimizer(config).update(gradient, state["opt"], old)
+        new["tuned"] = optax.apply_updates(old, updates)
+    moved = {part: trees.where(mean.weight > 0, new[part], state[part]) for part in new if part != "frozen"}
+    return {**state, **moved}, {}
+
+
+def _server_optimizer(config: PEFTConfig) -> optax.GradientTransformation:
+    return SERVER_OPTIMIZERS[config.server_optimizer](config.server_lr)
 
 
 def _check(config: PEFTConfig, travels: bool) -> None:
