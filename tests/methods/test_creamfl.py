@@ -12,7 +12,7 @@ from tiny_joint_space import CLIENTS, KEY, NUM_CLASSES, PUBLIC, SERVER, counted,
 
 from fedjax_mm import clients, costs, trees
 from fedjax_mm.methods.creamfl import PRESETS, CreamFLConfig, build
-from fedjax_mm.methods.creamfl.joint_space import Training
+from fedjax_mm.methods.creamfl.training import Training
 
 FULL = Training(client_lr=0.02, both_lr=0.01, server_lr=0.03, batch_size=8, epochs=2, server_batch=32, block=5)
 QUIET = dataclasses.replace(FULL, server_epochs=0)

@@ -13,7 +13,8 @@ from fedjax_mm import costs, trees
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl import build as build_creamfl
 from fedjax_mm.methods.creamfl.encoder_averaging import PRESETS, build
-from fedjax_mm.methods.creamfl.joint_space import Training, task
+from fedjax_mm.methods.creamfl.joint_space import task
+from fedjax_mm.methods.creamfl.training import Training
 
 TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=8, epochs=1, server_batch=32)
 IOT = dataclasses.replace(PRESETS["fediot"], training=TRAINING)

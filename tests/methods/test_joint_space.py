@@ -12,8 +12,9 @@ from tiny_joint_space import CLIENTS, KEY, LINEAR, NUM_CLASSES, SERVER, counted,
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import Training, init, optimizer, represent, task
+from fedjax_mm.methods.creamfl.joint_space import init, represent, task
 from fedjax_mm.methods.creamfl.joint_space_scores import evaluator, own_accuracy
+from fedjax_mm.methods.creamfl.training import RELEASED, Training, finish_step, optimizer
 from fedjax_mm.models import Model
 from fedjax_mm.types import FedState
 
@@ -108,7 +109,7 @@ def test_class_vectors_that_may_not_be_negative_are_cut_after_every_step():
     for nonnegative in (False, True):
         t = Training(client_lr=0.05, nonnegative=nonnegative)
         tx = optimizer(t, IMAGE, jnp.int32(0))
-        step = joint_space.finish_step(t, gradient_step(task(t, IMAGE), tx))
+        step = finish_step(t, gradient_step(task(t, IMAGE), tx))
         (ends[nonnegative], _), _ = local_steps(step, (params, tx.init(params)), data, KEY, batch_size=8)
     free, cut = (ends[on]["head"]["kernel"] for on in (False, True))
     assert (free < 0).any() and (cut == np.maximum(free, 0)).all()
@@ -118,7 +119,7 @@ def test_class_vectors_that_may_not_be_negative_are_cut_after_every_step():
 @pytest.mark.parametrize("who", ["server", "one", "both"])
 def test_rates_fall_where_they_should(who):
     encoders = {"server": None, "one": IMAGE, "both": SERVER}[who]
-    t = dataclasses.replace(joint_space.RELEASED, clip=None)
+    t = dataclasses.replace(RELEASED, clip=None)
     expected = {
         "server": lambda r: 1e-5 * (1 + np.cos(np.pi * min(r, 30) / 30)) / 2,
         "one": lambda r: 1e-4 * (1.0 if r < 15 else 0.1 if r < 24 else 0.01),

@@ -1,6 +1,7 @@
 """CreamFL (method.py), the baselines that average weights (encoder_averaging.py), and their scores."""
 
-from fedjax_mm.methods.creamfl.joint_space import Training
-from fedjax_mm.methods.creamfl.method import PRESETS, CreamFLConfig, build
+from fedjax_mm.methods.creamfl.config import PRESETS, CreamFLConfig
+from fedjax_mm.methods.creamfl.method import build
+from fedjax_mm.methods.creamfl.training import Training
 
 __all__ = ["PRESETS", "CreamFLConfig", "Training", "build"]

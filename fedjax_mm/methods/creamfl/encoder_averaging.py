@@ -19,8 +19,9 @@ from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Encoders, Training
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES
 from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
+from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
 
@@ -52,10 +53,10 @@ def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mappin
         loss, boost = joint_space.task(training, own), config.both_weight if len(own) > 1 else 1.0
 
         def update(download, state, data, key):
-            tx = joint_space.optimizer(training, own, download.held)
+            tx = optimizer(training, own, download.held)
             params = {**state["params"], **download.sent}
-            step = joint_space.finish_step(training, gradient_step(loss, tx))
-            size, carry = joint_space.batch_of(training, own), (params, tx.init(params))
+            step = finish_step(training, gradient_step(loss, tx))
+            size, carry = batch_of(training, own), (params, tx.init(params))
             (params, _), metrics = local_steps(step, carry, data, key, batch_size=size, epochs=training.epochs)
             return {m: Mean(params[m], boost * data.weight) for m in own}, {"params": params}, metrics
 
@@ -66,11 +67,11 @@ def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mappin
 
     def server_init(key):
         params = joint_space.init(key, encoders, data.public, None)
-        opt = joint_space.optimizer(training, None, jnp.int32(0)).init(params)
+        opt = optimizer(training, None, jnp.int32(0)).init(params)
         return {"params": params, "opt": opt, "round": jnp.int32(0)}
 
     def begin(state, public, key):
-        step = gradient_step(on_pairs, joint_space.optimizer(training, None, state["round"]))
+        step = gradient_step(on_pairs, optimizer(training, None, state["round"]))
         carry = (state["params"], state["opt"])
         carry, metrics = joint_space.passes(step, carry, public, key, training.server_batch, training.server_epochs)
         return {**state, "params": carry[0], "opt": carry[1]}, metrics

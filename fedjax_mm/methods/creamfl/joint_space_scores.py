@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from fedjax_mm import evaluate
-from fedjax_mm.methods.creamfl.joint_space import Encoders, Training, classify, represent_all
+from fedjax_mm.methods.creamfl.joint_space import classify, represent_all
+from fedjax_mm.methods.creamfl.training import Encoders, Training
 from fedjax_mm.types import Arrays, FedState
 
 

@@ -31,7 +31,6 @@ examples alone.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +42,10 @@ from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent_all
+from fedjax_mm.methods.creamfl.config import CreamFLConfig
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, represent_all
 from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
+from fedjax_mm.methods.creamfl.training import Encoders, batch_of, finish_step, optimizer
 from fedjax_mm.types import Cohort, Download, Each, Server
 
 WEIGHINGS = {
@@ -55,54 +56,6 @@ WEIGHINGS = {
     "entropy": aggregate.entropy_weights,
 }
 ANCHORED = ("contrastive", "similarity")
-
-
-@dataclasses.dataclass(frozen=True)
-class CreamFLConfig:
-    """Settings of one run."""
-
-    training: Training = Training()
-    inter: bool = True
-    intra: bool = True
-    gamma: float = 0.5
-    """Weight of both contrasts."""
-    temperature: float = 0.5
-    """Of both contrasts."""
-    phases: Literal["joint", "alternate"] = "joint"
-    """joint: a step has own examples and public ones drawn at random; alternate: an epoch is a pass over each."""
-    public_batch: int = 64
-    intra_mean: bool = False
-    """Of a client with both modalities: the mean of its two intra terms, not their sum."""
-    weighing: Literal["contrastive", "similarity", "mean", "size", "variance", "consensus", "entropy"] = "contrastive"
-    weighing_temperature: float = 1.0
-    """Of contrastive weights."""
-    exclude_match: bool = False
-    """The item's own pair is left out of the denominator of contrastive weights."""
-    both_weight: float = 1.0
-    """How many times its examples a client with both modalities counts in "size" weights (IoT: 100)."""
-    distance: Literal["l2", "mse"] = "l2"
-    """Of distillation: the length of the difference, or its mean square over dimensions."""
-    kd_weight: float = 1.0
-    kd_rate: float = 1.0
-    """The rate of distillation, as a share of the server's: to Adam, which forgets scale, kd_weight is nothing."""
-    kd_epochs: int = 1
-    """Passes over the public pairs; 0: nothing is exchanged."""
-
-
-PRESETS = {
-    "small": CreamFLConfig(
-        Training(server_lr=3e-3, client_lr=3e-3, both_lr=3e-3), gamma=1.0, temperature=0.1, kd_rate=0.1
-    ),
-    "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
-    "code": CreamFLConfig(
-        dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
-        phases="alternate",
-        public_batch=128,
-        intra_mean=True,
-        distance="mse",
-        kd_weight=0.6,
-    ),
-}
 
 
 def build(
@@ -132,7 +85,7 @@ def build(
 
     def cohort(name):
         encoders = clients[name]
-        learn, size = joint_space.task(training, encoders), joint_space.batch_of(training, encoders)
+        learn, size = joint_space.task(training, encoders), batch_of(training, encoders)
         reps_of = functools.partial(represent_all, encoders, training.block)
 
         def far(params, sent, old, batch, rows, mask=None):
@@ -147,7 +100,7 @@ def build(
         def update(download, state, data, key):
             sent, here = download.sent, {m: data.public[m] for m in encoders}
             present = data.weight > 0
-            tx = joint_space.optimizer(training, encoders, download.held)
+            tx = optimizer(training, encoders, download.held)
             old = {}
             if contrast:  # as it sent them last, or if it never did, as it would have
                 fresh = reps_of(state["params"], here, present & ~state["has_reps"])
@@ -165,7 +118,7 @@ def build(
                 return far(params, sent, old, batch, batch["row"], batch["mask"])
 
             def run(loss, carry, data, key, batch_size, epochs=1):
-                step = joint_space.finish_step(training, gradient_step(loss, tx))
+                step = finish_step(training, gradient_step(loss, tx))
                 return local_steps(step, carry, data, key, batch_size=batch_size, epochs=epochs)
 
             def epoch(carry, i):
@@ -189,7 +142,7 @@ def build(
 
         def client_init(key):
             params = joint_space.init(key, encoders, data.cohorts[name].arrays, num_classes.get(name))
-            state = {"params": params, "opt": joint_space.optimizer(training, encoders, jnp.int32(0)).init(params)}
+            state = {"params": params, "opt": optimizer(training, encoders, jnp.int32(0)).init(params)}
             reps = optax.tree.zeros_like(jax.eval_shape(reps_of, params, public))
             return state | ({"reps": reps, "has_reps": jnp.bool_(False)} if contrast else {})
 
@@ -201,11 +154,11 @@ def build(
     def server_init(key):
         params = joint_space.init(key, server, public, None)
         reps = optax.tree.zeros_like(jax.eval_shape(represented, params, public)) if anchored else {}
-        opt = joint_space.optimizer(training, None, jnp.int32(0)).init(params)
+        opt = optimizer(training, None, jnp.int32(0)).init(params)
         return {"params": params, "opt": opt, "reps": reps, "round": jnp.int32(0)}
 
     def begin(state, public, key):  # 1.
-        step = gradient_step(server_task, joint_space.optimizer(training, None, state["round"]))
+        step = gradient_step(server_task, optimizer(training, None, state["round"]))
         carry, metrics = (state["params"], state["opt"]), {}
         if training.server_epochs:
             carry, metrics = joint_space.passes(step, carry, public, key, training.server_batch, training.server_epochs)
@@ -246,7 +199,7 @@ def build(
 
         examples = {**public, **{f"target_{m}": z for m, z in targets.items()}}
         slower = dataclasses.replace(training, server_lr=config.kd_rate * training.server_lr)
-        step = gradient_step(loss, joint_space.optimizer(slower, None, state["round"]))  # 6.
+        step = gradient_step(loss, optimizer(slower, None, state["round"]))  # 6.
         carry = (state["params"], state["opt"])
         carry, far = joint_space.passes(step, carry, examples, key, training.server_batch, config.kd_epochs)
         params = {**state["params"], **{m: trees.where(heard[m], carry[0][m], state["params"][m]) for m in targets}}
