@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import pathlib
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_joint_space import CLIENTS, KEY, NUM_CLASSES, PUBLIC, SERVER, counted, everyone, problem, sent
+from tiny_joint_space import CLIENTS, KEY, NUM_CLASSES, PUBLIC, SERVER, counted, everyone, pairs, problem, sent
 
+import fedjax_mm
 from fedjax_mm import clients, costs, trees
-from fedjax_mm.methods.creamfl import PRESETS, CreamFLConfig, build
-from fedjax_mm.methods.creamfl.joint_space import Training
+from fedjax_mm.methods import creamfl
+from fedjax_mm.methods.creamfl import VARIANTS, CreamFLConfig, build, method
+from fedjax_mm.methods.creamfl.training import Training
 
 FULL = Training(client_lr=0.02, both_lr=0.01, server_lr=0.03, batch_size=8, epochs=2, server_batch=32, block=5)
 QUIET = dataclasses.replace(FULL, server_epochs=0)
@@ -169,9 +173,9 @@ def book(config):
 
 RELEASED = replace(FULL, client_optimizer="sgd", margin=4.0, orthogonality=0.5, nonnegative=True)
 CASES = {
-    "code": replace(PRESETS["code"], training=replace(RELEASED, clip=0.5, milestones=(1,))),
+    "code": replace(VARIANTS["released"], training=replace(RELEASED, clip=0.5, milestones=(1,))),
     "inter alone, as the paper": replace(
-        PRESETS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
+        VARIANTS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
     ),
     "joint": CreamFLConfig(QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0, kd_rate=0.5),
 }
@@ -264,6 +268,69 @@ def test_clients_that_agree_have_even_weights_and_no_drift():
 def test_devices_weigh_as_one_does():
     results = [after_uploads(made(BASE, mesh=mesh), REPS, WEIGHT) for mesh in (None, clients.make_mesh(4))]
     close(results[1], results[0])
+
+
+# The paper's steps on their own, outside a round.
+
+
+@pytest.mark.parametrize("intra_mean", [False, True])
+def test_contrasts_are_those_of_the_book_and_padding_does_not_count(intra_mean):
+    config = replace(BASE, intra_mean=intra_mean, gamma=2.0, temperature=0.7)
+    params = jax.tree.map(np.asarray, made(config).server.init(KEY)["params"])
+    public = {m: np.asarray(x) for m, x in problem().public.items()}
+    anchors = creamfl.Anchors(*({m: random_reps(1, seed)[0] for m in OTHER} for seed in (2, 3)))
+    batch = {m: np.concatenate([x, x[:3]]) for m, x in public.items()} | {"row": np.r_[np.arange(PUBLIC), 0, 1, 2]}
+    real = np.arange(PUBLIC + 3) < PUBLIC
+    value, _ = creamfl.contrasts(config, SERVER, params, batch, anchors, real)
+    assert float(value) == pytest.approx(float(contrasts(config, params, public, *anchors)), rel=1e-5)
+
+
+def test_steps_can_be_mapped_over_clients_and_over_servers():
+    data, config = problem(), replace(BASE, phases="joint")
+    held = functools.partial(creamfl.client_update, config, SERVER)
+    first = functools.partial(creamfl.init_client, config, SERVER, data.cohorts["both"].arrays, data.public, None)
+    keys = jax.random.split(KEY, 3)
+    server = jax.eval_shape(functools.partial(creamfl.init_server, config, SERVER, data.public), KEY)
+    server, _ = jax.eval_shape(functools.partial(creamfl.train_server, config, SERVER), server, data.public, KEY)
+    download = creamfl.download(config, ["both"], server)["both"]
+    own = data.client("both", 0)
+    several = jax.vmap(lambda key, download: held(download, first(key), own, key), (0, None))
+    upload, states, _ = jax.eval_shape(several, keys, download)
+    assert {m: each.value.shape for m, each in upload.items()} == {m: (3, PUBLIC, 4) for m in OTHER}
+    assert states["params"]["image"]["w"].shape == (3, 3, 4)
+    servers = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), server)
+    update = functools.partial(creamfl.server_update, config, SERVER)
+    new, metrics = jax.eval_shape(jax.vmap(update, (0, None, None, None)), servers, {"both": upload}, data.public, KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, servers)
+    assert set(metrics) == {f"{name}_{m}" for name in ("entropy", "drift", "kd") for m in OTHER}
+
+
+def test_weights_that_need_the_server_say_so():
+    with pytest.raises(ValueError, match=r"similarity weights need anchors \[P, D\]"):
+        creamfl.weigh(replace(BASE, weighing="similarity"), jnp.asarray(REPS["image"]), jnp.ones(4))
+
+
+def test_a_population_is_enough_to_build_from():
+    data = problem()
+    method, other = made(BASE, data), made(BASE, data.population)
+    chex.assert_trees_all_equal(jax.eval_shape(other.init, KEY), jax.eval_shape(method.init, KEY))
+    assert {name: cohort.size for name, cohort in other.cohorts.items()} == data.sizes
+
+
+def test_a_client_is_scored_with_its_own_model():
+    method, test = made(BASE), pairs(9, seed=4)
+    states = {name: cohort.init(jax.random.key(3)) for name, cohort in method.cohorts.items()}
+    for name, cohort in method.cohorts.items():
+        params, rows = states[name]["params"], {m: jnp.asarray(x) for m, x in test.items()}
+        found = cohort.score(None, states[name], rows, jnp.ones(9))
+        if name == "both":
+            cosine = z(params, "image", test["image"]) @ z(params, "text", test["text"]).T
+            expected = {"i2t_r1": np.asarray(cosine).argmax(1) == np.arange(9)}
+        else:
+            logits = test[name] @ params[name]["w"] @ params["head"]["kernel"] + params["head"]["bias"][None]
+            expected = {"accuracy": np.asarray(logits).argmax(1) == test["label"]}
+        chex.assert_trees_all_equal(found, {key: hit.astype(np.float32) for key, hit in expected.items()})
+        assert 0 < np.mean(list(found.values())) < 1
 
 
 # Limits.
@@ -367,8 +434,8 @@ def test_joint_contrasts_of_weight_0_are_as_if_left_out_and_those_of_another_are
     assert np.abs(np.subtract(*apart)).max() > 1e-3
 
 
-def test_presets_carry_what_differs_between_paper_and_code():
-    paper, code = PRESETS["paper"], PRESETS["code"]
+def test_variants_carry_what_differs_between_paper_and_code():
+    paper, code = VARIANTS["paper"], VARIANTS["released"]
     for config in (paper, code):
         t = config.training
         assert (t.client_lr, t.both_lr, t.server_lr, t.client_optimizer) == (1e-4, 2e-4, 1e-5, "sgd")
@@ -382,3 +449,16 @@ def test_presets_carry_what_differs_between_paper_and_code():
     assert (t.margin, t.orthogonality, t.nonnegative) == (0.0, 0.0, False)
     t = code.training
     assert (t.margin, t.orthogonality, t.nonnegative) == (4.0, 0.5, True)
+
+
+def test_every_section_that_a_docstring_names_is_in_the_page():
+    package = pathlib.Path(fedjax_mm.__file__).parent
+    page = (package.parent / "docs" / "specs" / "creamfl.md").read_text()
+    there = set(re.findall(r"^##+ (\d(?:\.\d)?)", page, re.MULTILINE))
+    room = [file.read_text() for file in (package / "methods" / "creamfl").glob("*.py")]
+    named = re.findall(r"[Ss]ections? (\d(?:\.\d)?)(?: and (\d(?:\.\d)?))?", "\n".join(room))
+    everywhere = "\n".join(file.read_text() for file in package.rglob("*.py"))
+    named += re.findall(r"specs/creamfl(?:\.md)? (\d(?:\.\d)?)()", everywhere)
+    named = {number for numbers in named for number in numbers if number}
+    assert {"1.3", "1.4", "1.5", "2", "4", "7.2"} <= named <= there
+    assert "docs/specs/creamfl.md" in method.__doc__

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_joint_space import CLIENTS, COUNTS, KEY, NUM_CLASSES, SERVER, everyone, problem
+from tiny_joint_space import CLIENTS, COUNTS, KEY, NUM_CLASSES, SERVER, everyone, pairs, problem
 
 from fedjax_mm import costs, trees
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl import build as build_creamfl
-from fedjax_mm.methods.creamfl.encoder_averaging import PRESETS, build
-from fedjax_mm.methods.creamfl.joint_space import Training, task
+from fedjax_mm.methods.creamfl.encoder_averaging import VARIANTS, build
+from fedjax_mm.methods.creamfl.joint_space import task
+from fedjax_mm.methods.creamfl.training import Training
 
 TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=8, epochs=1, server_batch=32)
-IOT = dataclasses.replace(PRESETS["fediot"], training=TRAINING)
+IOT = dataclasses.replace(VARIANTS["fediot"], training=TRAINING)
 ROUND = {}
 
 
@@ -96,7 +97,24 @@ def test_encoders_travel_and_heads_do_not():
     for name, cost in costs.of(method, everyone(problem()), state).items():
         held = {"image": 3, "text": 2, "both": 5}[name]
         assert cost.bytes_down == cost.bytes_up == 4 * held * 4
-    assert PRESETS["fedavg"].both_weight == 1 and PRESETS["fediot"].both_weight == 100
+    assert VARIANTS["fedavg"].both_weight == 1 and VARIANTS["fediot"].both_weight == 100
+
+
+def test_a_client_is_scored_with_the_servers_encoder_and_its_own_head():
+    method, test = build(IOT, problem().population, SERVER, NUM_CLASSES), pairs(9, seed=4)
+    server, cohort = method.server.init(KEY), method.cohorts["image"]
+    own, sent = cohort.init(jax.random.key(2)), method.server.download(server, None)["image"]
+    found = cohort.score(sent, own, {k: jnp.asarray(x) for k, x in test.items()}, jnp.ones(9))
+    head = own["params"]["head"]
+    logits = test["image"] @ server["params"]["image"]["w"] @ head["kernel"] + head["bias"][None]
+    np.testing.assert_array_equal(found["accuracy"], np.asarray(logits).argmax(1) == test["label"])
+    assert 0 < found["accuracy"].mean() < 1
+    both = method.cohorts["both"]
+    rows = {m: jnp.asarray(test[m]) for m in ("image", "text")}
+    found = both.score(method.server.download(server, None)["both"], both.init(KEY), rows, jnp.ones(9))
+    z = {m: x @ np.asarray(server["params"][m]["w"]) for m, x in rows.items()}
+    cosine = z["image"] @ (z["text"] / np.linalg.norm(z["text"], axis=1, keepdims=True)).T
+    np.testing.assert_array_equal(found["i2t_r1"], cosine.argmax(1) == np.arange(9))
 
 
 def test_scores_and_errors_are_creamfls():

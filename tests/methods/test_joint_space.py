@@ -12,8 +12,9 @@ from tiny_joint_space import CLIENTS, KEY, LINEAR, NUM_CLASSES, SERVER, counted,
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import Training, init, optimizer, represent, task
-from fedjax_mm.methods.creamfl.joint_space_scores import evaluator, own_accuracy
+from fedjax_mm.methods.creamfl.joint_space import init, represent, task
+from fedjax_mm.methods.creamfl.joint_space_scores import own_accuracy, score_rows, scores
+from fedjax_mm.methods.creamfl.training import RELEASED, Training, finish_step, optimizer
 from fedjax_mm.models import Model
 from fedjax_mm.types import FedState
 
@@ -108,7 +109,7 @@ def test_class_vectors_that_may_not_be_negative_are_cut_after_every_step():
     for nonnegative in (False, True):
         t = Training(client_lr=0.05, nonnegative=nonnegative)
         tx = optimizer(t, IMAGE, jnp.int32(0))
-        step = joint_space.finish_step(t, gradient_step(task(t, IMAGE), tx))
+        step = finish_step(t, gradient_step(task(t, IMAGE), tx))
         (ends[nonnegative], _), _ = local_steps(step, (params, tx.init(params)), data, KEY, batch_size=8)
     free, cut = (ends[on]["head"]["kernel"] for on in (False, True))
     assert (free < 0).any() and (cut == np.maximum(free, 0)).all()
@@ -118,7 +119,7 @@ def test_class_vectors_that_may_not_be_negative_are_cut_after_every_step():
 @pytest.mark.parametrize("who", ["server", "one", "both"])
 def test_rates_fall_where_they_should(who):
     encoders = {"server": None, "one": IMAGE, "both": SERVER}[who]
-    t = dataclasses.replace(joint_space.RELEASED, clip=None)
+    t = dataclasses.replace(RELEASED, clip=None)
     expected = {
         "server": lambda r: 1e-5 * (1 + np.cos(np.pi * min(r, 30) / 30)) / 2,
         "one": lambda r: 1e-4 * (1.0 if r < 15 else 0.1 if r < 24 else 0.01),
@@ -219,22 +220,23 @@ def test_scores_are_those_of_the_server_and_of_the_mean_client():
     state, arrays = trained()
     labelled = {m: pairs(12, seed) for seed, m in enumerate(("image", "text"), 5)}
     data = FederatedData.from_arrays(labelled, {m: np.split(np.arange(12), (3, 7)) for m in labelled})
-    scores = evaluator(Training(block=7), SERVER, CLIENTS, data, few=10)(state, arrays)
+    classes = {name: cohort.classes for name, cohort in data.population.cohorts.items()}
+    found = scores(Training(block=7), SERVER, CLIENTS, classes, state, arrays, few=10)
     flat, owner = arrays["text"].reshape(-1, 2), np.repeat(np.arange(23), 2)
     of = lambda params, count: (arrays["image"][:count] @ params["image"]["w"], flat[: 2 * count] @ params["text"]["w"])
     whole = recalls(*of(state.server["params"], 23), owner)
     image, text = of(state.server["params"], 23)
     folds = [recalls(image[i : i + 4], text[2 * i : 2 * i + 8], owner[:8]) for i in range(0, 20, 4)]
     for key, value in whole.items():
-        assert scores[key] == pytest.approx(value, abs=1e-3)
-        assert scores[f"fold/{key}"] == pytest.approx(np.mean([fold[key] for fold in folds]), abs=1e-3)
-    assert scores["r1_sum"] == pytest.approx(
-        sum(scores[key] for key in ("i2t_r1", "t2i_r1", "fold/i2t_r1", "fold/t2i_r1"))
+        assert found[key] == pytest.approx(value, abs=1e-3)
+        assert found[f"fold/{key}"] == pytest.approx(np.mean([fold[key] for fold in folds]), abs=1e-3)
+    assert found["r1_sum"] == pytest.approx(
+        sum(found[key] for key in ("i2t_r1", "t2i_r1", "fold/i2t_r1", "fold/t2i_r1"))
     )
     mine = [jax.tree.map(lambda x, j=j: x[j], state.clients["both"]["params"]) for j in range(3)]
     every = [recalls(*of(params, 10), owner[:20]) for params in mine]
     for key in every[0]:
-        assert scores[f"both/{key}"] == pytest.approx(np.mean([one[key] for one in every]), abs=1e-3)
+        assert found[f"both/{key}"] == pytest.approx(np.mean([one[key] for one in every]), abs=1e-3)
     for m in ("image", "text"):
         p, right, own = state.clients[m]["params"], [], []
         for j in range(3):
@@ -243,12 +245,11 @@ def test_scores_are_those_of_the_server_and_of_the_mean_client():
             right.append((logits.argmax(1) == label).mean())
             mine = labelled[m]["label"][(0, 3, 7)[j] : (3, 7, 12)[j]]
             own.append(sum((mine == k).mean() * (logits.argmax(1) == label)[label == k].mean() for k in set(mine)))
-        assert scores[f"{m}/accuracy"] == pytest.approx(np.mean(right), abs=1e-6) and np.ptp(right) > 0.01
-        assert scores[f"{m}/own_accuracy"] == pytest.approx(np.mean(own), abs=1e-6) and np.mean(own) != np.mean(right)
-    without = evaluator(Training(block=7), SERVER, CLIENTS, data, few=10)(
-        state, {k: x for k, x in arrays.items() if "label" not in k} | {"client": np.zeros(3), "image/other": 0}
-    )
-    assert without == {key: value for key, value in scores.items() if not key.endswith("accuracy")}
+        assert found[f"{m}/accuracy"] == pytest.approx(np.mean(right), abs=1e-6) and np.ptp(right) > 0.01
+        assert found[f"{m}/own_accuracy"] == pytest.approx(np.mean(own), abs=1e-6) and np.mean(own) != np.mean(right)
+    unlabelled = {k: x for k, x in arrays.items() if "label" not in k} | {"client": np.zeros(3), "image/other": 0}
+    without = scores(Training(block=7), SERVER, CLIENTS, classes, state, unlabelled, few=10)
+    assert without == {key: value for key, value in found.items() if not key.endswith("accuracy")}
 
 
 def test_accuracy_on_own_classes_leaves_out_what_nobody_tests_or_holds():
@@ -262,9 +263,35 @@ def test_accuracy_on_own_classes_leaves_out_what_nobody_tests_or_holds():
 
 def test_one_caption_a_picture_needs_no_axis_of_captions():
     state, arrays = trained()
-    scores = evaluator(Training(), SERVER, {}, problem())
-    one = scores(state, arrays | {"text": arrays["text"][:, 0]})
-    assert one == scores(state, arrays | {"text": arrays["text"][:, :1]}) and "both/i2t_r1" not in one
+    of = lambda text: scores(Training(), SERVER, {}, {}, state, arrays | {"text": text})
+    one = of(arrays["text"][:, 0])
+    assert one == of(arrays["text"][:, :1]) and "both/i2t_r1" not in one
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_a_clients_own_rows_are_scored_one_by_one_and_padding_is_no_candidate(captions):
+    test, w = pairs(11, seed=4), np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    params = {"image": {"w": np.linalg.lstsq(test["image"], test["text"])[0] @ w}, "text": {"w": w}}  # good encoders
+    first = text = test["text"]
+    if captions > 1:
+        text = np.stack([text, *(pairs(11, seed)["text"] for seed in (5, 6))], 1)
+    mask = (np.arange(11) < 8).astype(np.float32)
+    arrays = {"image": jnp.asarray(test["image"]), "text": jnp.asarray(text)}
+    found = jax.jit(lambda mask: score_rows(Training(block=4), SERVER, params, arrays, mask))(mask)
+    cosine = unit(test["image"] @ params["image"]["w"]) @ unit(first @ params["text"]["w"]).T
+    expected = cosine[:8, :8].argmax(1) == np.arange(8)
+    np.testing.assert_array_equal(found["i2t_r1"][:8], expected)
+    others = score_rows(Training(block=4), SERVER, params, arrays, 1 - mask)  # the first eight are the padding
+    np.testing.assert_array_equal(others["i2t_r1"][8:], cosine[8:, 8:].argmax(1) == np.arange(3))
+    assert 0 < expected.mean() < 1 and (expected != (cosine.argmax(1) == np.arange(11))[:8]).any()
+
+
+def test_a_classifiers_own_rows_are_right_or_wrong():
+    params, test = classifier(), pairs(9, seed=2)
+    logits = test["image"] @ params["image"]["w"] @ params["head"]["kernel"] + params["head"]["bias"]
+    found = score_rows(Training(), IMAGE, params, {k: jnp.asarray(x) for k, x in test.items()}, jnp.ones(9))
+    np.testing.assert_array_equal(found["accuracy"], logits.argmax(1) == test["label"])
+    assert 0 < found["accuracy"].mean() < 1
 
 
 # What does not fit.

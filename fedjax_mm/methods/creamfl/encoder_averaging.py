@@ -1,27 +1,46 @@
 """FedAvg and FedIoT of image and text encoders: CreamFL's baselines that send weights, for which all models are equal.
 
-McMahan et al., AISTATS 2017; Zhao, Barnaghi, Haddadi, IoTDI 2022; for encoders into one space, as CreamFL compares.
+McMahan et al., AISTATS 2017; Zhao, Barnaghi, Haddadi, IoTDI 2022; for encoders into one space, as CreamFL compares
+them (section 4 of docs/specs/creamfl.md; their code is not released).
 
 One round:
-  1. The server trains its encoders on the public pairs, as CreamFL's does.
-  2. It sends each client the encoders of its modalities.
-  3. A client trains them on its own examples, to classify with a head of its own, or to retrieve.
-  4. It sends them back; the server takes their mean, weighted by examples (times 100 for clients with both modalities:
-     IoT). An encoder that nobody sent stays.
+  1. `train_server`: the server trains its encoders on the public pairs, as CreamFL's server does.
+  2. `download`: it sends each client the encoders of its modalities.
+  3. `client_update`: a client trains them on its own examples, to classify with a head of its own, or to retrieve with
+     a scale and a shift of its own, and sends them back.
+  4. `server_update`: the server takes their mean, weighted by examples (times 100 for clients with both modalities:
+     IoT). An encoder that nobody sent stays as it was.
+
+Deviations: those of CreamFL's tasks and encoders (see method.py) hold here too. An optimiser starts afresh in every
+round at a client.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
-import jax.numpy as jnp
+import jax
 
 from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Encoders, Training
-from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
-from fedjax_mm.types import Cohort, Download, Mean, Server
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Shapes, modalities_of, task
+from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
+from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
+from fedjax_mm.types import (
+    Arrays,
+    ClientData,
+    Cohort,
+    Download,
+    HasPopulation,
+    Key,
+    Mean,
+    Metrics,
+    PyTree,
+    Server,
+    Upload,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,60 +48,128 @@ class AveragingConfig:
     """Settings of one run."""
 
     training: Training = Training()
+    """How the server and the clients learn their own tasks."""
     both_weight: float = 1.0
-    """How many times its examples a client with both modalities counts (IoT: 100)."""
+    """How many times its number of examples a client with both modalities counts in the mean (100 in IoT)."""
 
 
-PRESETS = {"fedavg": AveragingConfig(), "fediot": AveragingConfig(both_weight=100.0)}
+VARIANTS = {"fedavg": AveragingConfig(), "fediot": AveragingConfig(both_weight=100.0)}
+"""fedavg: every example counts once; fediot: those of clients with both modalities count 100 times."""
 
 
-def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mapping[str, int]) -> Method:
-    """The method for the cohorts of `data`, a FederatedData whose public arrays are `image` [P, ...] and `text` [P, L].
+def train_server(
+    config: AveragingConfig, encoders: Encoders, state: dict[str, PyTree], public: Arrays | None, key: Key
+) -> tuple[dict[str, PyTree], Metrics]:
+    """Step 1: (the server's state, metrics) after `joint_space.train_on_pairs`."""
+    return joint_space.train_on_pairs(config.training, encoders, state, public or {}, key)
 
-    encoders: of both modalities, the server's and every client's. num_classes: K of the cohorts that have one modality,
-    and an array `label`. `evaluate` as creamfl's.
+
+def download(
+    modalities: Mapping[str, tuple[str, ...]], state: dict[str, PyTree], public: Arrays | None = None
+) -> dict[str, Download]:
+    """Step 2: each cohort's Download, the parameters of its modalities {m: ...}. `held` is the round [] int.
+
+    >>> import jax.numpy as jnp
+    >>> state = {"params": {"image": jnp.ones(3), "text": jnp.ones(2)}, "round": jnp.int32(0)}
+    >>> {name: sorted(download.sent) for name, download in download({"A": ("image",)}, state).items()}
+    {'A': ['image']}
     """
-    training = config.training
-    held = {name: joint_space.held(cohort) for name, cohort in data.cohorts.items()}
-    mine = {name: {m: encoders[m] for m in names if m in encoders} for name, names in held.items()}
-    joint_space.check(data, encoders, mine, num_classes)
+    params = state["params"]
+    return {name: Download({m: params[m] for m in own}, state["round"]) for name, own in modalities.items()}
 
-    def cohort(name):
-        own = mine[name]
-        loss, boost = joint_space.task(training, own), config.both_weight if len(own) > 1 else 1.0
 
-        def update(download, state, data, key):
-            tx = joint_space.optimizer(training, own, download.held)
-            params = {**state["params"], **download.sent}
-            step = joint_space.finish_step(training, gradient_step(loss, tx))
-            size, carry = joint_space.batch_of(training, own), (params, tx.init(params))
-            (params, _), metrics = local_steps(step, carry, data, key, batch_size=size, epochs=training.epochs)
-            return {m: Mean(params[m], boost * data.weight) for m in own}, {"params": params}, metrics
+def client_update(
+    config: AveragingConfig,
+    encoders: Encoders,
+    download: Download,
+    state: dict[str, PyTree],
+    data: ClientData,
+    key: Key,
+) -> tuple[dict[str, Mean], dict[str, PyTree], Metrics]:
+    """Step 3: (upload {m: the encoder's parameters}, the client's new state, metrics).
 
-        init = lambda key: {"params": joint_space.init(key, own, data.cohorts[name].arrays, num_classes.get(name))}
-        return Cohort(data.sizes[name], init, update)
+    encoders: those of the client's modalities. download: `sent` is {m: parameters}, `held` the round [] int. state:
+    `params`, of which the encoders are replaced by those that were sent.
 
-    on_pairs = joint_space.task(training, encoders)
+    >>> import jax.numpy as jnp
+    >>> from fedjax_mm.local import whole
+    >>> from fedjax_mm.models import Model
+    >>> linear = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> own = {"image": jnp.ones((5, 3)), "label": jnp.arange(5) % 2}
+    >>> state = {"params": joint_space.init(jax.random.key(0), {"image": linear}, own, 2)}
+    >>> download = Download({"image": jnp.ones((3, 4))}, jnp.int32(0))
+    >>> config = AveragingConfig(Training(epochs=1))
+    >>> upload, state, _ = client_update(config, {"image": linear}, download, state, whole(own), jax.random.key(1))
+    >>> round(float(jnp.abs(upload["image"].value - 1).max()), 4)  # one step of Adam at 0.001
+    0.001
+    """
+    training, boost = config.training, config.both_weight if len(encoders) > 1 else 1.0
+    tx = optimizer(training, encoders, download.held)
+    params = {**state["params"], **download.sent}
+    step = finish_step(training, gradient_step(task(training, encoders), tx))
+    size, carry = batch_of(training, encoders), (params, tx.init(params))
+    (params, _), metrics = local_steps(step, carry, data, key, batch_size=size, epochs=training.epochs)
+    return {m: Mean(params[m], boost * data.weight) for m in encoders}, {"params": params}, metrics
 
-    def server_init(key):
-        params = joint_space.init(key, encoders, data.public, None)
-        opt = joint_space.optimizer(training, None, jnp.int32(0)).init(params)
-        return {"params": params, "opt": opt, "round": jnp.int32(0)}
 
-    def begin(state, public, key):
-        step = gradient_step(on_pairs, joint_space.optimizer(training, None, state["round"]))
-        carry = (state["params"], state["opt"])
-        carry, metrics = joint_space.passes(step, carry, public, key, training.server_batch, training.server_epochs)
-        return {**state, "params": carry[0], "opt": carry[1]}, metrics
+def server_update(
+    state: dict[str, PyTree], uploads: Mapping[str, Upload], public: Arrays | None = None, key: Key | None = None
+) -> tuple[dict[str, PyTree], Metrics]:
+    """Step 4: (the server's state with the clients' mean encoders, no metrics). uploads: {cohort: {m: Mean}}.
 
-    def download(state, public):
-        return {name: Download({m: state["params"][m] for m in own}, state["round"]) for name, own in mine.items()}
+    >>> import jax.numpy as jnp
+    >>> state = {"params": {"image": jnp.zeros(2), "text": jnp.zeros(2)}, "round": jnp.int32(0)}
+    >>> uploads = {"A": {"image": Mean(jnp.ones(2), 1.0)}, "B": {"image": Mean(jnp.zeros(2), 3.0)}}
+    >>> server_update(state, uploads)[0]["params"]["image"].tolist()
+    [0.25, 0.25]
+    """
+    sent = [m for m in MODALITIES if any(m in upload for upload in uploads.values())]
+    means = {m: aggregate.average(aggregate.collect(uploads, m), state["params"][m]) for m in sent}
+    return {**state, "params": {**state["params"], **means}, "round": state["round"] + 1}, {}
 
-    def server_update(state, uploads, public, key):
-        sent = {m: aggregate.collect(uploads, m) for m in MODALITIES if any(m in own for own in mine.values())}
-        new = {m: aggregate.average(sent[m], state["params"][m]) for m in sent}
-        return {**state, "params": {**state["params"], **new}, "round": state["round"] + 1}, {}
 
-    server = Server(server_init, download, server_update, begin)
-    evaluate = evaluator(training, encoders, mine, data)
-    return federate(server, {name: cohort(name) for name in data.cohorts}, evaluate)
+def init_client(encoders: Encoders, arrays: Shapes, num_classes: int | None, key: Key) -> dict[str, PyTree]:
+    """A client's first state, its `params`. arrays: its examples [E, ...], of which the shapes alone count."""
+    return {"params": joint_space.init(key, encoders, arrays, num_classes)}
+
+
+def score_client(
+    config: AveragingConfig,
+    encoders: Encoders,
+    download: Download,
+    state: dict[str, PyTree],
+    arrays: Arrays,
+    mask: jax.Array,
+) -> dict[str, jax.Array]:
+    """How well the server's encoders, with the client's own head, do on each of its test rows, as `score_rows` says."""
+    return score_rows(config.training, encoders, {**state["params"], **download.sent}, arrays, mask)
+
+
+def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_classes: Mapping[str, int]) -> Method:
+    """The method for the cohorts of `data`, a FederatedData or a Population, whose public arrays are `image` [P, ...]
+    and `text` [P, L].
+
+    encoders: of both modalities, for the server and every client. num_classes: {cohort: K} of the cohorts that have one
+    modality, and an array `label`. `evaluate` gives the same scores as creamfl's.
+    """
+    population, training = data.population, config.training
+    modalities = {name: modalities_of(cohort.arrays) for name, cohort in population.cohorts.items()}
+    clients = {name: {m: encoders[m] for m in own if m in encoders} for name, own in modalities.items()}
+    joint_space.check(population, encoders, clients, num_classes)
+    cohorts = {}
+    for name, members in population.cohorts.items():
+        own = clients[name]
+        cohorts[name] = Cohort(
+            members.size,
+            functools.partial(init_client, own, members.arrays, num_classes.get(name)),
+            functools.partial(client_update, config, own),
+            functools.partial(score_client, config, own),
+        )
+    server = Server(
+        functools.partial(joint_space.init_server, training, encoders, population.public or {}),
+        functools.partial(download, modalities),
+        server_update,
+        functools.partial(train_server, config, encoders),
+    )
+    classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
+    return federate(server, cohorts, functools.partial(scores, training, encoders, clients, classes))

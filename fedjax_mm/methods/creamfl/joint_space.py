@@ -1,12 +1,12 @@
 """What CreamFL and its baselines train: image and text encoders into one space, with a task for each kind of client.
 
-A cohort whose arrays have `image` and `text` learns to retrieve, from pairs; one with `image` or `text` alone
-classifies, by `label`. Section numbers are those of CreamFL's description in the project's specification.
+A cohort whose arrays are `image` and `text` learns to retrieve, from pairs; a cohort with `image` or `text` alone
+classifies, by `label`. Section numbers refer to docs/specs/creamfl.md.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,80 +14,30 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, losses
-from fedjax_mm.local import Batch, local_steps, masked_mean, whole
+from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, whole
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
+from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.models import Model
-from fedjax_mm.types import Arrays, ClientData, Key, PyTree
+from fedjax_mm.types import Arrays, ClientData, HasPopulation, Key, Metrics, PyTree
 
 MODALITIES = ("image", "text")
 OTHER = {"image": "text", "text": "image"}
-Encoders = Mapping[str, Model]  # of a cohort, or of the server: modality -> [B, ...] -> [B, D]
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How every model learns its own task; rates per step, counts per round."""
-
-    client_lr: float = 1e-3
-    """Of clients with one modality."""
-    both_lr: float = 1e-3
-    """Adam, of clients with both."""
-    server_lr: float = 1e-3
-    """Adam."""
-    client_optimizer: Literal["adam", "sgd"] = "adam"
-    """Of clients with one modality; sgd has momentum 0.9 and weight decay 5e-5."""
-    milestones: tuple[int, ...] = ()
-    """Rounds at which the rate of clients with one modality falls to a tenth."""
-    server_rounds: int | None = None
-    """Rounds of a cosine that takes the server's rate to 0; None keeps it."""
-    clip: float | None = None
-    """Largest norm of a gradient of the server and of clients with both modalities."""
-    batch_size: int = 32
-    single_batch: int | None = None
-    """Of clients with one modality; None: as batch_size."""
-    epochs: int = 5
-    """Passes over a client's own examples."""
-    server_batch: int = 64
-    server_epochs: int = 1
-    """Passes over the public pairs, before anything is sent."""
-    crop: float | None = None
-    """The least share of an image's area that a random crop keeps, where the server and clients learn their tasks."""
-    margin: float = 0.0
-    """What a classifier's logit of the right class is lowered by while it learns."""
-    orthogonality: float = 0.0
-    """Weight of a cross-entropy that makes a classifier's class vectors tell themselves from each other."""
-    nonnegative: bool = False
-    """A classifier's class vectors are cut at 0 after every step."""
-    block: int = 256
-    """Public examples represented at a time."""
-
-
-RELEASED = Training(
-    client_lr=1e-4,
-    both_lr=2e-4,
-    server_lr=1e-5,
-    client_optimizer="sgd",
-    milestones=(15, 24),
-    server_rounds=30,
-    clip=2.0,
-    batch_size=128,
-    single_batch=512,
-    server_batch=128,
-    crop=0.08,
-)
-"""The rates of CreamFL's released code (6), for pretrained encoders."""
-
-
-def batch_of(training: Training, encoders: Encoders) -> int:
-    """Own examples in a step of a client with these encoders."""
-    return training.single_batch or training.batch_size if len(encoders) == 1 else training.batch_size
+Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
 
 
 def represent(
     model: Model, params: PyTree, x: jax.Array, block: int = 256, wanted: jax.Array | bool = True
 ) -> jax.Array:
-    """Unit representations [P, D] of examples [P, ...], `block` at a time; zeros, at no cost, where not `wanted` []."""
+    """Unit representations [P, D] of examples [P, ...], `block` at a time; zeros, at no cost, where not `wanted` [].
+
+    >>> model = Model(lambda key, x: 3.0, lambda params, x: params * x)
+    >>> reps = represent(model, 3.0, jnp.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), block=2)
+    >>> print(np.asarray(reps).round(3))
+    [[0.6 0.8]
+     [1.  0. ]
+     [0.  1. ]]
+    """
     total, block = len(x), min(block, len(x))
     blocks = -(-total // block)
     width = jax.eval_shape(model.apply, params, x[:1]).shape[-1]
@@ -107,14 +57,21 @@ def represent_all(
     return {m: represent(encoders[m], params[m], examples[m], block, wanted) for m in encoders}
 
 
-def held(cohort) -> tuple[str, ...]:
-    """The modalities of a cohort of a FederatedData."""
-    return tuple(m for m in MODALITIES if m in cohort.arrays)
+def modalities_of(arrays: Shapes) -> tuple[str, ...]:
+    """The modalities among a cohort's arrays."""
+    return tuple(m for m in MODALITIES if m in arrays)
 
 
-def init(key: Key, encoders: Encoders, arrays: Arrays, num_classes: int | None) -> PyTree:
-    """{m: parameters}, with `head` for classes, and with `scale` and `shift` (15 both) where pairs are retrieved."""
-    params = {}
+def init(key: Key, encoders: Encoders, arrays: Shapes, num_classes: int | None) -> PyTree:
+    """{m: parameters}, with `head` for classes, and with `scale` and `shift` (15 both) where pairs are retrieved.
+
+    arrays: examples [E, ...] of each modality, of which the shapes alone count.
+
+    >>> model = Model(lambda key, x: jnp.ones((x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> sorted(init(jax.random.key(0), {"image": model}, {"image": jnp.ones((5, 3))}, 2))
+    ['head', 'image']
+    """
+    params, shape, dtype = {}, (), jnp.float32
     for i, (m, model) in enumerate(encoders.items()):
         shape, dtype = np.shape(arrays[m]), arrays[m].dtype
         shape = shape[2:] if m == "text" and len(shape) == 3 else shape[1:]  # one of several captions
@@ -129,24 +86,33 @@ def init(key: Key, encoders: Encoders, arrays: Arrays, num_classes: int | None) 
 
 
 def classify(encoders: Encoders, params: PyTree, x: jax.Array) -> jax.Array:
-    """Logits [B, K] of a client with one modality."""
+    """Logits [B, K] of examples [B, ...], by a client with one modality."""
     (m,) = encoders
     return encoders[m].apply(params[m], x) @ params["head"]["kernel"] + params["head"]["bias"][None]
 
 
-def task(training: Training, encoders: Encoders) -> Callable[[PyTree, Batch, Key], tuple[jax.Array, dict]]:
-    """loss(params, batch, key) of a model's own task: retrieval with both modalities, else classification."""
+def task(training: Training, encoders: Encoders) -> Loss:
+    """loss(params, batch, key) of a model's own task (section 1.4): retrieval with both modalities, else
+    classification. The key draws captions and crops.
+
+    >>> model = Model(lambda key, x: jnp.zeros((x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> batch = {"image": jnp.ones((5, 3)), "label": jnp.arange(5) % 2, "mask": jnp.ones(5)}
+    >>> params = init(jax.random.key(0), {"image": model}, batch, 2)
+    >>> loss, metrics = task(Training(), {"image": model})(params, batch, jax.random.key(0))
+    >>> round(float(loss), 3), round(float(metrics["accuracy"]), 1)  # log 2: this encoder says nothing
+    (0.693, 0.6)
+    """
 
     def view(batch, key):
-        seen = {}
+        views = {}
         for m in encoders:
-            x, mine = batch[m], jax.random.fold_in(key, MODALITIES.index(m))
+            x, subkey = batch[m], jax.random.fold_in(key, MODALITIES.index(m))
             if m == "text" and x.ndim == 3:
-                x = one_of_several(mine, x)
+                x = one_of_several(subkey, x)
             if m == "image" and training.crop is not None:
-                x = random_resized_crop(mine, x, training.crop)
-            seen[m] = x
-        return seen
+                x = random_resized_crop(subkey, x, training.crop)
+            views[m] = x
+        return views
 
     def retrieve(params, batch, key):
         z = {m: unit(encoders[m].apply(params[m], x)) for m, x in view(batch, key).items()}
@@ -161,75 +127,81 @@ def task(training: Training, encoders: Encoders) -> Callable[[PyTree, Batch, Key
         loss = masked_mean(ce, batch["mask"])
         if training.orthogonality:
             kernel = params["head"]["kernel"]
-            own = optax.softmax_cross_entropy_with_integer_labels(kernel.T @ kernel, jnp.arange(kernel.shape[1]))
-            loss += training.orthogonality * own.mean()
+            itself = optax.softmax_cross_entropy_with_integer_labels(kernel.T @ kernel, jnp.arange(kernel.shape[1]))
+            loss += training.orthogonality * itself.mean()
         return loss, {"accuracy": masked_mean((logits.argmax(-1) == batch["label"]).astype(loss.dtype), batch["mask"])}
 
     return retrieve if len(encoders) > 1 else label
 
 
-def optimizer(training: Training, encoders: Encoders | None, round: jax.Array) -> optax.GradientTransformation:
-    """A cohort's optimiser, or the server's (None), at the rate of a round; its state fits that of any round."""
-    clip = optax.identity() if training.clip is None else optax.clip_by_global_norm(training.clip)
-    if encoders is None:
-        rate = training.server_lr
-        if training.server_rounds:
-            rate *= 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(round / training.server_rounds, 1)))
-        return optax.chain(clip, optax.scale_by_adam(), optax.scale(-rate))
-    if len(encoders) > 1:
-        return optax.chain(clip, optax.scale_by_adam(), optax.scale(-training.both_lr))
-    rate = training.client_lr * 0.1 ** sum((round >= at).astype(jnp.float32) for at in training.milestones)
-    if training.client_optimizer == "adam":
-        return optax.chain(optax.scale_by_adam(), optax.scale(-rate))
-    return optax.chain(optax.add_decayed_weights(5e-5), optax.trace(0.9), optax.scale(-rate))
-
-
-def finish_step(training: Training, step: Callable) -> Callable:
-    """A step over (params, optimiser state) after which class vectors are cut at 0, where they are to be."""
-    if not training.nonnegative:
-        return step
-
-    def cut(carry, batch, key):
-        (params, opt), metrics = step(carry, batch, key)
-        if "head" in params:
-            params = {**params, "head": {**params["head"], "kernel": jnp.maximum(params["head"]["kernel"], 0)}}
-        return (params, opt), metrics
-
-    return cut
-
-
 def over_public(public: Arrays, wanted: jax.Array | bool = True) -> ClientData:
-    """The public examples as a client's own, with `row` [P] their numbers; none where not `wanted` []."""
+    """The public examples as a client's own, with their row numbers `row` [P]; none where not `wanted` []."""
     data = whole({**public, "row": jnp.arange(len(next(iter(public.values()))), dtype=jnp.int32)})
     if wanted is True:
         return data
     return dataclasses.replace(data, count=jnp.where(wanted, data.count, 0), uniform=False)
 
 
-def passes(step: Callable, carry, public: Arrays, key: Key, batch_size: int, epochs: int):
+def passes(step: Step, carry: Any, public: Arrays, key: Key, batch_size: int, epochs: int) -> tuple[Any, Metrics]:
     """(carry, metrics) after the server's passes over the public pairs."""
     size = min(batch_size, len(next(iter(public.values()))))
     return local_steps(step, carry, over_public(public), key, batch_size=size, epochs=epochs)
 
 
-def evenness(share: jax.Array, reps: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-    """How even the weights [C, P] are, 1 being a plain mean, and how far apart the clients' representations [C, P, D].
+def init_server(training: Training, encoders: Encoders, public: Shapes, key: Key) -> dict[str, PyTree]:
+    """The first state of a server of both modalities: its parameters, its optimiser, and the number of rounds."""
+    params = init(key, encoders, public, None)
+    opt = optimizer(training, None, jnp.int32(0)).init(params)
+    return {"params": params, "opt": opt, "round": jnp.int32(0)}
 
-    entropy: of an item's weights over that of equal ones, the mean over items; drift: 1 - the length of the plain mean
-    of unit vectors, 0 where all clients agree.
+
+def train_on_pairs(
+    training: Training, encoders: Encoders, state: dict[str, PyTree], public: Arrays, key: Key
+) -> tuple[dict[str, PyTree], Metrics]:
+    """(the server's state, metrics) after it has learnt to retrieve public pairs, `image` [P, ...] and `text` [P, L].
+
+    >>> model = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> encoders, public = {"image": model, "text": model}, {"image": jnp.eye(6), "text": jnp.eye(6)}
+    >>> training = Training(server_lr=0.01)
+    >>> state = init_server(training, encoders, public, jax.random.key(0))
+    >>> state, first = train_on_pairs(training, encoders, state, public, jax.random.key(1))
+    >>> state, second = train_on_pairs(training, encoders, state, public, jax.random.key(1))
+    >>> bool(second["loss"] < first["loss"])
+    True
     """
-    sent = (weight > 0).astype(jnp.float32)
-    clients = sent.sum()
+    step = gradient_step(task(training, encoders), optimizer(training, None, state["round"]))
+    carry = (state["params"], state["opt"])
+    carry, metrics = passes(step, carry, public, key, training.server_batch, training.server_epochs)
+    return {**state, "params": carry[0], "opt": carry[1]}, metrics
+
+
+def measure_evenness(share: jax.Array, reps: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+    """How even the clients' shares [C, P] are, and how far apart their representations [C, P, D] are.
+
+    weight [C], above 0 for those who sent. entropy: the entropy of an item's shares over that of equal shares, the
+    mean over items, so that 1 is a plain mean; drift: 1 - the length of the plain mean of unit vectors, so that 0 says
+    that all clients agree.
+
+    >>> reps = jnp.stack([jnp.eye(3), jnp.eye(3)])
+    >>> evenness = measure_evenness(jnp.full((2, 3), 0.5), reps, jnp.ones(2))
+    >>> {name: abs(round(float(value), 3)) for name, value in evenness.items()}
+    {'entropy': 1.0, 'drift': 0.0}
+    """
+    present = (weight > 0).astype(jnp.float32)
+    clients = present.sum()
     entropy = -jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0).sum(0).mean()
-    mean = aggregate.combine(sent[:, None] / jnp.maximum(clients, 1) * jnp.ones(share.shape), reps)
+    mean = aggregate.combine(present[:, None] / jnp.maximum(clients, 1) * jnp.ones(share.shape), reps)
     length = jnp.sqrt(jnp.square(mean).sum(-1) + 1e-12).mean()
     even = jnp.where(clients > 1, entropy / jnp.log(jnp.maximum(clients, 2)), 1.0)
     return {"entropy": even, "drift": jnp.where(clients > 0, 1 - length, 0.0)}
 
 
-def check(data, server: Encoders, clients: Mapping[str, Encoders], num_classes: Mapping[str, int]) -> None:
-    """Raises a ValueError where the data, a FederatedData, and the models do not fit."""
-    public = data.public or {}
+def check(
+    data: HasPopulation, server: Encoders, clients: Mapping[str, Encoders], num_classes: Mapping[str, int]
+) -> None:
+    """Raises a ValueError where the data and the models do not fit."""
+    population = data.population
+    public = population.public or {}
     if missing := [m for m in MODALITIES if m not in public or m not in server]:
         raise ValueError(
             f"the public arrays {sorted(public)} and the server's encoders {sorted(server)} need both image and text; "
@@ -237,10 +209,10 @@ def check(data, server: Encoders, clients: Mapping[str, Encoders], num_classes: 
         )
     if len(shape := np.shape(public["text"])) != 2:
         raise ValueError(f"the public texts are {shape}; they must be [P, L], one for each image")
-    if set(clients) != set(data.cohorts):
-        raise ValueError(f"encoders are given for cohorts {sorted(clients)}; the data has {sorted(data.cohorts)}")
-    for name, cohort in data.cohorts.items():
-        if set(mine := held(cohort)) != set(clients[name]):
-            raise ValueError(f"clients of {name} hold {list(mine)} and have encoders of {list(clients[name])}")
-        if len(mine) == 1 and ("label" not in cohort.arrays or name not in num_classes):
-            raise ValueError(f"clients of {name} have {mine[0]} alone: they need an array 'label' and num_classes")
+    if set(clients) != set(population.cohorts):
+        raise ValueError(f"encoders are given for cohorts {sorted(clients)}; the data has {sorted(population.cohorts)}")
+    for name, cohort in population.cohorts.items():
+        if set(names := modalities_of(cohort.arrays)) != set(clients[name]):
+            raise ValueError(f"clients of {name} hold {list(names)} and have encoders of {list(clients[name])}")
+        if len(names) == 1 and ("label" not in cohort.arrays or name not in num_classes):
+            raise ValueError(f"clients of {name} have {names[0]} alone: they need an array 'label' and num_classes")

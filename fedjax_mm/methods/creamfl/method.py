@@ -1,260 +1,102 @@
-"""CreamFL: clients with other models and modalities teach a larger server through representations of public pairs.
+"""CreamFL: clients with different models and modalities teach a larger server through representations of public pairs.
 
-Yu, Liu, Wang, Xu, Liu, ICLR 2023 (arXiv 2302.08888), after the paper's equations and the authors' code; section numbers
-are of their description in the project's specification.
+Yu, Liu, Wang, Xu, Liu, ICLR 2023 (arXiv 2302.08888), after the paper's equations and the authors' released code.
+Section numbers refer to docs/specs/creamfl.md.
 
-    m, m'    a modality and the other one     (i_k, t_k)  public pair k of P, which everyone has
-    G_m      the server's representations     z_m         a client's, of all public examples; all of length 1
-    z_m^old  its own before this round        tau         temperature
+    m, m'    a modality and the other one       (i_k, t_k)  pair k of the P public pairs, which everyone has
+    G_m      the server's representations       z_m         a client's representations; both are of all public examples
+    z_m^old  what the client sent last          tau         temperature
 
-One round (1.3):
-  1. The server trains on the public pairs (soft contrastive loss) and represents them all: G_image, G_text.
-  2. It sends both to every client.
-  3. A client trains E epochs on its own examples, to classify or to retrieve, and on public ones, on gamma times
-       inter_m = -log softmax_j(z_m,k . G_m',j / tau) at j = k                              its own pair among all P
-       intra_m = -log e^(z_m.G_m / tau) / (e^(z_m.G_m / tau) + e^(z_m.z_m^old / tau))       towards the server
-     either both in one step (paper) or a pass over one after a pass over the other (code).
-  4. It sends z_m of all P, for its modalities.
-  5. The server averages them item by item with weights softmax over clients of log-softmax(z_m,k . G_m') at k (2), or
-     with those of a baseline: FedMD, FedET, FedGEMS, "reamFL" with Avg or IoT (section 4).
-  6. It is distilled towards them on the public pairs. A modality that nobody sent leaves its encoder as it was.
+All representations have length 1. One round (section 1.3), each step a function of its own:
+  1. `train_server`: the server trains on the public pairs (soft contrastive loss, section 1.4) and represents them all.
+  2. `download`: it sends the representations, G_image and G_text, to every client.
+  3. `train_client`: a client trains E epochs on its own examples, to classify or to retrieve (section 1.4), and on
+     public examples, with gamma times the sum of two `contrasts` (section 1.5):
+       inter_m = -log softmax_j(z_m,k . G_m',j / tau) at j = k                          the item's own pair among all P
+       intra_m = -log e^(z_m.G_m / tau) / (e^(z_m.G_m / tau) + e^(z_m.z_m^old / tau))   towards the server
+     Either a step has both losses (paper), or a pass with one follows a pass with the other (released code).
+  4. `client_update`: steps 2 to 4 at one client. It sends z_m of all public examples, for its modalities.
+  5. `weigh`, `average`: the server averages them item by item. The weights are the softmax over clients of
+     log-softmax_j(z_m,k . G_m',j) at j = k (section 2), or those of a baseline: FedMD, FedET, FedGEMS, "reamFL" with
+     Avg or IoT (section 4).
+  6. `distil`: on the public pairs, the server's encoders learn to give these averages (section 2). An encoder whose
+     modality nobody sent stays as it was.
 
-The presets differ where paper and code do (7.3), each a setting here. Of the code's defects (7.2) none is kept: labels
-apart from their sentences, a server in training mode while it represents, a previous model that is the current one.
-Deviations: Adam for AdamP; distillation sees whole images, where the code crops them; gamma holds for one of the two
-contrasts alone too. As in the paper, inter's denominator has all P items, that of its weights P - 1 (`exclude_match`).
+Where paper and released code differ (section 7.3), each choice is a setting, and VARIANTS has both. No defect of the
+released code is kept (section 7.2). Control: with kd_epochs = 0 nothing is exchanged, so that the server learns from
+the public pairs alone and each client from its own examples alone.
 
-Controls: kd_epochs = 0 exchanges nothing, so that the server learns from the public pairs and clients from their own
-examples alone.
+Deviations from the original in every variant:
+  - Optimiser: Adam in place of AdamP. The schedules of RELEASED are for 30 rounds, however many rounds are run.
+  - Encoders: batch norm uses the checkpoint's statistics, and BERT has no dropout, also in training; the original
+    trains with batch statistics and dropout 0.1.
+  - Views: contrasts and distillation see whole images; the original's are augmented views. A model's own task sees
+    random resized crops (`Training.crop`) of the stored squares and nothing else: no flip, no erased parts, no dropped
+    words. The original rotates CIFAR-100's images by up to 10 degrees, crops and flips them instead. Photographs are
+    squashed to squares; the original cuts out the centre for tests.
+  - Classifiers (`Training.nonnegative`, `orthogonality`): class vectors are cut at 0 after each step alone; the
+    original also cuts them before the first forward pass, and gives entries at 0 no gradient.
+  - A joint step is counted by the client's own batches, so that a client of the variant "paper" sees 0.013 of the
+    public set per participation; the released code passes over all of it five times. Only in a joint step is the
+    task loss of a client with both modalities divided by its batch; otherwise it is a sum over pairs, as released.
+  - gamma also multiplies a contrast that stands alone; in the released code it is then 1.
+  - Who takes part is drawn once for all cohorts, and every cohort has places for all: 10 participants of three cohorts
+    keep up to 30 places, three times the memory and the weighing of representations.
+  - The variant "ours" clips no gradient; the released code clips the server's at length 2 in step 1 and step 6, which
+    share one optimiser state (here too).
+As in the paper, the denominator of inter has all P items and that of its weights P - 1 (`exclude_match`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
 
-import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from fedjax_mm import aggregate, losses, trees
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.losses import unit
 from fedjax_mm.methods.creamfl import joint_space
-from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, RELEASED, Encoders, Training, represent_all
-from fedjax_mm.methods.creamfl.joint_space_scores import evaluator
-from fedjax_mm.types import Cohort, Download, Each, Server
-
-WEIGHINGS = {
-    "mean": aggregate.mean_weights,
-    "size": aggregate.size_weights,
-    "variance": aggregate.variance_weights,
-    "consensus": aggregate.consensus_weights,
-    "entropy": aggregate.entropy_weights,
-}
-ANCHORED = ("contrastive", "similarity")
-
-
-@dataclasses.dataclass(frozen=True)
-class CreamFLConfig:
-    """Settings of one run."""
-
-    training: Training = Training()
-    inter: bool = True
-    intra: bool = True
-    gamma: float = 0.5
-    """Weight of both contrasts."""
-    temperature: float = 0.5
-    """Of both contrasts."""
-    phases: Literal["joint", "alternate"] = "joint"
-    """joint: a step has own examples and public ones drawn at random; alternate: an epoch is a pass over each."""
-    public_batch: int = 64
-    intra_mean: bool = False
-    """Of a client with both modalities: the mean of its two intra terms, not their sum."""
-    weighing: Literal["contrastive", "similarity", "mean", "size", "variance", "consensus", "entropy"] = "contrastive"
-    weighing_temperature: float = 1.0
-    """Of contrastive weights."""
-    exclude_match: bool = False
-    """The item's own pair is left out of the denominator of contrastive weights."""
-    both_weight: float = 1.0
-    """How many times its examples a client with both modalities counts in "size" weights (IoT: 100)."""
-    distance: Literal["l2", "mse"] = "l2"
-    """Of distillation: the length of the difference, or its mean square over dimensions."""
-    kd_weight: float = 1.0
-    kd_rate: float = 1.0
-    """The rate of distillation, as a share of the server's: to Adam, which forgets scale, kd_weight is nothing."""
-    kd_epochs: int = 1
-    """Passes over the public pairs; 0: nothing is exchanged."""
-
-
-PRESETS = {
-    "small": CreamFLConfig(
-        Training(server_lr=3e-3, client_lr=3e-3, both_lr=3e-3), gamma=1.0, temperature=0.1, kd_rate=0.1
-    ),
-    "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
-    "code": CreamFLConfig(
-        dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
-        phases="alternate",
-        public_batch=128,
-        intra_mean=True,
-        distance="mse",
-        kd_weight=0.6,
-    ),
-}
+from fedjax_mm.methods.creamfl.client import client_update, init_client, score_client
+from fedjax_mm.methods.creamfl.config import CreamFLConfig
+from fedjax_mm.methods.creamfl.joint_space_scores import scores
+from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
+from fedjax_mm.methods.creamfl.training import Encoders
+from fedjax_mm.types import Cohort, HasPopulation, Server
 
 
 def build(
     config: CreamFLConfig,
-    data,
+    data: HasPopulation,
     server: Encoders,
     clients: Mapping[str, Encoders],
     num_classes: Mapping[str, int],
     mesh: Mesh | None = None,
 ) -> Method:
-    """The method for the cohorts of `data`, a FederatedData whose public arrays are `image` [P, ...] and `text` [P, L].
+    """The method for the cohorts of `data`, a FederatedData or a Population, whose public arrays are `image` [P, ...]
+    and `text` [P, L].
 
-    server, clients[cohort]: encoders of the modalities that the server (both) and the clients hold, into one width D;
-        a pretrained one is a Model whose `init` gives the pretrained parameters.
-    num_classes: K of the cohorts that have one modality, and an array `label`. mesh: spreads the weighing of public
-        examples over its devices.
+    server, clients[cohort]: encoders of the modalities that the server (both) and the clients hold, into one width D; a
+        pretrained encoder is a Model whose `init` gives the pretrained parameters.
+    num_classes: {cohort: K} of the cohorts that have one modality, and an array `label`.
+    mesh: spreads the weighing of public examples over its devices.
 
-    `evaluate` gives the server's retrieval and the clients' own scores (see joint_space_scores).
+    `evaluate` gives the server's retrieval and the clients' own scores (see `scores`). Raises ValueError where the data
+    and the models do not fit.
     """
-    training = config.training
-    joint_space.check(data, server, clients, num_classes)
-    exchange = config.kd_epochs > 0
-    contrast = exchange and (config.inter or config.intra)
-    anchored = exchange and (contrast or config.weighing in ANCHORED)
-    public = dict(data.public)
-    total = len(public["image"])
-
-    def cohort(name):
-        encoders = clients[name]
-        learn, size = joint_space.task(training, encoders), joint_space.batch_of(training, encoders)
-        reps_of = functools.partial(represent_all, encoders, training.block)
-
-        def far(params, sent, old, batch, rows, mask=None):
-            """(gamma (inter + intra), both) of public examples `rows` [B], which are `batch`."""
-            z = {m: unit(encoders[m].apply(params[m], batch[m])) for m in encoders}
-            at = {"temperature": config.temperature, "mask": mask}
-            inter = sum(losses.inter_modal(z[m], sent[OTHER[m]], rows, **at) for m in z)
-            intra = sum(losses.intra_modal(z[m], sent[m][rows], old[m][rows], **at) for m in z)
-            intra /= len(z) if config.intra_mean else 1
-            return config.gamma * (config.inter * inter + config.intra * intra), {"inter": inter, "intra": intra}
-
-        def update(download, state, data, key):
-            sent, here = download.sent, {m: data.public[m] for m in encoders}
-            present = data.weight > 0
-            tx = joint_space.optimizer(training, encoders, download.held)
-            old = {}
-            if contrast:  # as it sent them last, or if it never did, as it would have
-                fresh = reps_of(state["params"], here, present & ~state["has_reps"])
-                old = trees.where(state["has_reps"], state["reps"], fresh)
-
-            def joint(params, batch, key):
-                value, metrics = learn(params, batch, key)
-                if len(encoders) > 1:  # a sum over pairs, of which the paper adds the mean to the contrasts
-                    value /= jnp.maximum(batch["mask"].sum(), 1)
-                rows = jax.random.randint(jax.random.fold_in(key, 2), (config.public_batch,), 0, total)
-                more, terms = far(params, sent, old, {m: x[rows] for m, x in here.items()}, rows)
-                return value + more, {"task": value, **metrics, **terms}
-
-            def on_public(params, batch, key):
-                return far(params, sent, old, batch, batch["row"], batch["mask"])
-
-            def run(loss, carry, data, key, batch_size, epochs=1):
-                step = joint_space.finish_step(training, gradient_step(loss, tx))
-                return local_steps(step, carry, data, key, batch_size=batch_size, epochs=epochs)
-
-            def epoch(carry, i):
-                keys = jax.random.split(jax.random.fold_in(key, i))
-                carry, own = run(learn, carry, data, keys[0], size)
-                shared = joint_space.over_public(here, present)
-                carry, common = run(on_public, carry, shared, keys[1], min(config.public_batch, total))
-                return carry, {"task": own.pop("loss"), **own, **common}
-
-            carry = (state["params"], state["opt"])
-            if contrast and config.phases == "alternate":
-                carry, metrics = jax.lax.scan(epoch, carry, jnp.arange(training.epochs))
-                metrics = jax.tree.map(lambda x: x.sum() / max(training.epochs, 1), metrics)
-            else:
-                carry, metrics = run(joint if contrast else learn, carry, data, key, size, training.epochs)
-            reps = reps_of(carry[0], here, present) if exchange else {}
-            boost = config.both_weight if len(encoders) > 1 else 1.0
-            upload = {m: Each(z, boost * data.weight) for m, z in reps.items()}
-            kept = {"reps": reps, "has_reps": jnp.bool_(True)} if contrast else {}
-            return upload, {"params": carry[0], "opt": carry[1], **kept}, metrics
-
-        def client_init(key):
-            params = joint_space.init(key, encoders, data.cohorts[name].arrays, num_classes.get(name))
-            state = {"params": params, "opt": joint_space.optimizer(training, encoders, jnp.int32(0)).init(params)}
-            reps = optax.tree.zeros_like(jax.eval_shape(reps_of, params, public))
-            return state | ({"reps": reps, "has_reps": jnp.bool_(False)} if contrast else {})
-
-        return Cohort(data.sizes[name], client_init, update)
-
-    server_task = joint_space.task(training, server)
-    represented = functools.partial(represent_all, server, training.block)
-
-    def server_init(key):
-        params = joint_space.init(key, server, public, None)
-        reps = optax.tree.zeros_like(jax.eval_shape(represented, params, public)) if anchored else {}
-        opt = joint_space.optimizer(training, None, jnp.int32(0)).init(params)
-        return {"params": params, "opt": opt, "reps": reps, "round": jnp.int32(0)}
-
-    def begin(state, public, key):  # 1.
-        step = gradient_step(server_task, joint_space.optimizer(training, None, state["round"]))
-        carry, metrics = (state["params"], state["opt"]), {}
-        if training.server_epochs:
-            carry, metrics = joint_space.passes(step, carry, public, key, training.server_batch, training.server_epochs)
-        reps = represented(carry[0], public) if anchored else {}
-        return {**state, "params": carry[0], "opt": carry[1], "reps": reps}, metrics
-
-    def download(state, public):  # 2.
-        return {name: Download(state["reps"] if contrast else {}, state["round"]) for name in data.cohorts}
-
-    def weigh(reps, weight, anchors):
-        """[C, P] from [C, P, D], [C] and the server's representations of the other modality [P, D]."""
-        if config.weighing == "contrastive":
-            at = (config.weighing_temperature, config.exclude_match)
-            return aggregate.contrastive_weights(reps, weight, anchors, *at, mesh=mesh)
-        if config.weighing == "similarity":
-            return aggregate.similarity_weights(reps, weight, anchors)
-        return WEIGHINGS[config.weighing](reps, weight)
-
-    def server_update(state, uploads, public, key):
-        new = {**state, "round": state["round"] + 1}
-        if not exchange:
-            return new, {}
-        targets, heard, metrics = {}, {}, {}
-        for m in (m for m in MODALITIES if any(m in sent for sent in uploads.values())):
-            reps, weight = aggregate.collect(uploads, m)
-            share = weigh(reps, weight, state["reps"].get(OTHER[m]))  # 5.
-            targets[m], heard[m] = aggregate.combine(share, reps), jnp.sum(weight) > 0
-            metrics |= {f"{name}_{m}": value for name, value in joint_space.evenness(share, reps, weight).items()}
-
-        def loss(params, batch, key):
-            terms = {}
-            for m in targets:
-                z = unit(server[m].apply(params[m], batch[m]))
-                apart = jnp.square(z - batch[f"target_{m}"])
-                apart = jnp.sqrt(apart.sum(-1) + 1e-12) if config.distance == "l2" else apart.mean(-1)
-                terms[f"kd_{m}"] = heard[m] * masked_mean(apart, batch["mask"])
-            return config.kd_weight * sum(terms.values()), terms
-
-        examples = {**public, **{f"target_{m}": z for m, z in targets.items()}}
-        slower = dataclasses.replace(training, server_lr=config.kd_rate * training.server_lr)
-        step = gradient_step(loss, joint_space.optimizer(slower, None, state["round"]))  # 6.
-        carry = (state["params"], state["opt"])
-        carry, far = joint_space.passes(step, carry, examples, key, training.server_batch, config.kd_epochs)
-        params = {**state["params"], **{m: trees.where(heard[m], carry[0][m], state["params"][m]) for m in targets}}
-        far.pop("loss")
-        return {**new, "params": params, "opt": carry[1]}, {**metrics, **far}
-
-    return federate(
-        Server(server_init, download, server_update, begin),
-        {name: cohort(name) for name in data.cohorts},
-        evaluator(training, server, clients, data),
+    population = data.population
+    joint_space.check(population, server, clients, num_classes)
+    public, cohorts = population.public or {}, {}
+    for name, members in population.cohorts.items():
+        own = clients[name]
+        cohorts[name] = Cohort(
+            members.size,
+            functools.partial(init_client, config, own, members.arrays, public, num_classes.get(name)),
+            functools.partial(client_update, config, own),
+            functools.partial(score_client, config, own),
+        )
+    at_server = Server(
+        functools.partial(init_server, config, server, public),
+        functools.partial(download, config, tuple(cohorts)),
+        functools.partial(server_update, config, server, mesh=mesh),
+        functools.partial(train_server, config, server),
     )
+    classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
+    return federate(at_server, cohorts, functools.partial(scores, config.training, server, clients, classes))

@@ -1,17 +1,17 @@
-"""Questions about pictures, answered from a frozen server's representations: a classifier is trained on them, and
-tested.
+"""Questions about pictures, answered from a frozen server's representations: a classifier is trained on
+representations of pictures and questions, and tested.
 
-CreamFL names the task, "VQA v2.0, accuracy on the 3,000 most frequent answers", and no protocol beyond that; the
-classifier is ours. The questions of `data.vqa` compose with it:
+CreamFL names the task, "VQA v2.0, accuracy on the 3,000 most frequent answers", and gives no protocol beyond that
+(section 3 of docs/specs/creamfl.md); the classifier is ours. It takes the questions of `data.vqa`:
 
     tasks = vqa.load({"vqa": Source(train, test)}, answers=3000, tokenizer=..., length=...)
     split = tasks.tasks["vqa"].splits["train"]
     seen = image reps of tasks.image [I, D], each picture once
     Questions(seen[split["image_row"]], text reps of split["question"], split["target"])
 
-`load` takes as the K answers those of the greatest total soft score over the training questions, leaves training
-questions without any out, and keeps such test questions as rows of zeros, on which nobody scores. The server's text
-encoder must read the word pieces of the tokenizer given to `load`.
+`load` takes the K answers of the greatest total soft score over the training questions. It leaves out training
+questions that have none of these answers, and keeps such test questions as rows of zeros, on which nobody scores. The
+server's text encoder must read the word pieces of the tokenizer given to `load`.
 """
 
 import dataclasses
@@ -36,12 +36,14 @@ BLOCK = 1024  # questions answered at a time
 
 
 class Questions(NamedTuple):
-    """Representations of pictures and of the questions about them, both [M, D], and the score in 0..1 of each answer,
-    target [M, K] of any float type (float16 halves its memory)."""
+    """Pictures and questions about them, row by row, as representations, and how good each answer is."""
 
     image: np.ndarray
+    """Representations of the pictures, [M, D]."""
     question: np.ndarray
+    """Representations of the questions, [M, D]."""
     target: np.ndarray
+    """Score in 0..1 of each answer, [M, K], of any float type (float16 halves its memory)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +51,18 @@ class VQAProbe:
     """One hidden layer (relu) on [image, question, image * question], standardised, and how it is trained."""
 
     hidden: int = 256
+    """Width of the hidden layer."""
     lr: float = 1e-3
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     epochs: int = 20
+    """Passes over the training questions."""
     batch_size: int = 256
+    """Training questions in a step."""
     weight_decay: float = 1e-4
+    """Weight decay of AdamW."""
     loss: Literal["ce", "bce"] = "ce"
-    """ce: softmax cross-entropy, answers weighed by score, so that a question without a known answer teaches nothing;
-    bce: binary cross-entropy, summed over answers, so that it teaches to expect none."""
+    """ce: softmax cross-entropy in which an answer counts by its score, so that a question without a known answer
+    teaches nothing; bce: binary cross-entropy, summed over answers, so that such a question teaches to expect none."""
 
 
 def vqa(probe: VQAProbe, train: Questions, test: Questions, key: Key) -> dict[str, float]:
@@ -64,8 +70,14 @@ def vqa(probe: VQAProbe, train: Questions, test: Questions, key: Key) -> dict[st
     classifier and of two controls.
 
     question_only: the same classifier, trained and tested with zeros for image representations. constant: always the
-    answer with the greatest total score in training. ValueError where shapes do not fit, where a representation is NaN
-    or infinite, and where training diverges.
+    answer with the greatest total score in training. Raises ValueError where shapes do not fit, where a representation
+    is NaN or infinite, and where training diverges.
+
+    >>> answers = np.arange(12) % 3  # of which only the picture tells
+    >>> asked = Questions(np.eye(3)[answers], np.ones((12, 3)), np.eye(3)[answers])
+    >>> probe = VQAProbe(hidden=8, lr=0.05, batch_size=12, epochs=40)
+    >>> {name: round(value, 1) for name, value in vqa(probe, asked, asked, jax.random.key(0)).items()}
+    {'vqa_score': 100.0, 'question_only': 33.3, 'constant': 33.3}
     """
     _check("test", *test)
     if np.shape(train.target)[1:] != np.shape(test.target)[1:]:
@@ -83,13 +95,13 @@ def vqa(probe: VQAProbe, train: Questions, test: Questions, key: Key) -> dict[st
 def fit(probe: VQAProbe, image: np.ndarray, question: np.ndarray, target: np.ndarray, key: Key) -> Predict:
     """predict(image, question) -> [M] int, the likeliest answer, of a classifier trained on these rows.
 
-    image, question [M, D], target [M, K]; ValueError as of `vqa`.
+    image, question [M, D], target [M, K]. Raises ValueError as `vqa` does.
     """
     _check("train", image, question, target)
     image, question = np.asarray(image, np.float32), np.asarray(question, np.float32)
     scalers = [StandardScaler().fit(x) for x in (image, question, image * question)]
-    shift = jnp.asarray(np.concatenate([s.mean_ for s in scalers]), jnp.float32)
-    scale = jnp.asarray(np.concatenate([s.scale_ for s in scalers]), jnp.float32)
+    shift = jnp.asarray(np.concatenate([np.asarray(s.mean_) for s in scalers]), jnp.float32)
+    scale = jnp.asarray(np.concatenate([np.asarray(s.scale_) for s in scalers]), jnp.float32)
     arrays = {"image": jnp.asarray(image), "question": jnp.asarray(question), "target": jnp.asarray(target)}
     params = _train(probe, whole(arrays), (shift, scale), key)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
@@ -108,7 +120,12 @@ def fit(probe: VQAProbe, image: np.ndarray, question: np.ndarray, target: np.nda
 
 
 def score(predict: Predict, image: np.ndarray, question: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """{"vqa_score"}: the mean score of the predicted answers, in percent. image, question [M, D], target [M, K]."""
+    """{"vqa_score"}: the mean score of the predicted answers, in percent. image, question [M, D], target [M, K].
+
+    >>> always_first = lambda image, question: np.zeros(len(image), int)
+    >>> score(always_first, np.zeros((2, 4)), np.zeros((2, 4)), np.array([[1.0, 0.0], [0.3, 1.0]]))
+    {'vqa_score': 65.0}
+    """
     return evaluate.vqa_score(predict(image, question), target)
 
 
