@@ -33,9 +33,9 @@ all windows have one length (there it is random, 1.2).
 
 Deviations of the data of our experiments (2.3): clients own windows that are cut once; where these overlap by half,
 clients of a Dirichlet split share frames (there a client has random segments of the stream). No test row is a training
-row (5.3). Splits are drawn anew for each seed, so that a validation subject of one seed may be a test subject of
-another. The reduced mHealth is normalised per subject, test subjects too, as in the code; the other datasets by
-training statistics.
+row (there some are, 5.3). Splits are drawn anew for each seed, so that a validation subject of one seed may be a test
+subject of another. The reduced mHealth is normalised per subject, test subjects too, as in the code; the other
+recordings by training statistics.
 
 Controls: eta = gamma = 0 is the server alone; server_epochs = 0 a random frozen encoder; clients alone are in mmfl.
 """

@@ -119,10 +119,11 @@ def server_update(
     turns = autoencoding.phases(config.variant, autoencoder, autoencoder.modalities)
     step = autoencoding.phased_step(loss, autoencoding.adam(config.server_lr), turns)
     examples: dict[str, Any] = {m: (public or {})[m] for m in autoencoder.modalities}
+    examples["knowledge"] = knowledge
     size = min(config.proxy_batch, len(examples[autoencoder.modalities[0]]))
     carry = (state["params"], state["opt"])
     (params, opt), metrics = local_steps(
-        step, carry, whole({**examples, "knowledge": knowledge}), key, batch_size=size, epochs=config.server_epochs
+        step, carry, whole(examples), key, batch_size=size, epochs=config.server_epochs
     )
     new |= {"params": params, "opt": opt}
     return trees.where(jnp.asarray(sum(heard.values())) > 0, new, dict(state)), metrics
