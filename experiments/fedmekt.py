@@ -114,7 +114,7 @@ def variants(settings: Settings) -> dict[str, Variant]:
         "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder),
     }
     if settings.released:
-        released = dataclasses.replace(fedmekt.PRESETS["released"], probe=settings.method.probe)
+        released = dataclasses.replace(fedmekt.VARIANTS["released"], probe=settings.method.probe)
         rows["FedMEKT released"] = variant(fedmekt, released, Shape())
     return rows
 

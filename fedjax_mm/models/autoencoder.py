@@ -1,7 +1,7 @@
-"""Split LSTM autoencoders: an encoder and a decoder per modality, any code decoded into every modality."""
+"""Split autoencoders: an encoder and a decoder for each modality; any code can be decoded into every modality."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +12,41 @@ from fedjax_mm.types import Key, PyTree
 
 
 class AutoEncoder(NamedTuple):
-    """Pure functions over parameters {"encoder_<m>", "decoder_<m>" for each modality m}; D is the width of a code.
+    """Pure functions over parameters {"encoder_<m>", "decoder_<m>" for each modality m}.
 
-    A client that holds some of the modalities has their parts alone, and calls encode and decode with them.
+    F is the number of features of a modality, H the width of the first layer, D the width of an embedding. The code
+    of a window is its embedding at the last step. A client that owns some of the modalities has the parameters of
+    these alone, and calls `encode` and `decode` with them.
     """
 
     modalities: tuple[str, ...]
+    """Names of the modalities, in the order in which losses go through them."""
     init: Callable[[Key], PyTree]
-    encode: Callable[[PyTree, str, jax.Array], tuple[jax.Array, jax.Array]]  # x [B, T, F] -> z [B, T, D], h [B, T, H]
-    decode: Callable[
-        [PyTree, str, jax.Array, int], jax.Array
-    ]  # code [B, D], T -> the modality [B, T, F], last step first
+    """Draws the parameters of all modalities."""
+    encode: Callable[[PyTree, str, jax.Array], tuple[jax.Array, jax.Array]]
+    """(params, modality, windows [B, T, F]) -> embeddings z [B, T, D] and states of the first layer h [B, T, H]."""
+    decode: Callable[[PyTree, str, jax.Array, int], jax.Array]
+    """(params, modality, codes [B, D], T) -> windows of the modality [B, T, F], in which the last step comes first."""
 
     def parts(self, modality: str) -> tuple[str, str]:
-        """Names of the modality's two halves."""
+        """The names of a modality's encoder and decoder in the parameters."""
         return f"encoder_{modality}", f"decoder_{modality}"
 
 
 class Half(nn.Module):
-    """Two stacked LSTM layers F -> hidden -> out, or one and a linear readout: (its outputs, the first layer's).
+    """Two stacked LSTM layers F -> hidden -> out, or one LSTM layer and a linear readout.
 
-    The first layer starts orthogonal, the second and all biases uniform in +-1/sqrt(its size), as in the authors' code.
+    It gives its outputs [B, T, out] and those of the first layer [B, T, hidden]. The kernels of the first layer start
+    orthogonal. Those of the second layer and all biases start uniform in +-1/sqrt(size of the layer), as in FedMEKT's
+    released code.
     """
 
     hidden: int
+    """Width of the first layer."""
     out: int
+    """Width of the second layer or of the readout."""
     readout: bool = False
+    """Whether the second layer is a linear map in place of an LSTM."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,12 +59,20 @@ class Half(nn.Module):
 
 
 def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, readout: bool = False) -> AutoEncoder:
-    """Per modality an encoder F -> hidden -> width and a decoder width -> hidden -> F.
+    """For each modality, LSTMs F -> hidden -> width that encode and LSTMs width -> hidden -> F that decode.
 
-    features: modality -> F. A decoder sees its code at every step. Without a readout its outputs are LSTM states, so
-    they lie in -1..1 whatever the inputs are (Le 2023, FedMEKT); with one they are a linear map of the hidden layer.
+    features: {modality: F}. A decoder gets the code at every step. Without a readout the outputs of a decoder are LSTM
+    states, so they lie in -1..1 whatever the inputs are (Le et al. 2025, FedMEKT). With a readout they are a linear map
+    of the first layer. Each layer has one bias vector where PyTorch has two: that makes 4 (hidden + width + hidden + F)
+    parameters fewer for each modality. Raises ValueError where there is no modality or a size is below 1.
 
-    One bias vector per layer, where PyTorch has two: 4 (hidden + width + hidden + F) parameters fewer per modality.
+    >>> ae = split_lstm({"accelerometer": 9, "gyroscope": 6}, hidden=32, width=4)
+    >>> params = jax.eval_shape(ae.init, jax.random.key(0))
+    >>> def translate(params, gyroscope):
+    ...     z, h = ae.encode(params, "gyroscope", gyroscope)
+    ...     return z, h, ae.decode(params, "accelerometer", z[:, -1], steps=24)
+    >>> jax.tree.map(jnp.shape, jax.eval_shape(translate, params, jnp.zeros((8, 24, 6))))
+    ((8, 24, 4), (8, 24, 32), (8, 24, 9))
     """
     if not features or min(hidden, width, *features.values()) < 1:
         raise ValueError(f"features {dict(features)}, hidden {hidden} and width {width} must all be at least 1")
@@ -73,11 +90,44 @@ def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, re
     def encode(params, modality, x):
         if x.ndim != 3 or x.shape[-1] != features[modality]:
             raise ValueError(f"{modality} is {x.shape}; it must be [B, T, {features[modality]}]")
-        return encoder.apply({"params": params[f"encoder_{modality}"]}, x)
+        z_and_h: Any = encoder.apply({"params": params[f"encoder_{modality}"]}, x)
+        return z_and_h
 
     def decode(params, modality, code, steps):
         repeated = jnp.broadcast_to(code[:, None], (len(code), steps, width))
         return decoder[modality].apply({"params": params[f"decoder_{modality}"]}, repeated)[0]
+
+    return AutoEncoder(tuple(features), init, encode, decode)
+
+
+def linear(features: Mapping[str, int], width: int = 4) -> AutoEncoder:
+    """For each modality, a matrix [F, width] that encodes every step and a matrix [width, F] that decodes every step.
+
+    h_t = x_t U, and z_t is the mean of h_1 .. h_t. For examples and tests: it compiles in a small part of the time that
+    the LSTMs take. features: {modality: F}.
+
+    >>> ae = linear({"a": 3}, width=2)
+    >>> params = ae.init(jax.random.key(0))
+    >>> z, h = ae.encode(params, "a", jnp.ones((8, 5, 3)))
+    >>> z.shape, h.shape, ae.decode(params, "a", z[:, -1], 5).shape
+    ((8, 5, 2), (8, 5, 2), (8, 5, 3))
+    """
+
+    def init(key):
+        params = {}
+        for i, (m, size) in enumerate(features.items()):
+            keys = jax.random.split(jax.random.fold_in(key, i))
+            params[f"encoder_{m}"] = {"kernel": jax.random.normal(keys[0], (size, width)) * size**-0.5}
+            params[f"decoder_{m}"] = {"kernel": jax.random.normal(keys[1], (width, size)) * width**-0.5}
+        return params
+
+    def encode(params, modality, x):
+        h = x @ params[f"encoder_{modality}"]["kernel"]
+        steps = jnp.arange(1, x.shape[1] + 1, dtype=h.dtype)
+        return h.cumsum(1) / steps[None, :, None], h
+
+    def decode(params, modality, code, steps):
+        return jnp.repeat((code @ params[f"decoder_{modality}"]["kernel"])[:, None], steps, axis=1)
 
     return AutoEncoder(tuple(features), init, encode, decode)
 

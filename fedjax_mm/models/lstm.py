@@ -1,4 +1,4 @@
-"""LSTM sequences and the encoder made of them."""
+"""An LSTM layer, and the encoder of sequences that is made of it."""
 
 from collections.abc import Callable
 
@@ -10,23 +10,33 @@ from fedjax_mm.models.layers import Model, as_model, one_of
 
 
 def unit_forget_bias(key: jax.Array, shape: tuple[int], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
-    """A bias [4H] of zeros, with ones at the forget gate so that a fresh cell remembers (Jozefowicz et al. 2015)."""
+    """A bias [4H] of zeros, with ones at the forget gate: a fresh cell then remembers (Jozefowicz et al. 2015).
+
+    >>> unit_forget_bias(jax.random.key(0), (8,)).tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
     hidden = shape[0] // 4
     return jnp.zeros(shape, dtype).at[hidden : 2 * hidden].set(1.0)
 
 
 class LSTM(nn.Module):
-    """One LSTM layer from a zero state: [B, T, F] -> its outputs at every step [B, T, H], float32.
+    """One LSTM layer that starts from a zero state: [B, T, F] -> its outputs at every step [B, T, H], float32.
 
-    i, f, g, o = split(x W + h U + b), c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'): PyTorch's gate
-    order, with one bias instead of its two. Parameters: input_kernel W [F, 4H], recurrent_kernel U [H, 4H], bias [4H].
+    i, f, g, o = split(x W + h U + b), c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'). This is the
+    order of the gates in PyTorch, with one bias where PyTorch has two. The parameters are input_kernel W [F, 4H],
+    recurrent_kernel U [H, 4H] and bias b [4H].
     """
 
     hidden: int
+    """H, the width of the state and of an output."""
     input_init: Callable = nn.initializers.glorot_uniform()
+    """Draws input_kernel at the start."""
     recurrent_init: Callable = nn.initializers.orthogonal()
+    """Draws recurrent_kernel at the start."""
     bias_init: Callable = unit_forget_bias
+    """Gives the bias at the start."""
     dtype: jax.typing.DTypeLike = jnp.float32
+    """Precision of the inputs of the matrix products; sums and states are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,10 +55,14 @@ class LSTM(nn.Module):
 
 @jax.custom_vjp
 def recurrence(projected: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The outputs [T, B, H] of an LSTM whose inputs are projected already [T, B, 4H]; kernel [H, 4H].
+    """The outputs [T, B, H] of an LSTM; `projected` [T, B, 4H] are its inputs times W, plus b; kernel U [H, 4H].
 
-    Its gradient by hand keeps a third of what autodiff of the scan would, and sums the kernel's over all steps in one
-    matmul in place of one a step.
+    The gradient is written by hand. It keeps a third of what automatic differentiation of the scan keeps, and it sums
+    the gradient of the kernel over all steps in one matmul, where automatic differentiation takes one for each step.
+
+    >>> outputs = recurrence(jnp.zeros((5, 3, 8)), jnp.ones((2, 8)))
+    >>> outputs.shape, bool((outputs == 0).all())
+    ((5, 3, 2), True)
     """
     return _forward(projected, kernel)[0]
 
@@ -74,20 +88,20 @@ def _forward(projected, kernel):
     return h, (h, c, gates, kernel)
 
 
-def _backward(kept, d_outputs):
-    h, c, gates, kernel = kept
-    before = lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
+def _backward(residuals, d_outputs):
+    h, c, gates, kernel = residuals
+    previous = lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
 
     # What does not depend on the carry is computed for all steps at once.
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     t = jnp.tanh(c)
     through_tanh = o * (1 - t * t)
-    slopes = [g * i * (1 - i), before(c) * f * (1 - f), i * (1 - g * g), t * o * (1 - o)]
+    slopes = [g * i * (1 - i), previous(c) * f * (1 - f), i * (1 - g * g), t * o * (1 - o)]
     slopes = jnp.concatenate(slopes, axis=-1)
 
-    def step(carry, at):
+    def step(carry, inputs):
         dh, dc = carry
-        d_output, f, through_tanh, slopes = at
+        d_output, f, through_tanh, slopes = inputs
         dh = dh + d_output
         dc = dc + dh * through_tanh
         d_gates = jnp.concatenate([dc, dc, dc, dh], axis=-1) * slopes
@@ -96,7 +110,7 @@ def _backward(kept, d_outputs):
 
     zero = jnp.zeros_like(h[0])
     d_projected = jax.lax.scan(step, (zero, zero), (d_outputs, f, through_tanh, slopes), reverse=True)[1]
-    d_kernel = jnp.einsum("tbh,tbg->hg", before(h), d_projected)
+    d_kernel = jnp.einsum("tbh,tbg->hg", previous(h), d_projected)
     return d_projected, d_kernel.astype(kernel.dtype)
 
 
@@ -104,13 +118,18 @@ recurrence.defvjp(_forward, _backward)
 
 
 class LSTMEncoder(nn.Module):
-    """Stacked LSTM layers, a pool over time and a linear layer."""
+    """Stacked LSTM layers, then a pool over time, then a linear layer: [B, T, F] -> [B, dim], float32."""
 
     hidden: int
+    """Width of every LSTM layer."""
     dim: int
+    """Width of the result."""
     layers: int = 1
+    """Number of LSTM layers."""
     pool: str = "last"
+    """What is read of the outputs: that of the last step ("last"), or their mean over time ("mean")."""
     dtype: jax.typing.DTypeLike = jnp.float32
+    """Precision of the inputs of the matrix products."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -123,7 +142,14 @@ class LSTMEncoder(nn.Module):
 def encoder(
     hidden: int, dim: int, layers: int = 1, pool: str = "last", dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Model:
-    """An encoder of sequences [B, T, F] -> [B, dim]: `layers` LSTMs, then the "last" output or the "mean" over time."""
+    """An encoder of sequences [B, T, F] -> [B, dim]: `layers` LSTMs, the "last" output or the "mean" over time, a
+    linear layer. Raises ValueError for another pool and for fewer than one layer.
+
+    >>> model, x = encoder(hidden=16, dim=4), jnp.zeros((8, 20, 3))
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
+    >>> jax.eval_shape(model.apply, params, x).shape
+    (8, 4)
+    """
     one_of("pool", pool, ("last", "mean"))
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mm.models.autoencoder import AutoEncoder
 
@@ -26,3 +27,15 @@ def linear_ae(features=(("a", 3), ("b", 2)), width=2, hidden=4) -> AutoEncoder:
         return jnp.repeat(code[:, None], steps, 1) @ params[f"decoder_{m}"]["W"]
 
     return AutoEncoder(tuple(features), init, encode, decode)
+
+
+def reconstruction_errors(params, x) -> np.ndarray:
+    """The error [B] of each window of x {m: [B, T, F]} decoded from its own code by a `linear_ae`, in NumPy."""
+    errors = []
+    for m, windows in x.items():
+        encoder, decoder = (jax.tree.map(np.asarray, params[f"{half}_{m}"]) for half in ("encoder", "decoder"))
+        h = np.tanh(windows @ encoder["U"])
+        code = (h[:, -1] + h.mean(1)) @ encoder["V"]
+        decoded = np.repeat((code @ decoder["W"])[:, None], windows.shape[1], axis=1)
+        errors.append(((decoded - windows[:, ::-1]) ** 2).mean((1, 2)))
+    return np.mean(errors, 0)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
-from linear_autoencoder import linear_ae
+from linear_autoencoder import linear_ae, reconstruction_errors
 from sklearn.metrics import f1_score
 
 from fedjax_mm.methods.fedmekt import autoencoding
@@ -45,6 +45,12 @@ def test_the_target_is_reversed_in_time():
     falling = {"a": np.array([2.0, 1.0, 0.0], np.float32).reshape(1, 3, 1)}
     of = lambda x: autoencoding.objective("split", ramp, {}, {"a": np.ones((1, 2))}, x, np.ones(1), ("a",))
     assert float(of(falling)) == 0 and float(of({"a": falling["a"][:, ::-1]})) > 1
+
+
+def test_the_error_of_a_window_is_that_of_its_own_modalities():
+    got = autoencoding.reconstruction_error(AE, PARAMS, X)
+    np.testing.assert_allclose(got, reconstruction_errors(PARAMS, X), rtol=1e-5)
+    np.testing.assert_allclose(got[:5].mean(), (rec("a", "a") + rec("b", "b")) / 2, rtol=1e-5)
 
 
 def reference_correlation(a, b, ridge=1e-3):

@@ -1,17 +1,21 @@
 """FedMEKT: its limits, its aggregate, and whether knowledge does what the paper says."""
 
+import ast
 import dataclasses
 import functools
+import pathlib
+import re
 
 import chex
 import jax
 import numpy as np
 import pytest
-from linear_autoencoder import linear_ae
+from linear_autoencoder import linear_ae, reconstruction_errors
 
 from fedjax_mm import clients, costs
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods.fedmekt import PRESETS, FedMEKTConfig, Probe, build
+from fedjax_mm.methods import fedmekt
+from fedjax_mm.methods.fedmekt import VARIANTS, FedMEKTConfig, Probe, build
 from fedjax_mm.models import autoencoder
 
 RNG = np.random.default_rng(0)
@@ -175,7 +179,7 @@ def test_labels_never_enter_a_round():
 @pytest.mark.parametrize(
     "config",
     [
-        dataclasses.replace(PRESETS["released"], batch_size=4, proxy_batch=4, probe=Probe(unit="window")),
+        dataclasses.replace(VARIANTS["released"], batch_size=4, proxy_batch=4, probe=Probe(unit="window")),
         dataclasses.replace(BASE, variant="S", knowledge="seq+hidden"),
         dataclasses.replace(BASE, objective="dcc"),
     ],
@@ -197,6 +201,50 @@ def test_released_knowledge_is_the_last_owners():
     _, _, new, _ = one_round(config)
     last = jax.tree.map(lambda x: x[1], new.clients["AB"]["params"])  # cohorts in order, AB after A and B
     np.testing.assert_allclose(new.server["knowledge"]["a"]["z"], global_z(last)["a"], atol=1e-5)
+
+
+def test_a_clients_update_runs_outside_the_loop_jitted_and_vmapped():
+    data = problem()
+    server = fedmekt.init_server(BASE, AE, data.public, jax.random.key(0))
+    sent = fedmekt.download(BASE, AE, {"AB": ("a", "b")}, server, data.public)["AB"]
+    state = fedmekt.init_client(BASE, AE, ("a", "b"), KEY, server)
+    update = functools.partial(fedmekt.client_update, BASE, AE, sent, state, data.client("AB", 1))
+    keys = jax.random.split(KEY)
+    both = jax.vmap(update)(keys)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], both), jax.jit(update)(keys[1]), atol=1e-6)
+    assert differ(jax.tree.map(lambda x: x[0], both[1]), jax.tree.map(lambda x: x[1], both[1]))
+    uploads = {"AB": jax.tree.map(lambda x: x[0], both[0])}
+    new, metrics = jax.jit(functools.partial(fedmekt.server_update, BASE, AE))(server, uploads, data.public, KEY)
+    assert differ(new["params"], server["params"]) and float(metrics["loss"]) > 0
+
+
+@pytest.mark.parametrize("name, held", [("A", "a"), ("AB", "ab")])
+def test_a_clients_score_is_the_error_of_its_own_autoencoder_on_each_window(name, held):
+    method, _, new, _ = one_round(BASE)
+    state, x = jax.tree.map(lambda x: x[1], new.clients[name]), {m: windows(6, 8)[m] for m in held}
+    download = method.server.download(new.server, problem().public)[name]
+    scores = method.cohorts[name].score(download, state, x, np.ones(6, np.float32))
+    assert set(scores) == {"reconstruction_error"}
+    np.testing.assert_allclose(scores["reconstruction_error"], reconstruction_errors(state["params"], x), rtol=1e-5)
+
+
+def test_a_population_is_enough_to_build_from():
+    data = problem()
+    (one, other) = (build(BASE, given, AE, windows(20, 5), 2) for given in (data, data.population))
+    chex.assert_trees_all_equal(one.init(KEY), other.init(KEY))
+    assert {name: cohort.size for name, cohort in other.cohorts.items()} == data.sizes
+
+
+def test_section_numbers_in_docstrings_are_sections_of_the_page():
+    root = pathlib.Path(__file__).parents[2]
+    page = (root / "docs/specs/fedmekt.md").read_text()
+    sections, texts = set(re.findall(r"^#+ (\d\.\d)", page, re.MULTILINE)), []
+    for file in (root / "fedjax_mm/methods/fedmekt").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # of modules, functions and fields
+                texts += re.findall(r"\(([^()]*)\)", str(node.value.value).partition(">>>")[0])
+    numbers = {number for text in texts for number in re.findall(r"\b[1-6]\.\d\b", text)}
+    assert {"1.2", "1.3", "1.4", "1.5", "5.1"} <= numbers <= sections
 
 
 def test_reconstruction_falls_and_the_embedding_tells_the_classes():

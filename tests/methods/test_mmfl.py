@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from linear_autoencoder import linear_ae
+from linear_autoencoder import linear_ae, reconstruction_errors
 
 from fedjax_mm import clients, losses
 from fedjax_mm.data.federated import FederatedData
@@ -89,7 +89,7 @@ def test_moons_loss_equals_numpy(axis):
     plus, minus = np.exp(cos(z, current) / 0.5), np.exp(cos(z, previous) / 0.5)
     expected = -np.log(plus / (plus + minus))[mask > 0].mean()
     config = MMFLConfig(moon_axis=axis)
-    np.testing.assert_allclose(mmfl._moon(config, z, current, previous, mask), expected, rtol=1e-5)
+    np.testing.assert_allclose(mmfl.moon_term(config, z, current, previous, mask), expected, rtol=1e-5)
     assert losses.intra_modal(z[:, 0], z[:, 0], z[:, 0], 0.5) == pytest.approx(np.log(2), rel=1e-5)
 
 
@@ -114,6 +114,45 @@ def test_persistent_moments_change_the_second_round_only():
     kept = dataclasses.replace(BASE, persistent=True)
     assert distance(kept) == pytest.approx(distance(BASE), rel=1e-5)
     assert distance(kept, 2) != pytest.approx(distance(BASE, 2), rel=1e-4)
+
+
+def test_a_clients_update_runs_outside_the_loop_jitted_and_vmapped():
+    data, config = problem(), dataclasses.replace(BASE, moon=1.0)
+    server = mmfl.init_server(AE, jax.random.key(0))
+    sent = mmfl.download(config, {"AB": ("a", "b")}, server, None)["AB"]
+    state = mmfl.init_client(config, AE, ("a", "b"), KEY, server)
+    update = functools.partial(mmfl.client_update, config, AE, sent, state, data.client("AB", 1))
+    keys = jax.random.split(KEY)
+    both = jax.vmap(update)(keys)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], both), jax.jit(update)(keys[1]), atol=1e-6)
+    upload = jax.tree.map(lambda x: x[1], both[0])
+    new, _ = mmfl.server_update(config, server, {"AB": upload}, None, KEY)
+    chex.assert_trees_all_close(new, {m: slot.value for m, slot in upload.items()})
+
+
+def test_the_proximal_term_is_half_mu_times_the_squared_distance():
+    draw = lambda shape: RNG.normal(size=shape).astype(np.float32)
+    trees = [{"v": draw(4), "w": draw((2, 3))} for _ in range(2)]
+    expected = 0.3 / 2 * sum(((trees[0][k] - trees[1][k]) ** 2).sum() for k in "vw")
+    np.testing.assert_allclose(mmfl.proximal_term(0.3, *trees), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_clients_score_is_the_error_of_its_autoencoder_on_each_window(shared):
+    method, _, new, _ = one_round(dataclasses.replace(BASE, shared=shared))
+    state, download = jax.tree.map(lambda x: x[1], new.clients["AB"]), method.server.download(new.server, None)["AB"]
+    scores = method.cohorts["AB"].score(download, state, X, np.ones(18, np.float32))
+    params = {part: w for m in "ab" for part, w in new.server[m].items()} if shared else state["params"]
+    assert set(scores) == {"reconstruction_error"}
+    np.testing.assert_allclose(scores["reconstruction_error"], reconstruction_errors(params, X), rtol=1e-5)
+
+
+def test_a_population_is_enough_to_build_from():
+    data, config = problem(), dataclasses.replace(BASE, shared=False)
+    (one, other) = (build(config, given, AE, LABELLED, 2) for given in (data, data.population))
+    state = one.init(KEY)
+    chex.assert_trees_all_equal(state, other.init(KEY))
+    assert one.evaluate(state, LABELLED) == other.evaluate(state, LABELLED)
 
 
 def test_reconstruction_falls():

@@ -16,7 +16,7 @@ def count(tree):
 
 
 @pytest.mark.parametrize(
-    ("features", "width", "authors"),  # specification, 2.1
+    ("features", "width", "authors"),  # docs/specs/fedmekt.md, 2.1
     [((9, 6), 4, 24_076), ((63, 15), 10, 60_856), ((3, 8), 2, 21_692), ((512, 8), 4, 1_205_760)],
 )
 def test_parameters_are_the_authors_less_one_bias_per_layer(features, width, authors):
@@ -36,6 +36,17 @@ def test_halves_are_stacked_lstms_and_the_code_is_seen_at_every_step():
     repeated = np.repeat(np.asarray(z)[:, -1:], 9, axis=1)
     expected = layer("decoder_b", 1, 5, layer("decoder_b", 0, 4, repeated))
     np.testing.assert_allclose(AE.decode(params, "b", z[:, -1], 9), expected, atol=1e-6)
+
+
+def test_the_linear_autoencoder_equals_numpy():
+    ae = autoencoder.linear({"a": 3, "b": 5}, width=2)
+    params = ae.init(jax.random.key(1))
+    z, h = ae.encode(params, "a", X)
+    states = X @ np.asarray(params["encoder_a"]["kernel"])
+    np.testing.assert_allclose(h, states, atol=1e-5)
+    np.testing.assert_allclose(z, np.stack([states[:, : t + 1].mean(1) for t in range(7)], 1), atol=1e-5)
+    expected = np.asarray(z[:, -1]) @ np.asarray(params["decoder_b"]["kernel"])
+    np.testing.assert_allclose(ae.decode(params, "b", z[:, -1], 9), np.repeat(expected[:, None], 9, 1), atol=1e-5)
 
 
 def test_a_readout_is_linear_and_not_bounded():
