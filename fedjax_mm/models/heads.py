@@ -42,7 +42,7 @@ class Head(NamedTuple):
     batch's own; it returns the output and the parameters with new running statistics.
     """
 
-    init: Callable[[Key, int], PyTree]
+    init: Callable[..., PyTree]  # prediction heads take the number of modalities too
     apply: Callable[[PyTree, jax.Array], jax.Array]
     train: Callable[[PyTree, jax.Array, Key], tuple[jax.Array, PyTree]]
 
