@@ -11,7 +11,7 @@ import pytest
 from tiny_joint_space import CLIENTS, KEY, NUM_CLASSES, PUBLIC, SERVER, counted, everyone, problem, sent
 
 from fedjax_mm import clients, costs, trees
-from fedjax_mm.methods.creamfl import PRESETS, CreamFLConfig, build
+from fedjax_mm.methods.creamfl import VARIANTS, CreamFLConfig, build
 from fedjax_mm.methods.creamfl.joint_space import Training
 
 FULL = Training(client_lr=0.02, both_lr=0.01, server_lr=0.03, batch_size=8, epochs=2, server_batch=32, block=5)
@@ -169,9 +169,9 @@ def book(config):
 
 RELEASED = replace(FULL, client_optimizer="sgd", margin=4.0, orthogonality=0.5, nonnegative=True)
 CASES = {
-    "code": replace(PRESETS["code"], training=replace(RELEASED, clip=0.5, milestones=(1,))),
+    "code": replace(VARIANTS["released"], training=replace(RELEASED, clip=0.5, milestones=(1,))),
     "inter alone, as the paper": replace(
-        PRESETS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
+        VARIANTS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
     ),
     "joint": CreamFLConfig(QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0, kd_rate=0.5),
 }
@@ -368,7 +368,7 @@ def test_joint_contrasts_of_weight_0_are_as_if_left_out_and_those_of_another_are
 
 
 def test_presets_carry_what_differs_between_paper_and_code():
-    paper, code = PRESETS["paper"], PRESETS["code"]
+    paper, code = VARIANTS["paper"], VARIANTS["released"]
     for config in (paper, code):
         t = config.training
         assert (t.client_lr, t.both_lr, t.server_lr, t.client_optimizer) == (1e-4, 2e-4, 1e-5, "sgd")

@@ -12,11 +12,11 @@ from tiny_joint_space import CLIENTS, COUNTS, KEY, NUM_CLASSES, SERVER, everyone
 from fedjax_mm import costs, trees
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl import build as build_creamfl
-from fedjax_mm.methods.creamfl.encoder_averaging import PRESETS, build
+from fedjax_mm.methods.creamfl.encoder_averaging import VARIANTS, build
 from fedjax_mm.methods.creamfl.joint_space import Training, task
 
 TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=8, epochs=1, server_batch=32)
-IOT = dataclasses.replace(PRESETS["fediot"], training=TRAINING)
+IOT = dataclasses.replace(VARIANTS["fediot"], training=TRAINING)
 ROUND = {}
 
 
@@ -96,7 +96,7 @@ def test_encoders_travel_and_heads_do_not():
     for name, cost in costs.of(method, everyone(problem()), state).items():
         held = {"image": 3, "text": 2, "both": 5}[name]
         assert cost.bytes_down == cost.bytes_up == 4 * held * 4
-    assert PRESETS["fedavg"].both_weight == 1 and PRESETS["fediot"].both_weight == 100
+    assert VARIANTS["fedavg"].both_weight == 1 and VARIANTS["fediot"].both_weight == 100
 
 
 def test_scores_and_errors_are_creamfls():

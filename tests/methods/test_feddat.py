@@ -10,7 +10,7 @@ import pytest
 from tiny_vilt import adamw, adapter_init, flat, questions, tiny, unflat
 
 from fedjax_mm import costs, trees
-from fedjax_mm.methods.feddat import PRESETS, FedDATConfig, build, peft
+from fedjax_mm.methods.feddat import VARIANTS, FedDATConfig, build, peft
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import OverClients
@@ -86,7 +86,7 @@ def by_the_book(config, model, trunk, head, batch, received, local, own, rounds)
 
 CASES = {
     "intended": FedDATConfig(training=FULL_BATCH),
-    "released": dataclasses.replace(PRESETS["released"], training=FULL_BATCH),
+    "released": dataclasses.replace(VARIANTS["released"], training=FULL_BATCH),
     "mutual": FedDATConfig(training=dataclasses.replace(FULL_BATCH, task="ce"), alpha=0.3, beta=2.0, dual=False),
 }
 

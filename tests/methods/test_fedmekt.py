@@ -11,7 +11,7 @@ from linear_autoencoder import linear_ae
 
 from fedjax_mm import clients, costs
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods.fedmekt import PRESETS, FedMEKTConfig, Probe, build
+from fedjax_mm.methods.fedmekt import VARIANTS, FedMEKTConfig, Probe, build
 from fedjax_mm.models import autoencoder
 
 RNG = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def test_labels_never_enter_a_round():
 @pytest.mark.parametrize(
     "config",
     [
-        dataclasses.replace(PRESETS["released"], batch_size=4, proxy_batch=4, probe=Probe(unit="window")),
+        dataclasses.replace(VARIANTS["released"], batch_size=4, proxy_batch=4, probe=Probe(unit="window")),
         dataclasses.replace(BASE, variant="S", knowledge="seq+hidden"),
         dataclasses.replace(BASE, objective="dcc"),
     ],

@@ -14,7 +14,7 @@ from tiny_transformer import tiny
 
 from fedjax_mm import costs, losses, run, stages, trees
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods.layerwise import PRESETS, LayerwiseConfig, build
+from fedjax_mm.methods.layerwise import VARIANTS, LayerwiseConfig, build
 from fedjax_mm.methods.layerwise.network import network
 from fedjax_mm.models import ast, bert, heads, vit
 from fedjax_mm.types import CohortRound, RoundData
@@ -363,7 +363,7 @@ def test_full_size_models_have_the_papers_parameters_and_payloads(name):
     families, classes, parameters, payload, first = FULL[name]
     arrays = {m: np.zeros((4, 1), np.float32) for m in families} | {"label": np.zeros(4, np.int32)}
     data = FederatedData.from_arrays(arrays, [np.arange(4)])
-    config = PRESETS[name]
+    config = VARIANTS[name]
     count = lambda tree: sum(leaf.size for path, leaf in tree.items() if not heads.is_statistic(path))
     for s, stage in enumerate(build(config, data, families, classes)):
         sent, held = sent_and_held(stage)

@@ -33,7 +33,7 @@ class AveragingConfig:
     """How many times its examples a client with both modalities counts (IoT: 100)."""
 
 
-PRESETS = {"fedavg": AveragingConfig(), "fediot": AveragingConfig(both_weight=100.0)}
+VARIANTS = {"fedavg": AveragingConfig(), "fediot": AveragingConfig(both_weight=100.0)}
 
 
 def build(config: AveragingConfig, data, encoders: Encoders, num_classes: Mapping[str, int]) -> Method:

@@ -89,12 +89,12 @@ class CreamFLConfig:
     """Passes over the public pairs; 0: nothing is exchanged."""
 
 
-PRESETS = {
-    "small": CreamFLConfig(
+VARIANTS = {
+    "ours": CreamFLConfig(
         Training(server_lr=3e-3, client_lr=3e-3, both_lr=3e-3), gamma=1.0, temperature=0.1, kd_rate=0.1
     ),
     "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
-    "code": CreamFLConfig(
+    "released": CreamFLConfig(
         dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
         phases="alternate",
         public_batch=128,

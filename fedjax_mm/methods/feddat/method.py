@@ -74,8 +74,8 @@ class FedDATConfig:
     """The schedule advances after (1) and after (2), as in the released code (1b, D3)."""
 
 
-PRESETS = {
-    "intended": FedDATConfig(),
+VARIANTS = {
+    "paper": FedDATConfig(),
     "released": FedDATConfig(compat_freeze_local=True, compat_double_schedule=True),
     "no_distillation": FedDATConfig(alpha=0.0, beta=0.0),
     "mutual": FedDATConfig(dual=False),

@@ -86,8 +86,8 @@ class FedMEKTConfig:
     probe: Probe = Probe()
 
 
-PRESETS = {
-    "recommended": FedMEKTConfig(),
+VARIANTS = {
+    "ours": FedMEKTConfig(),
     "released": FedMEKTConfig(
         *(0.1, 0.1, 0.04, 0.04), knowledge="seq+hidden", kd_axis="time", aggregate="last", released=True
     ),

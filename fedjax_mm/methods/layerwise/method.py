@@ -83,7 +83,7 @@ class LayerwiseConfig:
 
 COCO_LR = {"image": (1e-7, 1e-7, 1e-7, 5e-6, 3e-5, 5e-5), "text": (1e-7, 1e-7, 1e-7, 1e-5, 3e-5, 5e-5)}
 ADVANCE_LR = {"image": (1e-7, 1e-7, 1e-7, 5e-7, 1e-6, 5e-6), "audio": (1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 3e-5)}
-PRESETS = {
+VARIANTS = {
     "coco": LayerwiseConfig(encoder_lr=COCO_LR),
     "advance": LayerwiseConfig(encoder_lr=ADVANCE_LR, head_lr=1e-4, batch_size=16),
 }
