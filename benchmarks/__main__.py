@@ -1,7 +1,7 @@
 """How fast a round is: against a loop written by hand, clients one by one, one place, the matrix peak, peers.
 
-    python -m experiments.throughput
-    python -m experiments.throughput --only handwritten --repetitions 40
+    python -m benchmarks
+    python -m benchmarks --only handwritten --repetitions 40
 
 See timing.py for how times are taken.
 """
@@ -16,17 +16,15 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from experiments import (
-    throughput_engine,
-    throughput_methods,
-    throughput_peak,
-    throughput_peers,
-    throughput_population,
-    throughput_price,
-    throughput_processes,
-    throughput_steps,
-    timing,
-)
+from benchmarks import engine, methods, peak, population, price, processes, steps, timing
+from benchmarks.engine import Settings as Engine
+from benchmarks.methods import Settings as Methods
+from benchmarks.peak import Settings as Peak
+from benchmarks.peers import comparison
+from benchmarks.population import Settings as Population
+from benchmarks.price import Settings as Price
+from benchmarks.processes import Settings as Processes
+from benchmarks.steps import Settings as Steps
 from fedjax_mm import report
 from fedjax_mm.run import records
 
@@ -50,35 +48,35 @@ class Settings:
     """Settings of the measurement."""
 
     only: tuple[Section, ...] = get_args(Section)
-    engine: Annotated[throughput_engine.Settings, tyro.conf.arg(name="")] = throughput_engine.Settings()
-    methods: throughput_methods.Settings = throughput_methods.Settings()
-    price: throughput_price.Settings = throughput_price.Settings()
-    peak: throughput_peak.Settings = throughput_peak.Settings()
-    steps: throughput_steps.Settings = throughput_steps.Settings()
-    population: throughput_population.Settings = throughput_population.Settings()
-    processes: throughput_processes.Settings = throughput_processes.Settings()
-    peers: throughput_peers.Settings = throughput_peers.Settings()
+    engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()
+    methods: Methods = Methods()
+    price: Price = Price()
+    peak: Peak = Peak()
+    steps: Steps = Steps()
+    population: Population = Population()
+    processes: Processes = Processes()
+    peers: comparison.Settings = comparison.Settings()
     out: str = "runs/throughput"
 
 
 SECTIONS: Mapping[Section, Callable[[Settings], list[dict]]] = {
-    "handwritten": lambda settings: throughput_engine.handwritten(settings.engine),
-    "clients_per_round": lambda settings: throughput_engine.clients_per_round(settings.engine),
-    "population": lambda settings: throughput_population.population(settings.population),
-    "mapping": lambda settings: throughput_engine.mapping(settings.engine),
-    "processes": lambda settings: throughput_processes.processes(settings.processes),
-    "skew": lambda settings: throughput_engine.skew(settings.engine),
-    "one_after_another": lambda settings: throughput_methods.one_after_another(settings.methods),
-    "price": lambda settings: throughput_price.price(settings.price),
-    "peak": lambda settings: throughput_peak.peak(settings.peak),
+    "handwritten": lambda settings: engine.handwritten(settings.engine),
+    "clients_per_round": lambda settings: engine.clients_per_round(settings.engine),
+    "population": lambda settings: population.population(settings.population),
+    "mapping": lambda settings: engine.mapping(settings.engine),
+    "processes": lambda settings: processes.processes(settings.processes),
+    "skew": lambda settings: engine.skew(settings.engine),
+    "one_after_another": lambda settings: methods.one_after_another(settings.methods),
+    "price": lambda settings: price.price(settings.price),
+    "peak": lambda settings: peak.peak(settings.peak),
     # These two alone: JAX with threads of its own and the fork that starts a peer do not go together.
-    "client_steps": lambda settings: timing.in_own_process(throughput_steps.client_steps, settings.steps, devices=1),
-    "peers": lambda settings: timing.in_own_process(throughput_peers.peers, settings.peers, devices=1),
+    "client_steps": lambda settings: timing.in_own_process(steps.client_steps, settings.steps, devices=1),
+    "peers": lambda settings: timing.in_own_process(comparison.peers, settings.peers, devices=1),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),
-    "one_after_another": ("method", "clients", *(f"{how} CPU ms" for how in throughput_methods.WAYS)),
-    "peers": throughput_peers.COLUMNS,
+    "one_after_another": ("method", "clients", *(f"{how} CPU ms" for how in methods.WAYS)),
+    "peers": comparison.COLUMNS,
     "client_steps": ("step", "cores", "ours CPU ms", "torch CPU ms", "torch CPU ratio", "ours ms", "torch ms")
     + ("torch ratio", "ours loss", "torch loss", "skipped"),
 }

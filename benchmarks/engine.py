@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.timing import (
+from benchmarks.timing import (
     Timed,
     after,
     in_own_process,

@@ -7,10 +7,15 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments import compare, creamfl, feddat_modes, fedmekt, layerwise, pretrain_vilt, problems
-from experiments.creamfl_data import Numbers
-from experiments.one_by_one import by_batch, separate, serial
-from experiments.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
+from benchmarks.one_by_one import by_batch, separate, serial
+from benchmarks.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
+from experiments import compare, pretrain_vilt
+from experiments.common import tables as problems
+from experiments.creamfl import study as creamfl
+from experiments.creamfl.data import Numbers
+from experiments.feddat import modes as feddat_modes
+from experiments.fedmekt import study as fedmekt
+from experiments.layerwise import study as layerwise
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks
 from fedjax_mm.federate import Method

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import pretrain_vilt, throughput_engine, throughput_methods, throughput_price
-from experiments.timing import Timed, median, ours, rounds_of, start_of, timings
+from benchmarks import engine, methods, price
+from benchmarks.timing import Timed, median, ours, rounds_of, start_of, timings
+from experiments import pretrain_vilt
 from fedjax_mm import costs
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
@@ -89,12 +90,12 @@ def of_workload(settings: Settings, name: str, workload: Workload, limit: tuple[
 def transformers(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
     """FedAvg of an image classifier."""
     if full:
-        of_price = throughput_price.Settings(clients=8, examples=256, batch_size=64, side=224, seed=seed)
+        of_price = price.Settings(clients=8, examples=256, batch_size=64, side=224, seed=seed)
         made = vit.encoder(224, 16, dim=768, depth=12, heads=12, mlp=3072, dtype=dtype)
     else:
-        of_price = throughput_price.Settings(clients=4, examples=32, batch_size=16, seed=seed)
+        of_price = price.Settings(clients=4, examples=32, batch_size=16, seed=seed)
         made = vit.encoder(32, 4, dim=384, depth=4, heads=6, mlp=1536, dtype=dtype)
-    data, method, _ = throughput_price.workload(of_price, throughput_price.plain(made))
+    data, method, _ = price.workload(of_price, price.plain(made))
     return Workload(method, data, (1, 2), of_price.clients * of_price.examples // of_price.batch_size)
 
 
@@ -104,7 +105,7 @@ def over_trunk(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
         size, examples, batch_size = pretrain_vilt.Size(384, 32, 40, 30522, 768, 12, 12), 256, 64
     else:
         size, examples, batch_size = pretrain_vilt.Size(32, 4, dim=256, heads=4), 32, 16
-    made = throughput_methods.of_feddat(seed, size, dtype, examples, batch_size)
+    made = methods.of_feddat(seed, size, dtype, examples, batch_size)
     (cohort,) = made.data.cohorts.values()
     return Workload(made.method, made.data, (1,), sum(math.ceil(n / batch_size) for n in cohort.counts))
 
@@ -112,9 +113,9 @@ def over_trunk(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
 def small(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
     """FedAvg of the 2NN of McMahan 2017, float32 everywhere."""
     number, chunks = (512, (1, 16, 128, 512)) if full else (64, (1, 4, 16))
-    engine = throughput_engine.Settings(clients=number, per_round=number, seed=seed)
-    data, method = throughput_engine.workload(engine)
-    return Workload(method, data, chunks, number * engine.examples // engine.batch_size)
+    settings = engine.Settings(clients=number, per_round=number, seed=seed)
+    data, method = engine.workload(settings)
+    return Workload(method, data, chunks, number * settings.examples // settings.batch_size)
 
 
 WORKLOADS: Mapping[Name, Callable[[bool, jnp.dtype, int], Workload]] = {

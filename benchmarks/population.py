@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments.timing import in_own_process, peak_rss_mb, trained
+from benchmarks.timing import in_own_process, peak_rss_mb, trained
 from fedjax_mm import trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method

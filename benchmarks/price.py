@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.timing import Timed, median, ours, rounds_of, start_of, timings
+from benchmarks.timing import Timed, median, ours, rounds_of, start_of, timings
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg

@@ -11,8 +11,8 @@ import tempfile
 import jax
 import numpy as np
 
-from experiments import throughput_engine
-from experiments.timing import command, trained, with_devices
+from benchmarks import engine
+from benchmarks.timing import command, trained, with_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,9 @@ def member(
     """(CPU ms, wall ms) a round of this process, the medians; process 0 leaves the weights in the folder."""
     if number > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", number, index)
-    engine = throughput_engine.Settings(widths=widths, seed=settings.seed)
-    data, method = throughput_engine.workload(engine)
-    given = {"per_round": engine.per_round, "seed": settings.seed, "devices": settings.devices}
+    workload = engine.Settings(widths=widths, seed=settings.seed)
+    data, method = engine.workload(workload)
+    given = {"per_round": workload.per_round, "seed": settings.seed, "devices": settings.devices}
     state, (cpu, wall) = trained(method, data, settings.rounds, **given)
     if index == 0:
         leaves = [np.asarray(x.addressable_data(0)) for x in jax.tree.leaves(state.server["params"])]

@@ -1,6 +1,6 @@
 """Where a method's round spends its time: the operations that take most, from a trace.
 
-python -m experiments.throughput_profile --name FedMEKT
+python -m benchmarks.profile --name FedMEKT
 """
 
 import collections
@@ -13,9 +13,9 @@ import tempfile
 import jax
 import tyro
 
-from experiments import problems
-from experiments.throughput_methods import WORKLOADS, Name
-from experiments.timing import after, ours, rounds_of, start_of
+from benchmarks.methods import WORKLOADS, Name
+from benchmarks.timing import after, ours, rounds_of, start_of
+from experiments.common import tables as problems
 from fedjax_mm import report
 from fedjax_mm.types import OverClients
 
@@ -24,7 +24,7 @@ def main(name: Name = "FedMEKT", chunk: int = 1, rounds: int = 1, top: int = 15,
     """Prints what a round's operations take themselves, without what they call, all threads together.
 
     Args:
-        name: of the method, at the sizes of `throughput_methods`.
+        name: of the method, at the sizes of `benchmarks.methods`.
         chunk: clients vmapped at a time.
         rounds: traced together.
         top: operations shown.

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.peers import processes
-from experiments.peers.processes import HERE, Peer, PeerError, ask, environment, started
-from experiments.throughput_peers import statistics
-from experiments.timing import in_own_process
+from benchmarks.peers import processes
+from benchmarks.peers.comparison import statistics
+from benchmarks.peers.processes import HERE, Peer, PeerError, ask, environment, started
+from benchmarks.timing import in_own_process
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import feddat, fedmekt, layerwise

@@ -13,7 +13,9 @@ import time
 
 import tyro
 
-from experiments import fedavg, fedmekt, problems
+from experiments.common import tables as problems
+from experiments.fedavg import study as fedavg
+from experiments.fedmekt import study as fedmekt
 
 
 def variants(data: str) -> dict[str, problems.Variant]:

@@ -24,7 +24,7 @@ import optax
 from flax import linen as nn
 from tokenizers import Tokenizer
 
-from experiments import problems
+from experiments.common import tables as problems
 from fedjax_mm import losses
 from fedjax_mm.data import flickr8k, scenes, wordpiece
 from fedjax_mm.models import pretrained, transformer, vilt

@@ -1,1 +1,1 @@
-"""One script per peer of experiments.throughput_peers, each run in an environment of its own (processes.py)."""
+"""One script per peer of benchmarks.peers.comparison, each run in an environment of its own (processes.py)."""

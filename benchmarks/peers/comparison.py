@@ -1,9 +1,9 @@
 """A round of ours against peers': fedjax, pfl, DrJAX, Flower, a PyTorch loop and a JAX round written by hand.
 
-    python -m experiments.throughput --only peers
-    python -m experiments.throughput --only peers --peers.workloads mlp --peers.peers fedjax pfl
+    python -m benchmarks --only peers
+    python -m benchmarks --only peers --peers.workloads mlp --peers.peers fedjax pfl
 
-Each peer is a script of experiments/peers in a process and an environment of its own (see peers/processes.py). All get
+Each peer is a script of benchmarks/peers in a process and an environment of its own (see peers/processes.py). All get
 the same data, start and participants (Flower draws its own) and are timed in turn, A B C, C B A, ...; while one works
 the others wait. CPU time is that of all threads and child processes. A ratio is of two timings of a turn: peer / ours.
 
@@ -20,8 +20,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.peers import processes, workload
-from experiments.peers.processes import HERE, TORCH, Peer, PeerError, ask, checked, environment, saved, started
+from benchmarks.peers import processes, workload
+from benchmarks.peers.processes import HERE, TORCH, Peer, PeerError, ask, checked, environment, saved, started
 
 JUDGED = 200  # examples in the loss
 TOLERANCE = 1e-4  # of a weight after one round of the check

@@ -1,4 +1,4 @@
-"""A client's update as the engine runs it, compiled; see experiments/throughput_steps.py."""
+"""A client's update as the engine runs it, compiled; see benchmarks/steps.py."""
 
 import json
 import pathlib
@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import protocol
 
-from experiments import throughput_steps
+from benchmarks import steps
 
 
 def make(folder):
     about = json.loads((pathlib.Path(folder) / "about.json").read_text())
-    settings = throughput_steps.Settings(**about["settings"])
-    update, arguments = throughput_steps.update_of(throughput_steps.TASKS[about["name"]](settings), settings)
+    settings = steps.Settings(**about["settings"])
+    update, arguments = steps.update_of(steps.TASKS[about["name"]](settings), settings)
     update, metrics = jax.jit(update), {}
 
     def run(rounds):

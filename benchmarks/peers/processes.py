@@ -14,7 +14,7 @@ import venv
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from experiments.peers import workload
+from benchmarks.peers import workload
 
 HERE = pathlib.Path(__file__).resolve().parent
 TORCH = ("torch==2.13.0", "numpy==2.4.6")

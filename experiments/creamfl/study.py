@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import problems
-from experiments.creamfl_data import Numbers, Problem, photo_problem, scenes_problem
-from experiments.creamfl_models import Models, Size, full, pretrained, small
+from experiments.common import tables as problems
+from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
+from experiments.creamfl.models import Models, Size, full, pretrained, small
 from fedjax_mm import evaluate, report
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
@@ -296,7 +296,3 @@ def main() -> None:
     asked = [answered(settings, settings.method, seed, state) for seed, (_, state) in enumerate(done)]
     row = _row(settings.method, [report.load(folder) for folder, _ in done], asked)
     return report.show([chance(settings), row], COLUMNS)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments import problems
+from experiments.common import tables as problems
 from fedjax_mm.methods.fedavg import FedAvgConfig
 
 
@@ -60,7 +60,3 @@ def main(settings: Settings) -> list[dict]:
     rows = problems.compare(settings.problem, variants)
     problems.write(settings.problem, variants, rows, "Multimodal FedAvg")
     return rows
-
-
-if __name__ == "__main__":
-    main(problems.settings_from(PRESETS, __doc__))

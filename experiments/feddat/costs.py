@@ -6,8 +6,8 @@ python -m experiments.feddat costs
 import jax
 import numpy as np
 
-from experiments import problems
-from experiments.feddat_modes import Mode, Widths, make, modes, size
+from experiments.common import tables as problems
+from experiments.feddat.modes import Mode, Widths, make, modes, size
 from fedjax_mm import report, trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods.feddat import FedDATConfig

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import feddat_costs, pretrain_vilt, problems
-from experiments.feddat_modes import Widths, make, modes, size
+from experiments import pretrain_vilt
+from experiments.common import tables as problems
+from experiments.feddat import costs as feddat_costs
+from experiments.feddat.modes import Widths, make, modes, size
 from experiments.pretrain_vilt import Trunk
 from fedjax_mm import report
 from fedjax_mm.data import FederatedData, vqa
@@ -229,7 +231,3 @@ def main() -> None:
         return None
     same = [report.load(train(settings, settings.mode, seed)) for seed in range(settings.seeds)]
     return report.show([constant(settings), *_rows(settings, settings.mode, same)])
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments import problems
-from experiments.problems import Problem, Variant
+from experiments.common import tables as problems
+from experiments.common.tables import Problem, Variant
 from fedjax_mm import report
 from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
@@ -152,7 +152,3 @@ def published(problem: problems.Settings) -> list[str]:
         "Weighted F1 in the authors' result files (one seed, mean over chunks; other splits, normalisation, windows):"
     )
     return [about, report.table(rows)]
-
-
-if __name__ == "__main__":
-    main(problems.settings_from(PRESETS, __doc__))

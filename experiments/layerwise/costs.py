@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import problems
+from experiments.common import tables as problems
 from fedjax_mm import costs, report, stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import layerwise_costs, problems
-from experiments.layerwise_costs import PLANS
+from experiments.common import tables as problems
+from experiments.layerwise import costs as layerwise_costs
+from experiments.layerwise.costs import PLANS
 from fedjax_mm import report, stages
 from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
@@ -250,7 +251,3 @@ def main() -> None:
     runs = [report.load(train(settings, settings.plan, seed)) for seed in range(settings.seeds)]
     row = _row(settings, settings.plan, runs)
     return report.show([chance(settings), row], _columns(row))
-
-
-if __name__ == "__main__":
-    main()

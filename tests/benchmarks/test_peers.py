@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.peers import processes, protocol, workload
-from experiments.peers.processes import Peer, PeerError, ask, environment, started
-from experiments.throughput_peers import PEERS, Settings, peers, statistics
+from benchmarks.peers import processes, protocol, workload
+from benchmarks.peers.comparison import PEERS, Settings, peers, statistics
+from benchmarks.peers.processes import Peer, PeerError, ask, environment, started
 
 MLP = workload.Kind((6,), (), (5,), 3, 3, (1, 3), 2, 3, rounds=2, pool=12)
 CNN = workload.Kind((8, 8, 1), (3, 4), (5,), 3, 3, (1, 3), 2, 3, rounds=1, pool=12)

@@ -13,21 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    one_by_one,
-    throughput,
-    throughput_methods,
-    throughput_peak,
-    throughput_price,
-    throughput_processes,
-    throughput_profile,
-    throughput_steps,
-    timing,
-)
-from experiments import throughput_engine as engine
-from experiments.one_by_one import by_batch, separate, serial
-from experiments.peers import processes
-from experiments.throughput_engine import Settings
+from benchmarks import __main__ as benchmark
+from benchmarks import engine, methods, one_by_one, peak, price, profile, steps, timing
+from benchmarks import processes as several
+from benchmarks.engine import Settings
+from benchmarks.one_by_one import by_batch, separate, serial
+from benchmarks.peers import processes
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.local import local_steps
@@ -53,7 +44,7 @@ TINY = Settings(
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("throughput"))
-    path = throughput.main(throughput.Settings(only=SECTIONS, engine=TINY, out=out))
+    path = benchmark.main(benchmark.Settings(only=SECTIONS, engine=TINY, out=out))
     return json.loads(path.read_text())
 
 
@@ -147,11 +138,11 @@ def with_every_kind_of_slot():
 
 
 def test_a_method_one_by_one_ends_where_its_round_ends():
-    settings = throughput_methods.Settings(rounds=3, repetitions=1)
-    workload = throughput_methods.Workload(*with_every_kind_of_slot(), {"all": 2})
-    row = throughput_methods.compared(settings, workload)
+    settings = methods.Settings(rounds=3, repetitions=1)
+    workload = methods.Workload(*with_every_kind_of_slot(), {"all": 2})
+    row = methods.compared(settings, workload)
     assert row["clients"] == 2
-    assert all(row[f"{how} CPU ms"] > 0 and row[f"{how} difference"] < 1e-3 for how in throughput_methods.WAYS)
+    assert all(row[f"{how} CPU ms"] > 0 and row[f"{how} difference"] < 1e-3 for how in methods.WAYS)
 
 
 def test_by_batch_makes_a_call_for_every_batch(monkeypatch):
@@ -175,11 +166,11 @@ def test_by_batch_makes_a_call_for_every_batch(monkeypatch):
 
 
 def test_the_price_of_federation_is_of_the_same_steps():
-    settings = throughput_price.Settings(clients=1, examples=4, batch_size=4, chunks=(1,), repetitions=1)
-    timed, step = throughput_price.variants_of(settings, mlp.encoder((), 3))
+    settings = price.Settings(clients=1, examples=4, batch_size=4, chunks=(1,), repetitions=1)
+    timed, step = price.variants_of(settings, mlp.encoder((), 3))
     assert len(step.inputs) == 1
     chex.assert_trees_all_close(timing.after(timed[1]).server["params"], timing.after(step), atol=1e-6)
-    (row,) = throughput_price.of_model(settings, mlp.encoder((), 3), "tiny")
+    (row,) = price.of_model(settings, mlp.encoder((), 3), "tiny")
     assert row["steps"] == 1 and row["CPU ratio"] > 0 and row["ratio"] > 0
 
 
@@ -191,14 +182,14 @@ def test_a_profile_counts_an_operations_own_time():
         event("dot.3.1", 50, 20, 1),
         event("dot", 0, 7, 2),
     ]
-    first, dot, loop = throughput_profile.totals(events, rounds=2)
+    first, dot, loop = profile.totals(events, rounds=2)
     assert (first["operation"], first["ms"]) == ("all", 107 / 2000)
     assert (dot["operation"], dot["ms"], dot["calls"]) == ("dot", 57 / 2000, 1.5)
     assert (loop["operation"], loop["ms"], loop["share"]) == ("while", 50 / 2000, 50 / 107)
 
 
 def test_steps_without_torch_say_so():
-    rows = throughput_steps.client_steps(throughput_steps.Settings(names=("FedDAT",), python="/nowhere/python"))
+    rows = steps.client_steps(steps.Settings(names=("FedDAT",), python="/nowhere/python"))
     assert rows == [{"step": "FedDAT", "skipped": rows[0]["skipped"]}] and "/nowhere/python" in rows[0]["skipped"]
 
 
@@ -213,11 +204,11 @@ def test_clients_one_after_another_end_where_the_round_ends(compiled):
 
 def test_the_share_of_the_peak_is_of_a_products_flops_in_the_same_turn(monkeypatch):
     data, method = engine.workload(TINY)  # 784 to 3 to 10, batches of 2, 4 clients of 2 steps
-    measured = throughput_peak.Workload(method, data, (1, 2), 8)
+    measured = peak.Workload(method, data, (1, 2), 8)
     took = {"product": [2.0, 4.0, 6.0], 1: [1.0, 1.0, 5.0], 2: [4.0, 4.0, 4.0]}
     fixed = lambda variants, n: {name: np.repeat(np.array(took[name])[:, None], 2, axis=1) for name in variants}
-    monkeypatch.setattr(throughput_peak, "timings", fixed)
-    rows = throughput_peak.of_workload(throughput_peak.Settings(), "tiny", measured, (None, 1e-9))
+    monkeypatch.setattr(peak, "timings", fixed)
+    rows = peak.of_workload(peak.Settings(), "tiny", measured, (None, 1e-9))
     forward = 2 * 2 * (784 * 3 + 3 * 10)
     flops = 8e-12 * (2 * forward + 2 * 2 * 3 * 10)  # backward: weights of both layers, and what comes into the second
     for row, ms, ratio in zip(rows, (1.0, 4.0), (2.0, 1.0), strict=True):  # 2/1, 4/1, 6/5 and 2/4, 4/4, 6/4
@@ -227,7 +218,7 @@ def test_the_share_of_the_peak_is_of_a_products_flops_in_the_same_turn(monkeypat
 
 
 def test_a_product_counts_a_multiplication_and_an_addition_for_each_term():
-    timed, flops = throughput_peak.product(100, jnp.dtype("float32"))
+    timed, flops = peak.product(100, jnp.dtype("float32"))
     assert flops == pytest.approx(2e-12 * 100**3) and timed.rounds == 4
     (a,) = timed.inputs
     np.testing.assert_allclose(timing.after(timed), np.linalg.multi_dot([a] * 5), rtol=1e-4, atol=1e-5)
@@ -240,25 +231,25 @@ def test_processes_are_run_in_turn_and_cost_what_they_cost_together(monkeypatch)
         ran.append(number)
         return (1.0 * len(ran), 10.0 * number), [np.full(3, number, np.float32)]
 
-    monkeypatch.setattr(throughput_processes, "launched", launched)
-    one, two = throughput_processes.processes(throughput_processes.Settings(widths=((3,),), repetitions=3))
+    monkeypatch.setattr(several, "launched", launched)
+    one, two = several.processes(several.Settings(widths=((3,),), repetitions=3))
     assert ran == [1, 2, 2, 1, 1, 2]
     assert (one["CPU ms"], two["CPU ms"], two["ms"]) == (4, 3, 20)
     assert (one["difference"], two["difference"], two["processes"]) == (0, 1, 2)
 
 
 def test_a_member_times_rounds_and_leaves_the_weights(tmp_path):
-    settings = throughput_processes.Settings(rounds=2)
-    cpu, wall = throughput_processes.member(settings, (3,), 1, 0, 0, str(tmp_path))
+    settings = several.Settings(rounds=2)
+    cpu, wall = several.member(settings, (3,), 1, 0, 0, str(tmp_path))
     with np.load(tmp_path / "end.npz") as end:
         assert cpu > 0 and wall > 0 and {end[name].shape for name in end.files} == {(784, 3), (3,), (3, 10), (10,)}
 
 
 def test_a_process_that_fails_is_an_error(monkeypatch):
     failing = [sys.executable, "-c", "raise SystemExit(3)"]
-    monkeypatch.setattr(throughput_processes, "command", lambda *given: failing)
-    settings = throughput_processes.Settings(devices=4)
+    monkeypatch.setattr(several, "command", lambda *given: failing)
+    settings = several.Settings(devices=4)
     with pytest.raises(RuntimeError, match=r"of 2 processes some failed: exits \[3, 3\]"):
-        throughput_processes.launched(settings, (3,), 2)
+        several.launched(settings, (3,), 2)
     with pytest.raises(ValueError, match="4 devices cannot be spread evenly over 3 processes"):
-        throughput_processes.launched(settings, (3,), 3)
+        several.launched(settings, (3,), 3)

@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import compare, fedavg, fedmekt, problems
+from experiments import compare
+from experiments.common import tables as problems
+from experiments.fedavg import study as fedavg
+from experiments.fedmekt import study as fedmekt
 from fedjax_mm.data import pooled
 from fedjax_mm.methods import MODULES
 from fedjax_mm.run import records

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import creamfl, creamfl_data, problems
-from experiments.creamfl_models import full, pretrained, small
+from experiments.common import tables as problems
+from experiments.creamfl import data as creamfl_data
+from experiments.creamfl import study as creamfl
+from experiments.creamfl.models import full, pretrained, small
 from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
 from fedjax_mm.models import Model, bert, resnet

@@ -7,7 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import feddat, feddat_costs, feddat_modes, pretrain_vilt, problems
+from experiments import pretrain_vilt
+from experiments.common import tables as problems
+from experiments.feddat import costs as feddat_costs
+from experiments.feddat import modes as feddat_modes
+from experiments.feddat import study as feddat
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 

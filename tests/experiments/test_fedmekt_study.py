@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from experiments import fedmekt, problems
+from experiments.common import tables as problems
+from experiments.fedmekt import study as fedmekt
 from fedjax_mm.run import records
 
 SMALL = {"cohorts": "AB3", "rounds": 2, "seeds": 1, "fraction": 0.7, "proxy": 16}

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import layerwise as script
-from experiments import layerwise_costs
+from experiments.layerwise import costs as layerwise_costs
+from experiments.layerwise import study as script
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
 
