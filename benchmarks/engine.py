@@ -1,4 +1,4 @@
-"""The engine on the 2NN of McMahan 2017: beside a loop by hand, with more clients, chunks, devices, skewed clients."""
+"""The engine on the 2NN of McMahan 2017: compared with a loop by hand; more clients, chunks, devices; unequal clients."""
 
 import dataclasses
 import zlib
@@ -37,13 +37,17 @@ class Settings:
     """The workload: FedAvg of a small classifier."""
 
     clients: int = 100
+    """Clients of the population."""
     examples: int = 60
     """Examples of each client; where sizes are skewed, their mean."""
     per_round: int = 10
+    """Clients that take part in a round."""
     batch_size: int = 20
+    """Examples in a batch."""
     widths: tuple[int, ...] = (200, 200)
     """Hidden layers of the classifier."""
     client_lr: float = 0.1
+    """Learning rate of the clients' SGD."""
     rounds: int = 20
     """Rounds in one timing."""
     repetitions: int = 15
@@ -53,14 +57,17 @@ class Settings:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Devices to spread clients over; on CPU they are forced host devices, in a process of their own."""
     populations: tuple[int, ...] = (1000, 10_000)
+    """Sizes of the population in the section clients_per_round."""
     taking_part: tuple[int, ...] = (1, 8, 64, 512)
+    """Clients that take part in a round in the section clients_per_round."""
     alpha: float = 0.1
     """Dirichlet concentration of classes over clients where sizes are skewed."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 def handwritten(settings: Settings) -> list[dict]:
-    """Our round beside one written by hand for this workload alone, each round dispatched by itself or all scanned.
+    """Our round and one written by hand for this workload alone, each round dispatched by itself or all scanned.
 
     Raises ArithmeticError where the weights differ by more than 1e-5 after a round, or more than 1e-3 after all rounds
     (training magnifies the last digit).

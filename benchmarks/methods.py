@@ -1,4 +1,4 @@
-"""Rounds of the methods beside their clients one by one, in a compiled call for each client or for each batch."""
+"""Rounds of the methods compared with their clients one by one, in a compiled call for each client or each batch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ import numpy as np
 from benchmarks.one_by_one import by_batch, separate, serial
 from benchmarks.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
 from experiments import compare, pretrain_vilt
-from experiments.common import tables as problems
+from experiments.common.data import load
+from experiments.common.tables import Variant
 from experiments.creamfl import study as creamfl
 from experiments.creamfl.data import Numbers
-from experiments.feddat import modes as feddat_modes
+from experiments.feddat.modes import Mode, Widths, make
 from experiments.fedmekt import study as fedmekt
 from experiments.layerwise import study as layerwise
 from fedjax_mm.data import FederatedData, vqa
@@ -37,7 +38,9 @@ class Settings:
     rounds: int = 3
     """Rounds in one timing."""
     repetitions: int = 5
+    """Timings of each way; their median is reported."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 class Workload(NamedTuple):
@@ -80,9 +83,9 @@ def compared(settings: Settings, workload: Workload) -> dict:
     return row
 
 
-def of_digits(variant: problems.Variant, seed: int) -> Workload:
+def of_digits(variant: Variant, seed: int) -> Workload:
     """The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison."""
-    problem = problems.load("digits", None, "A10_B10_AB10", 0.3, seed)
+    problem = load("digits", None, "A10_B10_AB10", 0.3, seed)
     return Workload(variant.build(problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
 
 
@@ -109,9 +112,8 @@ def of_feddat(
     trunk = model.init(jax.random.key(seed), {k: np.asarray(arrays[k][:1]) for k in arrays})
     trunk = jax.tree.map(lambda x: x.astype(dtype), trunk)
     head = adapters.answers(arrays["target"].shape[1])
-    widths = feddat_modes.Widths(adapter=16)
-    mode = feddat_modes.Mode(FedDATConfig(settings))
-    return Workload(feddat_modes.make(mode, widths, data, model, trunk, head), data, data.sizes)
+    mode, widths = Mode(FedDATConfig(settings)), Widths(adapter=16)
+    return Workload(make(mode, widths, data, model, trunk, head), data, data.sizes)
 
 
 def of_creamfl(seed: int) -> Workload:

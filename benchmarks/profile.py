@@ -11,11 +11,10 @@ import re
 import tempfile
 
 import jax
-import tyro
 
 from benchmarks.methods import WORKLOADS, Name
 from benchmarks.timing import after, ours, rounds_of, start_of
-from experiments.common import tables as problems
+from experiments.common import cli
 from fedjax_mm import report
 from fedjax_mm.types import OverClients
 
@@ -30,7 +29,6 @@ def main(name: Name = "FedMEKT", chunk: int = 1, rounds: int = 1, top: int = 15,
         top: operations shown.
         out: folder the trace is kept in, for xprof or ui.perfetto.dev.
     """
-    problems.cache_compilations()
     method, data, per_round = WORKLOADS[name](0)
     state, key = start_of(method, 0), jax.random.key(0)
     timed, _ = ours(method, OverClients(chunk), state, rounds_of(data, per_round, rounds, 0), key)
@@ -74,4 +72,4 @@ def _kind(event: dict) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    cli.run(lambda arguments: cli.call(main, arguments))

@@ -14,7 +14,7 @@ settings, and how well the tasks are done on held-out pictures.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import optax
 from flax import linen as nn
 from tokenizers import Tokenizer
 
-from experiments.common import tables as problems
+from experiments.common import cli
 from fedjax_mm import losses
 from fedjax_mm.data import flickr8k, scenes, wordpiece
 from fedjax_mm.models import pretrained, transformer, vilt
@@ -167,7 +167,7 @@ def pretrain(settings: Settings, log=print) -> Trunk:
     params = carry[0]
     scores = held_out(model, params, Captions(held.image, tokens(held.text[:, 0])), settings)
     folder = pathlib.Path(settings.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    cli.write(folder, settings)
     pretrained.save(params["trunk"], model, folder / "model.safetensors")
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -244,11 +244,10 @@ def held_out(model: vilt.Vilt, params: PyTree, held: Captions, settings: Setting
     return {name: float(np.mean(sums[name])) for name in kept}
 
 
-def main(settings: Settings) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Pretrains and writes the folder."""
-    problems.cache_compilations()
-    pretrain(settings)
+    pretrain(cli.parse(PRESETS, arguments, __doc__))
 
 
 if __name__ == "__main__":
-    main(problems.settings_from(PRESETS, __doc__))
+    cli.run(main)

@@ -6,7 +6,6 @@ python -m experiments.feddat costs
 import jax
 import numpy as np
 
-from experiments.common import tables as problems
 from experiments.feddat.modes import Mode, Widths, make, modes, size
 from fedjax_mm import report, trees
 from fedjax_mm.data import FederatedData
@@ -24,7 +23,6 @@ def main(answers: int = 100, clients: int = 32, batch_size: int = 2) -> None:
         clients: that take part in the round.
         batch_size: of a client, images of 384x384 and questions of 40 words.
     """
-    problems.cache_compilations()
     model, head, training = vilt.base(), adapters.answers(answers), Training(batch_size=batch_size)
     trunk = jax.eval_shape(model.init, jax.random.key(0), model.example)
     rows = []

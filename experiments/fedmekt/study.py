@@ -1,17 +1,12 @@
-"""FedMEKT beside federated averaging of the same autoencoders, and its controls.
-
-python -m experiments.fedmekt
-python -m experiments.fedmekt --data ur_fall --data-dir DIR --cohorts AB30
-python -m experiments.fedmekt --help
-"""
+"""FedMEKT, federated averaging of the same autoencoders, and their controls."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import tyro
-
-from experiments.common import tables as problems
-from experiments.common.tables import Problem, Variant
+from experiments.common import cli, data, tables
+from experiments.common.data import Problem
+from experiments.common.tables import Variant
 from fedjax_mm import report
 from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
@@ -25,30 +20,32 @@ class Shape:
     """Sizes of the autoencoder of every modality."""
 
     hidden: int = 32
+    """Units of the first LSTM."""
     width: int = 4
-    """Of an embedding."""
+    """Numbers in an embedding."""
     readout: bool = False
-    """A linear layer makes embeddings and reconstructions, in place of a second LSTM whose outputs lie in -1..1."""
+    """Let a linear layer make embeddings and reconstructions, instead of a second LSTM, whose outputs lie in -1..1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """A problem, the autoencoder, and the settings of FedMEKT and of the methods that share weights."""
 
-    problem: Annotated[problems.Settings, tyro.conf.arg(name="")]
+    problem: Annotated[data.Settings, cli.FLAT]
     method: FedMEKTConfig = FedMEKTConfig()
     baseline: MMFLConfig = MMFLConfig()
     autoencoder: Shape = Shape()
     released: bool = False
-    """A row for the released code's behaviour too: minutes, since it sends 150 times as much."""
+    """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
 
 
 WINDOW = Probe(unit="window")
 WIDE = Shape(width=16, readout=True)
 
 
-def _preset(data: str, weight: float, **settings) -> Settings:
-    problem = problems.Settings(data, **{"fraction": 0.3, "seeds": 5, "out": f"runs/fedmekt_{data}"} | settings)
+def _preset(name: Any, weight: float, alpha: float = 0.3, rounds: int = 60, seeds: int = 5) -> Settings:
+    common = cli.Common(rounds=rounds, seeds=seeds, out=f"runs/fedmekt_{name}")
+    problem = data.Settings(data=name, alpha=alpha, fraction=0.3, common=common)
     learn = FedMEKTConfig(alpha=weight, eta=weight, probe=WINDOW)
     return Settings(problem, learn, MMFLConfig(probe=WINDOW), WIDE)
 
@@ -78,7 +75,7 @@ PUBLISHED = {  # weighted F1, chunk mean, one seed, from the authors' result fil
 }
 
 
-def variant(method, config, shape: Shape, **settings) -> Variant:
+def variant(method: Any, config: Any, shape: Shape, **settings: Any) -> Variant:
     """A row of the table: `method` is a module, fedmekt or mmfl."""
 
     def build(problem: Problem):
@@ -96,7 +93,7 @@ def controls(settings: Settings) -> dict[str, Variant]:
     random = dataclasses.replace(silent, server_epochs=0)
     alone = dataclasses.replace(settings.baseline, shared=False)
     return {
-        "constant": problems.CONSTANT,
+        "constant": tables.CONSTANT,
         "random encoder": variant(fedmekt, random, settings.autoencoder, control=True, travels=False),
         "server only": variant(fedmekt, silent, settings.autoencoder, control=True, travels=False),
         "clients only": variant(mmfl, alone, settings.autoencoder, control=True),
@@ -114,35 +111,33 @@ def variants(settings: Settings) -> dict[str, Variant]:
         "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder),
     }
     if settings.released:
-        released = dataclasses.replace(fedmekt.PRESETS["released"], probe=settings.method.probe)
+        released = dataclasses.replace(fedmekt.VARIANTS["released"], probe=settings.method.probe)
         rows["FedMEKT released"] = variant(fedmekt, released, Shape())
     return rows
 
 
-def main(settings: Settings) -> list[dict]:
+def compare(settings: Settings) -> list[dict[str, Any]]:
     """Runs FedMEKT, the baselines and the controls, prints the table and writes the report."""
-    problems.cache_compilations()
-    rows = problems.compare(settings.problem, chosen := variants(settings))
-    notes = paired(settings.problem, list(chosen)) + published(settings.problem)
-    problems.write(settings.problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes)
+    problem, chosen = settings.problem, variants(settings)
+    cli.write(problem.common.out, settings)
+    rows = tables.compare(problem, chosen, settings)
+    notes = paired(problem.common, list(chosen)) + published(problem)
+    tables.write(problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes, settings)
     return rows
 
 
-def paired(problem: problems.Settings, names: list[str]) -> list[str]:
-    """How far FedMEKT is ahead of every other row, seed by seed on the same split and clients."""
-    if problem.seeds < 2:
+def paired(common: cli.Common, names: Sequence[str]) -> list[str]:
+    """A table of how far FedMEKT is ahead of every other row, seed by seed on the same split and clients."""
+    if len(common.all_seeds) < 2:
         return []
-    last = lambda name, seed: report.load(problems.folder(problem, name, seed)).rows[-1]
-    scores = {name: [last(name, seed) for seed in range(problem.seeds)] for name in names if name != "constant"}
+    last = lambda name, seed: report.load(tables.folder(common, name, seed)).rows[-1]
+    scores = {name: [last(name, seed) for seed in common.all_seeds] for name in names if name != "constant"}
     keys = [key for key in scores["FedMEKT"][0] if key.endswith(("/weighted_f1", "/macro_f1"))]
-    rows = []
-    for name in (name for name in scores if name != "FedMEKT"):
-        ahead = {key: [a[key] - b[key] for a, b in zip(scores["FedMEKT"], scores[name], strict=True)] for key in keys}
-        rows.append({"FedMEKT minus": name, **{key: problems.spread(x) for key, x in ahead.items()}})
+    rows = tables.ahead(scores, "FedMEKT", {key: key for key in keys})
     return ["Differences within a seed (mean ± sample standard deviation):", report.table(rows)]
 
 
-def published(problem: problems.Settings) -> list[str]:
+def published(problem: data.Settings) -> list[str]:
     """The numbers of the authors' result files for this setting, if there are any."""
     scores = PUBLISHED.get((problem.data, problem.cohorts), {})
     rows = [{"method": name, "accelerometer": a, "depth": d} for name, (a, d) in scores.items()]

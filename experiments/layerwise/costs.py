@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import tables as problems
 from fedjax_mm import costs, report, stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
@@ -50,7 +49,7 @@ class Full(NamedTuple):
 
 def full_size(name: str) -> Full:
     """ "coco" or "advance" with the paper's encoders, batch size and schedule 90_lh10."""
-    config = layerwise.PRESETS[name]
+    config = layerwise.VARIANTS[name]
     images = np.zeros((config.batch_size, 224, 224, 3), np.uint8)
     if name == "coco":
         arrays = {"image": images, "text": np.ones((config.batch_size, 40), np.int32)}
@@ -145,7 +144,6 @@ def main(out: str = "runs/layerwise_costs") -> None:
     Args:
         out: directory for report.md, table.json and the pictures.
     """
-    problems.cache_compilations()
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for name in PUBLISHED for row in costs_table(name)]

@@ -1,24 +1,15 @@
-"""Layer-wise and progressive training of two encoders beside end-to-end training (LW-FedMML, Prog-FedMML).
-
-python -m experiments.layerwise                                       one run, --plan and --data
-python -m experiments.layerwise compare --data flickr8k --data-dir DIR  the three plans at equal rounds
-python -m experiments.layerwise costs                                 bytes, FLOPs, memory of the full-size models
-"""
+"""Layer-wise and progressive training of two encoders, and end-to-end training (LW-FedMML, Prog-FedMML)."""
 
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import tyro
 
-from experiments.common import tables as problems
-from experiments.layerwise import costs as layerwise_costs
-from experiments.layerwise.costs import PLANS
-from fedjax_mm import report, stages
+from experiments.common import cli, tables
+from fedjax_mm import stages
 from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
@@ -33,7 +24,7 @@ class Size:
     depth: int = 3
     heads: int = 4
     patch: int = 16
-    """Of images, in pixels; of sound, in frames and in bands."""
+    """Side of a patch: pixels of an image, frames and bands of a sound."""
     projection_hidden: int = 256
     projection_dim: int = 64
 
@@ -43,51 +34,57 @@ class Settings:
     """What is trained on, by whom and for how long."""
 
     data: Literal["scenes", "flickr8k", "av_digits", "advance"] = "scenes"
-    """scenes are embedded; the others are read from --data-dir."""
-    data_dir: str | None = None
+    """Dataset: scenes are embedded, and the others are read from --data-dir."""
     plan: Literal["end-to-end", "layer-wise", "progressive"] = "layer-wise"
-    """Of a single run; compare has all three."""
+    """Plan of a single run; compare runs all three."""
     stages: int = 3
-    rounds: int = 60
-    """In all; spread evenly over the stages, as from scratch."""
+    """Stages that the rounds are spread over evenly, as for training from scratch."""
     clients: int = 10
+    """Clients, who hold both modalities."""
     per_round: int = 10
+    """Clients that take part in a round."""
     alpha: float = 0.5
     """Dirichlet concentration of classes over clients, where there are classes."""
     size: Size = Size()
     encoder_lr: float = 4e-3
-    """Rates are for batches of 256 and scaled to batch_size, in every stage the same."""
+    """Learning rate of the encoders in every stage, for batches of 256; it is scaled to batch_size."""
     head_lr: float = 4e-3
+    """Learning rate of the heads, for batches of 256; it is scaled to batch_size."""
     batch_size: int = 64
+    """Examples in a batch."""
     epochs: int = 2
+    """Passes of a client over its own examples in a round."""
     temperature: float = 0.1
-    """The paper's 0.05 is for pretrained encoders; fresh ones on little data begin to learn sooner with 0.1."""
+    """Temperature of the contrastive loss. The paper's 0.05 is for pretrained encoders; fresh ones on little data
+    begin to learn sooner with 0.1."""
     dropout: float = 0.0
-    """In text encoders and heads."""
+    """Dropout rate in text encoders and heads."""
     crop: float | None = None
-    """The least share of an image's area a random crop keeps."""
-    seeds: int = 3
-    split: Literal["test", "valid"] = "test"
-    chunk: Annotated[int | str, tyro.conf.arg(metavar="INT|auto")] = 1
-    out: str = "runs/layerwise"
+    """Least share of an image's area that a random crop keeps; None takes no crops."""
+    common: Annotated[cli.Common, cli.FLAT] = cli.Common(out="runs/layerwise")
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, stages=self.stages, clients=self.clients, per_round=self.per_round)
+        cli.at_least(1, batch_size=self.batch_size, epochs=self.epochs)
 
 
 PRESETS = {
     "scenes": Settings(per_round=5, size=Size(patch=8)),
-    "flickr8k": Settings("flickr8k", per_round=4, epochs=1, crop=0.5, out="runs/layerwise_flickr8k"),
+    "flickr8k": Settings("flickr8k", per_round=4, epochs=1, crop=0.5, common=cli.Common(out="runs/layerwise_flickr8k")),
     "av_digits": Settings(
         "av_digits",
         clients=40,
         per_round=30,
         size=Size(patch=7),
-        rounds=30,
         batch_size=16,
         epochs=1,
         encoder_lr=1.6e-2,
         head_lr=1.6e-2,
-        out="runs/layerwise_av_digits",
+        common=cli.Common(rounds=30, out="runs/layerwise_av_digits"),
     ),
-    "advance": Settings("advance", clients=40, per_round=30, batch_size=16, out="runs/layerwise_advance"),
+    "advance": Settings(
+        "advance", clients=40, per_round=30, batch_size=16, common=cli.Common(out="runs/layerwise_advance")
+    ),
 }
 
 
@@ -104,7 +101,7 @@ class Problem(NamedTuple):
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed; contrastive with captions, supervised with classes."""
     splits, num_classes = _dataset(settings, seed)
-    train, test = splits["train"], splits[settings.split]
+    train, test = splits["train"], splits[settings.common.split]
     keys = [k for k in train if k in ("image", "text", "audio")] + (["label"] if num_classes else [])
     total = len(train["image"])
     if num_classes:
@@ -125,8 +122,8 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
         cut = lambda arrays: {**arrays, "text": arrays["text"][:, :used], "prompts": prompts}
         return {name: cut(arrays) for name, arrays in dataset.splits.items()}, None
     if settings.data == "flickr8k":
-        return flickr8k.load(settings.data_dir, length=24, vocabulary=4000).splits, None
-    dataset = (av_digits if settings.data == "av_digits" else advance).load(settings.data_dir or ".", seed=seed)
+        return flickr8k.load(settings.common.data_dir, length=24, vocabulary=4000).splits, None
+    dataset = (av_digits if settings.data == "av_digits" else advance).load(settings.common.data_dir or ".", seed=seed)
     colour = lambda x: np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
     splits = {name: {**arrays, "image": colour(arrays["image"])} for name, arrays in dataset.splits.items()}
     return splits, len(dataset.classes)
@@ -147,7 +144,7 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
     same = (settings.encoder_lr,) * settings.stages
     return LayerwiseConfig(
         plan=plan,
-        rounds=stages.uniform(settings.stages, settings.rounds),
+        rounds=stages.uniform(settings.stages, settings.common.rounds),
         encoder_lr={m: same for m in ("image", "text", "audio")},
         head_lr=settings.head_lr,
         batch_size=settings.batch_size,
@@ -163,91 +160,16 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
 def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, config = load(settings, seed), config_of(settings, plan)
-    directory, _ = problems.finish(
+    directory, _ = tables.finish(
         layerwise.build(config, problem.data, problem.encoders, problem.num_classes),
         problem.data,
-        settings,
+        settings.common,
+        dataclasses.replace(settings, plan=plan),
         plan,
         seed,
         per_round=settings.per_round,
         test=problem.test,
-        evaluate_every=max(1, settings.rounds // (3 * settings.stages)),
-        config={"settings": problems.of_a_run(settings), "method": config},
+        evaluate_every=max(1, settings.common.rounds // (3 * settings.stages)),
+        config={"settings": tables.of_a_run(settings), "method": config},
     )
     return directory
-
-
-def compare(settings: Settings) -> list[dict]:
-    """All plans at equal rounds: a row each with scores, what a client pays over the whole schedule, and pictures."""
-    out = pathlib.Path(settings.out)
-    runs = {plan: [report.load(train(settings, plan, seed)) for seed in range(settings.seeds)] for plan in PLANS}
-    rows = [chance(settings)] + [_row(settings, plan, same) for plan, same in runs.items()]
-    columns = _columns(rows[1])
-    quality = "test/accuracy" if "test/accuracy" in columns else "test/i2t_r10"
-    report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
-    paid_axis = {"cost": ("MB in all",), "cost_axis": "MB of a client, in all rounds"}
-    report.plot_bars(rows, out / "bars.png", quality=quality, label="plan", controls=(rows[0]["plan"],), **paid_axis)
-    skewed = f" (Dirichlet {settings.alpha:g})" if load(settings, 0).num_classes else ""
-    about = (
-        f"{settings.data}, {settings.clients} clients{skewed}, {settings.per_round} a round, {settings.rounds} rounds "
-        f"in {settings.stages} stages, {settings.seeds} seeds (mean ± sample standard deviation), {settings.split} "
-        f"split, {len(next(iter(load(settings, 0).test.values())))} examples."
-    )
-    parts = ["![scores and bytes](bars.png)", "![curves](curves.png)", "## All metrics"]
-    parts += [report.table(rows, ["plan", *(key for key in rows[1] if key.startswith("test/"))])]
-    problems.save(settings, "Stage by stage", about, rows, columns, parts, runs[PLANS[0]][0])
-    return rows
-
-
-def _columns(row: Mapping[str, Any]) -> dict[str, str]:
-    scores = ("_r1", "_r10", "/accuracy", "/zero_shot_accuracy", "/macro_f1")
-    shown = [key for key in row if key.startswith("test/") and key.endswith(scores)]
-    paid = ("MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round")
-    return {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
-
-
-def chance(settings: Settings) -> dict[str, Any]:
-    """The row of an encoder that knows nothing: any order of the candidates, or the commonest class."""
-    problem, scores = load(settings, 0), {}
-    if "label" in problem.test:
-        share = float(np.bincount(problem.test["label"]).max() / len(problem.test["label"]))
-        scores = {"test/accuracy" if problem.num_classes else "test/zero_shot_accuracy": share}
-    if problem.num_classes:
-        return {"plan": "constant", **scores}
-    images = len(problem.test["image"])
-    captions = problem.test["text"].size // problem.test["text"].shape[-1]
-    each = captions // images
-    for k in (1, 5, 10, 50):
-        missed = np.prod([(captions - each - i) / (captions - i) for i in range(k)])
-        scores |= {f"test/i2t_r{k}": 100 * float(1 - missed), f"test/t2i_r{k}": 100 * k / images}
-    return {"plan": "chance", **scores}
-
-
-def _row(settings: Settings, plan: str, same: list[report.Run]) -> dict[str, Any]:
-    """Scores, and what a client pays that takes part in every round."""
-    (row,) = report.summary(same)
-    first = same[0]
-    batches = float(np.mean([count // settings.batch_size for count in first.split["all"]["examples"]]))
-    paid = dict.fromkeys(("MB in all", "MB in all, late", "TFLOP in all"), 0.0)
-    for r in first.rows:
-        prefix = f"stage {r['stage']}/" if "stage" in r else ""
-        cost = first.costs[f"{prefix}all"]
-        travels = (cost["bytes_down"] + cost["bytes_up"]) / 1e6
-        paid["MB in all"] += travels
-        paid["MB in all, late"] += travels + cost["bytes_held"] / 1e6
-        paid["TFLOP in all"] += cost["flops"] * batches * settings.epochs / 1e12
-    return {**row, **paid, "plan": plan}
-
-
-def main() -> None:
-    command = sys.argv.pop(1) if sys.argv[1:2] in (["compare"], ["costs"]) else "train"
-    if command == "costs":
-        return tyro.cli(layerwise_costs.main)
-    problems.cache_compilations()
-    settings = problems.settings_from(PRESETS, __doc__)
-    if command == "compare":
-        compare(settings)
-        return None
-    runs = [report.load(train(settings, settings.plan, seed)) for seed in range(settings.seeds)]
-    row = _row(settings, settings.plan, runs)
-    return report.show([chance(settings), row], _columns(row))
