@@ -1,10 +1,8 @@
-"""CreamFL's comparison in small, its data, and what the script refuses."""
+"""CreamFL's comparison in small, its models and its data."""
 
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import chex
 import jax
@@ -13,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.common import tables as problems
+from experiments.common import cli
 from experiments.creamfl import data as creamfl_data
-from experiments.creamfl import study as creamfl
-from experiments.creamfl.models import full, pretrained, small
+from experiments.creamfl import study, table
+from experiments.creamfl.models import Models, Size, full, pretrained, small
 from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
 from fedjax_mm.models import Model, bert, resnet
@@ -24,14 +22,13 @@ from fedjax_mm.models import pretrained as pretrained_files
 from fedjax_mm.run import records
 
 NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80, pretraining=40)
-SMALL = creamfl.Settings(
+SMALL = study.Settings(
     numbers=NUMBERS,
-    size=creamfl.Size(dim=8, client_channels=(4,), server_channels=(8,), client_width=8, server_width=8),
-    rounds=2,
+    size=Size(dim=8, client_channels=(4,), server_channels=(8,), client_width=8, server_width=8),
     epochs=1,
     per_round=3,
     alpha=10.0,
-    seeds=1,
+    common=cli.Common(rounds=2, seeds=1),
 )
 
 
@@ -44,14 +41,15 @@ FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}
 
 
 def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    kept = {name: creamfl.variants(SMALL)[name] for name in ("server only", "CreamFL")}
-    monkeypatch.setattr(creamfl, "variants", lambda settings: kept)
+    kept = {name: study.variants(SMALL)[name] for name in ("server only", "CreamFL")}
+    monkeypatch.setattr(study, "variants", lambda settings: kept)
     both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
-    made = creamfl.Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
-    monkeypatch.setattr(creamfl, "models", lambda *given: made)
-    rows = {row["method"]: row for row in creamfl.compare(dataclasses.replace(SMALL, out=str(tmp_path)))}
+    made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
+    monkeypatch.setattr(study, "models", lambda *given: made)
+    settings = dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, out=str(tmp_path)))
+    rows = {row["method"]: row for row in table.compare(settings)}
     assert list(rows) == ["chance", *kept]
-    problem = creamfl.load(dataclasses.replace(SMALL, out=str(tmp_path)), 0)
+    problem = study.load(settings, 0)
     assert rows["chance"]["test/i2t_r10"] == pytest.approx(100 * 10 / 40)
     counts = np.bincount(problem.test["text/label"])
     assert rows["chance"]["test/text/accuracy"] == pytest.approx(counts.max() / counts.sum())
@@ -70,9 +68,9 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
     assert "server only" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["small", "code"])
-def test_models_fit_the_data_and_one_space(preset):
-    made = small(SMALL.size, 50, preset == "code")
+@pytest.mark.parametrize("released", [False, True])
+def test_models_fit_the_data_and_one_space(released):
+    made = small(SMALL.size, 50, released)
     examples = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8), "text": jax.ShapeDtypeStruct((2, 9), np.int32)}
     for encoders in (made.server, made.equal, *made.clients.values()):
         for m, model in encoders.items():
@@ -81,7 +79,7 @@ def test_models_fit_the_data_and_one_space(preset):
 
 
 def test_every_server_takes_as_many_steps_but_the_one_that_shows_what_they_do():
-    for name, config in creamfl.variants(creamfl.PRESETS["scenes"]).items():
+    for name, config in study.variants(study.PRESETS["scenes"]).items():
         passes = config.training.server_epochs + getattr(config, "kd_epochs", 0)
         assert passes == (1 if "one pass" in name else 2)
 
@@ -118,7 +116,7 @@ def test_pretrained_encoders_start_with_what_they_learnt_and_fresh_ones_do_not(m
     image = np.broadcast_to((200 * label).astype(np.uint8)[:, None, None, None], (64, 2, 2, 1))
     examples = {"image": {"image": image, "label": label}, "text": {"text": label[:, None] + 1, "label": label}}
     both = {m: FLAT for m in ("image", "text")}
-    fresh = creamfl.Models(both, {"image": {"image": FLAT}}, both)
+    fresh = Models(both, {"image": {"image": FLAT}}, both)
     assert pretrained(fresh, examples, 0) is fresh
     model = pretrained(fresh, examples, 40).clients["image"]["image"]
     params = [model.init(jax.random.key(seed), image[:1]) for seed in (0, 1)]
@@ -129,7 +127,7 @@ def test_pretrained_encoders_start_with_what_they_learnt_and_fresh_ones_do_not(m
 
 
 def test_variants_are_the_baselines_and_ablations_of_the_paper():
-    configs = creamfl.variants(creamfl.PRESETS["scenes"])
+    configs = study.variants(study.PRESETS["scenes"])
     plain = [name for name, config in configs.items() if getattr(config, "inter", None) is False and not config.intra]
     assert plain == ["FedMD", "FedGEMS", "FedET", "reamFL+Avg", "reamFL+IoT"]
     assert configs["reamFL+IoT"].both_weight == configs["FedIoT"].both_weight == 100
@@ -205,10 +203,3 @@ def test_news_keep_their_labels(shared_data, monkeypatch):
     log = np.log(counts / counts.sum(1, keepdims=True))
     found = (bag(news["test"]["text"]) @ log.T).argmax(1)
     assert evaluate.classification(news["test"]["label"], found, 4)["accuracy"] > 0.6
-
-
-def test_an_unknown_method_is_refused_by_name(tmp_path):
-    command = [sys.executable, "-m", "experiments.creamfl", "--method", "CreamFl", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode and "CreamFl is not known" in done.stderr and "reamFL+IoT" in done.stderr
-    assert problems.of_a_run(SMALL).keys().isdisjoint({"method", "out", "seeds"})

@@ -1,4 +1,4 @@
-"""Pretraining a trunk and tuning it, in small, and what the scripts refuse."""
+"""Pretraining a trunk and tuning it, in small."""
 
 import dataclasses
 import json
@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import pretrain_vilt
-from experiments.common import tables as problems
-from experiments.feddat import costs as feddat_costs
-from experiments.feddat import modes as feddat_modes
-from experiments.feddat import study as feddat
+from experiments.common import cli
+from experiments.feddat import costs, modes, study, table
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 
@@ -60,14 +58,13 @@ def test_half_the_pictures_change_places_and_words_alone_are_masked(trunk):
     assert scores["matches"] == 0.5
 
 
-def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path, monkeypatch):
-    kept = {name: feddat.modes(Training(lr=1e-3))[name] for name in ("adapter", "dat")}
-    monkeypatch.setattr(feddat, "modes", lambda training: kept)
-    few = {"train": 8, "test": 4, "valid": 2, "rounds": 1, "seeds": 1}
-    settings = dataclasses.replace(feddat.PRESETS["scenes"], trunk=str(trunk[0]), out=str(tmp_path), **few)
-    rows = {row["mode"]: row for row in feddat.compare(settings)}
+def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path):
+    few = {"train": 8, "test": 4, "valid": 2, "training": Training(lr=1e-3), "modes": ("adapter", "dat")}
+    common = cli.Common(rounds=1, seed=0, out=str(tmp_path))
+    settings = dataclasses.replace(study.PRESETS["scenes"], trunk=str(trunk[0]), common=common, **few)
+    rows = {row["mode"]: row for row in table.compare(settings)}
     assert list(rows) == ["constant", "adapter", "dat", "dat, its own adapter", "dat, the shared adapter"]
-    tasks = feddat.load(settings, 0).tasks.tasks
+    tasks = study.load(settings, 0).tasks.tasks
     for row in rows.values():
         assert row["score"] == pytest.approx(np.mean([row[client] for client in tasks]))
     adapter = 2 * (2 * 8 * 16 + 16 + 8)
@@ -77,30 +74,19 @@ def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path, monke
     assert rows["constant"]["score"] == pytest.approx(100 * np.mean(said))
     text = (tmp_path / "report.md").read_text()
     assert all(client in text for client in tasks) and "dat minus" in text
+    kept = cli.read(tmp_path / "dat" / "seed0" / "settings.yaml")
+    assert kept["mode"] == "dat" and kept["widths"] == study.PRESETS["scenes"].widths._asdict()
 
 
 def test_modes_train_and_send_what_the_spec_counts():
     model, head = vilt.base(), adapters.answers(100)
     trunk = jax.eval_shape(model.init, jax.random.key(0), model.example)
-    data = feddat_costs.data(model, 100, 1, 1)
+    data = costs.data(model, 100, 1, 1)
     counted = {
-        name: feddat_modes.size(mode, feddat_modes.Widths(), data, model, trunk, head)
-        for name, mode in feddat_modes.modes(Training()).items()
+        name: modes.size(mode, modes.Widths(), data, model, trunk, head)
+        for name, mode in modes.modes(Training()).items()
     }
     assert counted["dat"].trained == 3_127_012 and counted["adapter"].trained == 894_528 + 1_337_956
     sent = {name: round(1e6 * size.mb / 4) for name, size in counted.items()}
     assert sent["dat"] == sent["adapter"] == 894_528 and sent["lora"] == 589_824 and sent["prompt"] == 599_424
     assert sent["bias"] == 104_448 and sent["norm"] == 38_400 and sent["classifier"] == sent["standalone"] == 0
-
-
-def test_a_missing_trunk_says_how_to_make_one(tmp_path):
-    settings = dataclasses.replace(feddat.PRESETS["vqa"], trunk=str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="pretrain_vilt"):
-        feddat.load(settings, 0)
-
-
-def test_an_unknown_mode_is_named(monkeypatch):
-    monkeypatch.setattr(problems, "cache_compilations", lambda: None)
-    monkeypatch.setattr("sys.argv", ["feddat", "--mode", "adaptor"])
-    with pytest.raises(SystemExit, match="adaptor is not known"):
-        feddat.main()
