@@ -1,4 +1,4 @@
-"""The engine on the 2NN of McMahan 2017: compared with a loop by hand; more clients, chunks, devices; unequal clients."""
+"""The engine on the 2NN of McMahan 2017: compared with a loop by hand; more clients, chunks, devices; client sizes."""
 
 import dataclasses
 import zlib

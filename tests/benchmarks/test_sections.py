@@ -1,6 +1,7 @@
-"""The throughput script: what its file holds, and the numbers in it that are no times."""
+"""The sections of the benchmarks: what their file holds, and the numbers in it that are no times."""
 
 import dataclasses
+import gc
 import json
 import pickle
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import engine, methods, one_by_one, peak, price, profile, steps, timing
+from benchmarks import engine, methods, one_by_one, peak, population, price, profile, steps, timing
 from benchmarks import processes as several
 from benchmarks.engine import Settings
 from benchmarks.one_by_one import by_batch, separate, serial
@@ -41,22 +42,14 @@ TINY = Settings(
 )
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    out = str(tmp_path_factory.mktemp("throughput"))
-    path = benchmark.main(benchmark.Settings(only=SECTIONS, engine=TINY, out=out))
-    return json.loads(path.read_text())
-
-
-def test_the_file_says_where_and_how_it_was_measured(result):
+def test_a_file_has_a_row_with_times_for_every_variant(tmp_path):
+    path = benchmark.measure(benchmark.Settings(only=SECTIONS, engine=TINY, out=str(tmp_path)))
+    result = json.loads(path.read_text())
     assert set(result["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy"}
     assert result["cpus"] >= 1 and len(result["load_average"]) == 1 + len(SECTIONS)
     assert result["settings"]["engine"]["chunks"] == [1, 2] and "4 x" in result["device"]
-    assert list(result["sections"]) == list(SECTIONS)
-
-
-def test_every_variant_has_a_row_with_times(result):
     sections = result["sections"]
+    assert list(sections) == list(SECTIONS)
     assert [(r["chunk"], r["rounds"]) for r in sections["handwritten"]] == [
         (c, how) for c in (1, 2) for how in ("separate", "scanned")
     ]
@@ -66,11 +59,8 @@ def test_every_variant_has_a_row_with_times(result):
     for row in (row for rows in sections.values() for row in rows):
         numbers = [v for v in row.values() if not isinstance(v, str)]
         assert np.isfinite(numbers).all() and len(numbers) >= 5
-
-
-def test_all_ways_give_the_same_weights(result):
-    differences = [r["difference"] for s in ("handwritten", "mapping") for r in result["sections"][s]]
-    assert max(differences) <= 1e-5
+    differences = [r["difference"] for section in ("handwritten", "mapping") for r in sections[section]]
+    assert max(differences) <= 1e-5  # all ways give the same weights
 
 
 def test_a_round_by_hand_that_differs_is_an_error(monkeypatch):
@@ -253,3 +243,34 @@ def test_a_process_that_fails_is_an_error(monkeypatch):
         several.launched(settings, (3,), 2)
     with pytest.raises(ValueError, match="4 devices cannot be spread evenly over 3 processes"):
         several.launched(settings, (3,), 3)
+
+
+SMALL = population.Settings(
+    populations=(3, 40), per_round=2, pool=20, examples=4, features=6, width=30, batch_size=2, rounds=2
+)
+HEAD_MB = 4 * (30 * 10 + 10) / 1e6  # a client's head
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    gc.collect()  # what other tests left behind would be counted until then
+    monkeypatch.setattr(population, "in_own_process", lambda section, settings, devices: section(settings))
+
+
+def test_states_off_the_device_take_room_there_for_participants_alone(in_this_process, tmp_path):
+    found = population.population(dataclasses.replace(SMALL, folder=str(tmp_path)))
+    rows = {(row["clients"], row["client states"]): row for row in found}
+    assert list(rows) == [(n, place) for n in (3, 40) for place in ("device", "host", "disk")]
+    for (clients, _), row in rows.items():
+        assert row["states MB"] == pytest.approx(clients * HEAD_MB)
+        assert row["CPU ms"] > 0 and row["ms"] > 0 and row["peak RSS MB"] > 0
+    grown = {place: rows[40, place]["device MB"] - rows[3, place]["device MB"] for place in ("device", "host", "disk")}
+    assert grown["device"] == pytest.approx(37 * HEAD_MB, rel=0.05)
+    assert abs(grown["host"]) < HEAD_MB and abs(grown["disk"]) < HEAD_MB
+
+
+def test_places_that_give_other_weights_are_an_error(monkeypatch, tmp_path):
+    other = lambda section, settings, devices: [{"clients": 3, "checksum": settings.client_states}]
+    monkeypatch.setattr(population, "in_own_process", other)
+    with pytest.raises(ArithmeticError, match="3 clients do not end with the same weights"):
+        population.population(dataclasses.replace(SMALL, folder=str(tmp_path)))
