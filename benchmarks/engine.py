@@ -1,14 +1,13 @@
 """The engine on the 2NN of McMahan 2017: compared with a loop by hand; more clients, chunks, devices; client sizes."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from benchmarks.by_hand import COHORT, round_by_hand
 from benchmarks.timing import (
     Timed,
     after,
@@ -28,8 +27,6 @@ from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model, mlp
 from fedjax_mm.types import FedState, OverClients, PyTree, RoundData
-
-COHORT = "all"  # the name FederatedData gives a cohort that is alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +77,7 @@ def handwritten(settings: Settings) -> list[dict]:
     begin = (state.server["params"]["x"], jnp.int32(0))  # the same weights, and the number of the round
     results = []
     for chunk in settings.chunks:
-        by_hand = round_by_hand(settings, chunk)
+        by_hand = round_by_hand(network(settings).apply, settings, chunk)
         one, all_ours = jax.jit(by_hand, donate_argnums=0), scanned(method, chunk, rounds, key)
         all_by_hand = lambda s, i, *fixed, f=by_hand: jax.lax.scan(lambda s, i: (f(s, i, *fixed), None), s, i)[0]
         all_by_hand = jax.jit(all_by_hand, donate_argnums=0)
@@ -162,7 +159,7 @@ def skew(settings: Settings) -> list[dict]:
     key, rounds, state = jax.random.key(settings.seed), chosen(data, settings), start_of(method, settings.seed)
     variants = {c: ours(method, OverClients(c), state, rounds, key)[0] for c in settings.chunks}
     times = timings(variants, settings.repetitions)
-    steps = [-(-r.cohorts[COHORT].count // settings.batch_size) for r in rounds]
+    steps = [-(-np.asarray(r.cohorts[COHORT].count) // settings.batch_size) for r in rounds]
     rng, results = np.random.default_rng(settings.seed), []
     shuffled = [rng.permutation(s) for s in steps]
     for chunk in settings.chunks:
@@ -196,49 +193,6 @@ def workload(settings: Settings, owned: Sequence[np.ndarray] | None = None) -> t
 
 def chosen(data: FederatedData, settings: Settings) -> list[RoundData]:
     return rounds_of(data, settings.per_round, settings.rounds, settings.seed)
-
-
-def round_by_hand(settings: Settings, chunk: int) -> Callable:
-    """(weights, round), participants [C], arrays, rows [N, M], key -> the next (weights, round): FedAvg and no more.
-
-    Equal clients with whole batches, no padding, no check, no metrics. Its shuffles are ours, drawn from the same keys.
-    """
-    apply, batch_size, rate = network(settings).apply, settings.batch_size, settings.client_lr
-
-    def loss(weights, x, label):
-        return optax.softmax_cross_entropy_with_integer_labels(apply(weights, x), label).mean()
-
-    def client(weights, index, arrays, rows, key):
-        key = jax.random.fold_in(key, index)
-        for part in (0, 0, 0):  # local training, first epoch, shuffle
-            key = jax.random.fold_in(key, part)
-        order = rows[index][jnp.argsort(jax.random.uniform(key, (settings.examples,)))]
-
-        def step(weights, batch):
-            x, label = (jnp.take(arrays[name], batch, axis=0, mode="clip") for name in ("x", "label"))
-            gradient = jax.grad(loss)(weights, x, label)
-            return jax.tree.map(lambda w, g: w - rate * g, weights, gradient), None
-
-        return jax.lax.scan(step, weights, order.reshape(-1, batch_size))[0]
-
-    def one_round(state, index, arrays, rows, key):
-        weights, number = state
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
-        key = jax.random.fold_in(key, zlib.crc32(COHORT.encode()))
-        share = 1 / len(index)
-
-        def some(total, index):
-            if chunk == 1:
-                trained = client(weights, index[0], arrays, rows, key)
-                return jax.tree.map(lambda t, w: t + share * w, total, trained), None
-            trained = jax.vmap(client, (None, 0, None, None, None))(weights, index, arrays, rows, key)
-            add = lambda t, w: t + jnp.tensordot(jnp.full(chunk, share), w, 1, precision="highest")
-            return jax.tree.map(add, total, trained), None
-
-        zeros = jax.tree.map(jnp.zeros_like, weights)
-        return jax.lax.scan(some, zeros, index.reshape(-1, chunk))[0], number + 1
-
-    return one_round
 
 
 def scanned(method: Method, chunk: int, rounds: Sequence[RoundData], key) -> Callable:

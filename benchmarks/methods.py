@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.one_by_one import by_batch, separate, serial
@@ -86,6 +87,7 @@ def compared(settings: Settings, workload: Workload) -> dict:
 def of_digits(variant: Variant, seed: int) -> Workload:
     """The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison."""
     problem = load("digits", None, "A10_B10_AB10", 0.3, seed)
+    assert variant.build, "the constant prediction is no method"
     return Workload(variant.build(problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
 
 
@@ -109,7 +111,7 @@ def of_feddat(
     drawn = tasks.domain(examples, 8, size.image, seed=seed)
     data = vqa.federated(vqa.load(drawn, (size.image, size.image), size.patch, size.length, seed=seed))
     model, arrays = pretrain_vilt.encoder(size, dtype), data.cohorts["all"].arrays
-    trunk = model.init(jax.random.key(seed), {k: np.asarray(arrays[k][:1]) for k in arrays})
+    trunk = model.init(jax.random.key(seed), {k: jnp.asarray(arrays[k][:1]) for k in arrays})
     trunk = jax.tree.map(lambda x: x.astype(dtype), trunk)
     head = adapters.answers(arrays["target"].shape[1])
     mode, widths = Mode(FedDATConfig(settings)), Widths(adapter=16)

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,7 @@ def member(
         jax.distributed.initialize(f"127.0.0.1:{port}", number, index)
     workload = engine.Settings(widths=widths, seed=settings.seed)
     data, method = engine.workload(workload)
-    given = {"per_round": workload.per_round, "seed": settings.seed, "devices": settings.devices}
+    given: dict[str, Any] = {"per_round": workload.per_round, "seed": settings.seed, "devices": settings.devices}
     state, (cpu, wall) = trained(method, data, settings.rounds, **given)
     if index == 0:
         leaves = [np.asarray(x.addressable_data(0)) for x in jax.tree.leaves(state.server["params"])]

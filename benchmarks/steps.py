@@ -1,4 +1,4 @@
-"""A client's local training beside the same in PyTorch: same weights, batch, losses and optimiser, same cores.
+"""A client's local training compared with the same in PyTorch: same weights, batch, losses and optimiser, same cores.
 
 A client owns one batch and takes as many epochs as there are steps, so that shuffling changes nothing. Its whole update
 is timed, from the server's weights to what it sends; both sides are processes that wait for each other (see peers/).
@@ -118,7 +118,9 @@ def hand_over(settings: Settings) -> list[dict]:
         _, (download, state, data, _) = update_of(task, settings)
         given = {**task.given(download, state), "arrays": data.arrays}
         paths = jax.tree_util.tree_leaves_with_path(given)
-        leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in paths}
+        leaves: dict[str, Any] = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in paths
+        }
         np.savez(folder / "given.npz", **leaves)
         about = {"name": name, "steps": settings.steps, **task.about, "settings": dataclasses.asdict(settings)}
         (folder / "about.json").write_text(json.dumps(about))
@@ -149,14 +151,14 @@ def _fedmekt(settings: Settings) -> Task:
     return Task(method, data, given, about)
 
 
-def _layerwise(settings: Settings, plan: str) -> Task:
+def _layerwise(settings: Settings, plan: Literal["layer-wise", "end-to-end"]) -> Task:
     rng, batch, vocabulary = np.random.default_rng(settings.seed), settings.batch_size, 4000
     tokens = rng.integers(1, vocabulary, (batch, settings.length)).astype(np.int32)
     tokens[np.arange(settings.length) >= rng.integers(4, settings.length + 1, batch)[:, None]] = 0
     images = rng.integers(0, 256, (batch, settings.image, settings.image, 3), np.uint8)
     data = FederatedData.from_arrays({"image": images, "text": tokens}, [np.arange(batch)])
     heads = settings.width // 64
-    shape = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
+    shape: dict[str, Any] = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
     encoders = {
         "image": vit.encoder(settings.image, 8, **shape),
         "text": bert.encoder(vocabulary, positions=settings.length, dropout=0.0, **shape),
@@ -189,7 +191,7 @@ def _feddat(settings: Settings, released: bool) -> Task:
     images = rng.integers(0, 256, (batch, settings.image, settings.image, 3), np.uint8)
     data = FederatedData.from_arrays({"image": images, "question": question, "target": target}, [np.arange(batch)])
     heads = settings.width // 64
-    shape = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
+    shape: dict[str, Any] = {"dim": settings.width, "depth": settings.depth, "heads": heads, "mlp": 4 * settings.width}
     model = vilt.encoder(settings.image, 16, vocabulary, settings.length, std=0.5 * settings.width**-0.5, **shape)
     trunk = model.init(
         jax.random.key(settings.seed), {k: jnp.asarray(v[:1]) for k, v in data.cohorts["all"].arrays.items()}

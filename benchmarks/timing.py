@@ -30,7 +30,7 @@ class Timed(NamedTuple):
 
     step: Callable[[PyTree, Any], PyTree]
     start: PyTree
-    inputs: Sequence[Any]
+    inputs: Sequence[Any] | np.ndarray
     rounds: int  # in one timing
 
 
@@ -88,7 +88,9 @@ def ours(method: Method, over: OverClients, state: FedState, rounds: Sequence[Ro
     begun = time.perf_counter()
     step = jax.jit(method._replace(over=over).round, donate_argnums=0).lower(state, rounds[0], key).compile()
     cost = {"compile s": time.perf_counter() - begun}
-    cost["temporary MB"] = step.memory_analysis().temp_size_in_bytes / 1e6
+    memory = step.memory_analysis()
+    assert memory, "the backend does not say what a program holds"
+    cost["temporary MB"] = memory.temp_size_in_bytes / 1e6
     return Timed(lambda state, taken: step(state, taken, key)[0], state, rounds, len(rounds)), cost
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,17 @@ class Size:
     image: int = 32
     """Side of the pictures, in pixels."""
     patch: int = 8
+    """Side of a patch, in pixels."""
     length: int = 24
     """Word pieces of a text."""
     vocabulary: int = 600
-    """Word pieces in all, at most."""
+    """Word pieces in the vocabulary, at most."""
     dim: int = 64
+    """Width of the transformer."""
     depth: int = 4
+    """Layers of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +60,27 @@ class Settings:
     """What is learnt from and for how long."""
 
     data: Literal["scenes", "flickr8k"] = "scenes"
-    """scenes are embedded; flickr8k, its train split, comes on top and is read from --data-dir."""
+    """Pictures to learn from: scenes are embedded; flickr8k adds its train split, which is read from --data-dir."""
     data_dir: str | None = None
+    """Folder of Flickr8k's raw files."""
     pictures: int = 12000
     """Scenes, spread evenly over their styles."""
     size: Size = Size()
     steps: int = 4000
+    """Steps of AdamW."""
     batch_size: int = 64
+    """Pairs in a batch."""
     lr: float = 1e-3
+    """Highest learning rate, after a warm-up and before a cosine decay."""
     masked: float = 0.3
     """Share of the words that are to be guessed."""
     seed: int = 1000
-    """Of scenes, which no client has: theirs have other seeds."""
+    """Seed of the scenes, which no client has: their scenes have other seeds."""
     out: str = "runs/vilt_scenes"
+    """Folder that the trunk is written to."""
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, pictures=self.pictures, steps=self.steps, batch_size=self.batch_size)
 
 
 PRESETS = {
@@ -104,7 +116,7 @@ def load(folder: str | pathlib.Path) -> Trunk:
 
 def encoder(size: Size, dtype: jax.typing.DTypeLike = jnp.float32) -> vilt.Vilt:
     """The ViLT of these sizes, its arithmetic in `dtype`."""
-    shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
     return vilt.encoder(
         size.image, size.patch, size.vocabulary, size.length, std=0.5 * size.dim**-0.5, dtype=dtype, **shape
     )
@@ -169,7 +181,7 @@ def pretrain(settings: Settings, log=print) -> Trunk:
     folder = pathlib.Path(settings.out)
     cli.write(folder, settings)
     pretrained.save(params["trunk"], model, folder / "model.safetensors")
-    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     told = {"size": dataclasses.asdict(size), "scores": scores, "settings": dataclasses.asdict(settings)}
     (folder / "model.json").write_text(json.dumps(told | {"versions": records.versions()}, indent=1))

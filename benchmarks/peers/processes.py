@@ -84,6 +84,7 @@ def started(peer: Peer, python: str, folder: pathlib.Path, name: str, settings: 
             text=True,
             env=around,
         )
+    assert process.stdin and process.stdout
     running = Running(process, log, settings.patience)
     try:
         _answer(running)  # ready
@@ -121,10 +122,12 @@ def ask(running: Running, request: str) -> dict:
 
 
 def _answer(running: Running) -> dict:
-    if not select.select([running.process.stdout], [], [], running.patience)[0]:
+    stdout = running.process.stdout
+    assert stdout
+    if not select.select([stdout], [], [], running.patience)[0]:
         running.process.kill()
         raise PeerError(f"no answer in {running.patience:.0f} s; see {running.log}")
-    line = running.process.stdout.readline()
+    line = stdout.readline()
     if not line:
         said = running.log.read_text().strip().splitlines() or ["it ended without a word"]
         errors = [line for line in said if re.match(r"[\w.]+(Error|Exception)\b", line)]

@@ -24,7 +24,8 @@ from fedjax_mm.data import (
 from fedjax_mm.models import Model, cnn, lstm, mlp, text
 
 SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # shares of recordings; clients own the rest
-DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
+Name = Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"]
+DATASETS: Mapping[Name, Callable[[Any, int], Dataset]] = {
     "digits": lambda data_dir, seed: digits.load("sequence", seed),
     "scenes": lambda data_dir, seed: scenes.load(seed=seed),
     "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes=SIZES, stride=6, lead_in=True),
@@ -43,7 +44,7 @@ DATASETS: Mapping[str, Callable[[Any, int], Dataset]] = {
 class Settings:
     """The dataset, and the clients that own it."""
 
-    data: Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"] = "digits"
+    data: Name = "digits"
     """Dataset: digits and scenes are embedded, and the others are read from --data-dir."""
     cohorts: str = "A10_B10_AB10"
     """How many clients own which modalities; A and B are the first and the second modality of the dataset."""
@@ -77,7 +78,7 @@ def load_problem(settings: Settings, seed: int) -> Problem:
 
 
 @functools.lru_cache(8)
-def load(name: str, data_dir: str | None, cohorts: str, alpha: float, seed: int, proxy: int = 128) -> Problem:
+def load(name: Name, data_dir: str | None, cohorts: str, alpha: float, seed: int, proxy: int = 128) -> Problem:
     """The named dataset with its training examples in the hands of the clients that `cohorts` describes.
 
     cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
@@ -115,8 +116,8 @@ def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...],
     holders = {}
     for piece in code.split("_"):
         match = re.fullmatch(r"([A-Z]+)([1-9]\d*)", piece)
-        letters = [ord(c) - ord("A") for c in match[1]] if match else [len(modalities)]
-        if max(letters) >= len(modalities):
+        letters = [ord(c) - ord("A") for c in match[1]] if match else []
+        if not match or max(letters) >= len(modalities):
             known = ", ".join(f"{chr(ord('A') + i)} = {m}" for i, m in enumerate(modalities))
             raise ValueError(f"--cohorts {code} is not understood at {piece!r}; write e.g. A10_B10_AB10 with {known}")
         holders[tuple(modalities[i] for i in letters)] = int(match[2])
@@ -125,15 +126,15 @@ def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...],
 
 def encoders(dataset: Dataset, dim: int = 32) -> dict[str, Model]:
     """A small encoder for each modality, by its shape: tokens [L], sequences [T, F], images [H, W, C]."""
-    made = {}
+    found = {}
     for name in dataset.modalities:
         array = dataset.splits["train"][name]
         if array.dtype.kind == "i":
-            made[name] = text.encoder(int(array.max()) + 1, dim, 64)
+            found[name] = text.encoder(int(array.max()) + 1, dim, 64)
         elif array.ndim == 3:
-            made[name] = lstm.encoder(32, dim)
+            found[name] = lstm.encoder(32, dim)
         elif array.shape[1] >= 16:
-            made[name] = cnn.encoder((16, 32, 64), dim)
+            found[name] = cnn.encoder((16, 32, 64), dim)
         else:
-            made[name] = mlp.encoder((64,), dim)
-    return made
+            found[name] = mlp.encoder((64,), dim)
+    return found

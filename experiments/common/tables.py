@@ -90,7 +90,8 @@ def finish(
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
     about = ("data_dir", "mode", "modes", "plan", "method", "trunk", "seed", "seeds", "chunk", "devices", "out")
-    plain = lambda value: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
+    plain = lambda value: dataclasses.asdict(value) if nested(value) else value
     return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}
 
 
@@ -105,8 +106,8 @@ def _row(
     if variant.build is None:
         scores = []
         for _, dataset in problems.values():
-            labels = [dataset.splits[split]["label"] for split in ("train", settings.common.split)]
-            scores.append(evaluate.constant(*labels, len(dataset.classes)))
+            train, test = (dataset.splits[split]["label"] for split in ("train", settings.common.split))
+            scores.append(evaluate.constant(train, test, len(dataset.classes)))
         return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}
     folders = [_finish(name, variant, problem, settings, study, seed) for seed, problem in problems.items()]
     (row,) = report.summary([report.load(folder) for folder in folders])

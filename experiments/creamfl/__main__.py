@@ -15,7 +15,7 @@ from experiments.creamfl import study, table
 RENAMED = {"small": "ours", "code": "released"}
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
     command, arguments = cli.command(arguments, ("compare",))
     settings = cli.parse(study.PRESETS, _renamed(arguments), __doc__)

@@ -34,15 +34,21 @@ class Numbers(NamedTuple):
     """How many clients, and examples of each."""
 
     image: int = 10
+    """Clients with images and labels."""
     text: int = 10
+    """Clients with texts and labels."""
     both: int = 15
+    """Clients with pairs of an image and a text."""
     per_client: int = 100
+    """Examples of a client, on average."""
     public: int = 1000
+    """Public pairs."""
     test: int = 500
+    """Examples that models are tested on."""
     asked: int = 4000
-    """Questions about scenes to learn from; a quarter as many to test."""
+    """Questions about scenes to learn from; there are a quarter as many to test."""
     pretraining: int = 4000
-    """Other labelled examples of a modality, that encoders have learnt from before."""
+    """Other labelled examples of a modality, which the encoders have learnt from before."""
 
 
 def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Problem:
@@ -54,20 +60,22 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     cut = lambda arrays: {**arrays, "text": arrays["text"][:, :used]}
     splits = {name: cut(arrays) for name, arrays in splits.items()}
     train, tested = splits["train"], splits[split]
-    at = np.cumsum([numbers.image * numbers.per_client, numbers.text * numbers.per_client])
-    parts = dict(zip(("image", "text", "both"), np.split(np.arange(total), at), strict=True))
-    holds = {"image": ("image", "label"), "text": ("text", "label"), "both": ("image", "text")}
+    ends = np.cumsum([numbers.image * numbers.per_client, numbers.text * numbers.per_client])
+    parts: dict[str, np.ndarray] = dict(zip(("image", "text", "both"), np.split(np.arange(total), ends), strict=True))
+    holds: dict[str, tuple[str, ...]] = {
+        "image": ("image", "label"),
+        "text": ("text", "label"),
+        "both": ("image", "text"),
+    }
     arrays = {name: {k: train[k][parts[name]] for k in keys} for name, keys in holds.items()}
     test = {m: tested[m] for m in ("image", "text")}
     for name in ("image", "text"):
         test |= {f"{name}/{name}": tested[name], f"{name}/label": tested["label"]}
     public = {m: splits["public"][m] for m in ("image", "text")}
-    drawn = [
-        scenes.load("vqa", n, seed=seed + 1000 + i, others={}).splits["train"]
-        for i, n in enumerate((numbers.asked, numbers.asked // 4))
-    ]
+    questions = lambda n, seed: scenes.load("vqa", n, seed=seed, others={}).splits["train"]
     answers = lambda labels: np.eye(len(scenes.ANSWERS), dtype=np.float32)[labels]
-    asked = tuple(Questions(arrays["image"], arrays["text"], answers(arrays["label"])) for arrays in drawn)
+    of = lambda arrays: Questions(arrays["image"], arrays["text"], answers(arrays["label"]))
+    asked = of(questions(numbers.asked, seed + 1000)), of(questions(numbers.asked // 4, seed + 1001))
     classes = {"image": len(scenes.SHAPES), "text": len(scenes.SHAPES)}
     other = scenes.make(numbers.pretraining, 1_000_000)  # to tell the largest object's shape and colour
     label = other.shape[:, 0] * len(scenes.COLOURS) + other.colour[:, 0]
@@ -98,17 +106,14 @@ def photo_problem(
         captions and news, or a BERT vocab.txt.
     """
     if side % 32:
-        raise ValueError(f"side is {side}; it must be a multiple of 32, the side of CIFAR's images")
+        raise ValueError(f"--side is {side}; it must be a multiple of 32, the side of CIFAR's images")
     folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
     aside = numbers.public if public == "flickr8k" else 0
     photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=aside, seed=seed)
-    shown, named, tested = photos.splits, photos.captions, split
+    images, named = {name: arrays["image"] for name, arrays in photos.splits.items()}, photos.captions
+    tested = split if public == "flickr8k" else "valid"
     if public == "coco":
-        tested = "valid"
-        coco = coco_captions.load(folder / "coco", ("train", tested), image=side, length=length)
-        drawn = np.sort(rng.permutation(len(coco.captions["train"])))[: numbers.public]
-        shown = {"public": {"image": coco.splits["train"]["image"][drawn]}, tested: coco.splits[tested]}
-        named = {"public": coco.captions["train"][drawn], tested: coco.captions[tested]}
+        images, named = _coco(folder / "coco", numbers.public, side, length, rng)
     cifar, news = _labelled(folder / "tfds", split, rng, numbers)
     captions = photos.captions["train"]
     if isinstance(vocabulary, int):  # one for all seeds, which differ in what of Flickr8k is public
@@ -123,21 +128,28 @@ def photo_problem(
     text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
     pairs = rng.permutation(len(captions))[: numbers.both * numbers.per_client]
     both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions[pairs])}
-    shared = {"image": shown["public"]["image"], "text": tokens(named["public"][:, 0])}
-    some = slice(numbers.test)
-    test = {"image": shown[tested]["image"][some], "text": tokens(named[tested][some])}
+    shared = {"image": images["public"], "text": tokens(named["public"][:, 0])}
+    test = {"image": images[tested][: numbers.test], "text": tokens(named[tested][: numbers.test])}
     test |= {"image/image": image["test"]["image"], "image/label": image["test"]["label"]}
     test |= {"text/text": text["test"]["text"], "text/label": text["test"]["label"]}
     asked = None
     if (folder / "vqa" / "easy_vqa").is_dir():
         source = {"easy_vqa": vqa.imagefolder(folder / "vqa")["easy_vqa"]}
         tasks = vqa.load(source, (side, side), 32, length, tokenizer=tokenizer, seed=seed)
-        drawn = [vqa.examples(tasks, "easy_vqa", part) for part in ("train", "test")]
-        asked = tuple(Questions(a["image"], a["question"], a["target"]) for a in drawn)
+        of = lambda arrays: Questions(arrays["image"], arrays["question"], arrays["target"])
+        asked = of(vqa.examples(tasks, "easy_vqa", "train")), of(vqa.examples(tasks, "easy_vqa", "test"))
     arrays = {"image": image["train"], "text": text["train"], "both": both}
     data = _shared_out(numbers, arrays, shared, alpha, seed)
     before = {"image": image["pretraining"], "text": text["pretraining"]}
     return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
+
+
+def _coco(folder: pathlib.Path, public: int, side: int, length: int, rng: np.random.Generator):
+    """({split: images}, {split: captions}) of COCO: so many public ones of its train, and "valid"."""
+    coco = coco_captions.load(folder, ("train", "valid"), image=side, length=length)
+    chosen = np.sort(rng.permutation(len(coco.captions["train"])))[:public]
+    images = {"public": coco.splits["train"]["image"][chosen], "valid": coco.splits["valid"]["image"]}
+    return images, {"public": coco.captions["train"][chosen], "valid": coco.captions["valid"]}
 
 
 def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):
@@ -172,11 +184,11 @@ def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> FederatedData:
     """Labelled examples by Dirichlet(alpha), with no client much larger than others (1.1), pairs evenly."""
     owned = {}
-    for i, (name, mine) in enumerate(arrays.items()):
-        clients = getattr(numbers, name)
-        if "label" in mine:
+    for i, (name, columns) in enumerate(arrays.items()):
+        clients, rng = getattr(numbers, name), np.random.default_rng((seed, i))
+        if "label" in columns:
             least = max(2, numbers.per_client // 10)
-            owned[name] = partition.dirichlet(mine["label"], clients, alpha, (seed, i), least, balanced=True)
+            owned[name] = partition.dirichlet(columns["label"], clients, alpha, rng, least, balanced=True)
         else:
-            owned[name] = partition.iid(len(mine["image"]), clients, (seed, i))
+            owned[name] = partition.iid(len(columns["image"]), clients, rng)
     return FederatedData.from_arrays(arrays, owned, public=public)

@@ -27,11 +27,15 @@ class Size:
     """Small models; the server's are larger."""
 
     dim: int = 64
+    """Width of the joint space."""
     client_channels: tuple[int, ...] = (16, 32, 64)
+    """Channels of the convolutions of the clients' image encoders."""
     server_channels: tuple[int, ...] = (32, 64, 128)
+    """Channels of the convolutions of the server's image encoder."""
     client_width: int = 32
-    """Of word vectors."""
+    """Width of the clients' word vectors."""
     server_width: int = 64
+    """Width of the server's word vectors."""
 
 
 class Models(NamedTuple):
@@ -59,7 +63,7 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Mod
     """
     folder = pathlib.Path(folder)
     words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
-    words, vectors = sorted(words, key=words.get), folder / "glove.840B.300d.txt"
+    words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
     table = embedding.glove(vectors, words) if vectors.is_file() else None
     of = lambda model, name: Model(_start(model, folder / name), model.apply)
     server = {

@@ -113,14 +113,15 @@ def answer(settings: study.Settings, name: str, seed: int, state: FedState) -> d
         vqa_evaluation.Questions(of(params, "image", q.image), of(params, "text", q.question), q.target)
         for q in problem.questions
     ]
-    return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), *reps, jax.random.key(seed))
+    train, test = reps
+    return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), train, test, jax.random.key(seed))
 
 
 def representations(
     settings: study.Settings, problem: Problem, state: FedState, m: str, few: int = 200
 ) -> dict[str, np.ndarray]:
     """Representations [few, D] of the first public examples by the server and by three clients of each kind."""
-    models, some = study.models(settings), problem.data.public[m][:few]
+    models, some = study.models(settings), (problem.data.public or {})[m][:few]
     of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], some))
     found = {"server": of(models.server, state.server["params"])}
     for name, encoders in models.clients.items():
@@ -135,6 +136,6 @@ def _row(name: str, same: Sequence[report.Run], answers: Sequence[dict[str, floa
     last = [run.rows[-1] for run in same]
     about = [key for key in last[0] if key.startswith(("server/entropy", "server/drift"))]
     row |= {key: tables.spread([one[key] for one in last]) for key in about}
-    if answers[0]:
-        row["VQA"] = tables.spread([one["vqa_score"] for one in answers])
+    if scores := [one["vqa_score"] for one in answers if one]:
+        row["VQA"] = tables.spread(scores)
     return {**row, "method": name}

@@ -18,7 +18,7 @@ class Settings:
 NAMES = {"sgd": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam", "yogi": "FedYogi"}
 
 
-def _preset(name: Any, method: dict[str, Any], rounds: int = 100, seeds: int = 5, **problem: Any) -> Settings:
+def _preset(name: data.Name, method: dict[str, Any], rounds: int = 100, seeds: int = 5, **problem: Any) -> Settings:
     common = cli.Common(rounds=rounds, seeds=seeds, out=f"runs/fedavg_{name}")
     config = FedAvgConfig(**{"batch_size": 20, "epochs": 2, "server_lr": 0.01, "server_optimizer": "adam"} | method)
     return Settings(data.Settings(data=name, common=common, **problem), config)

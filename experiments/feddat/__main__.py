@@ -16,7 +16,7 @@ from experiments.feddat import costs, study, table
 from experiments.feddat.modes import modes
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
     command, arguments = cli.command(arguments, ("compare", "costs"))
     if command == "costs":

@@ -3,6 +3,8 @@
 python -m experiments.feddat costs
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -49,7 +51,9 @@ def memory(mode: Mode, data: FederatedData, model: vilt.Vilt, trunk: PyTree, hea
     ((name, number),) = data.sizes.items()
     taking_part = data.round({name: np.arange(number)})
     lowered = jax.jit(make_method(trunk).round, donate_argnums=0).lower(state, taking_part, jax.random.key(0))
-    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).memory_analysis()
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+    compiled = lowered.compile(compiler_options=options).memory_analysis()
+    assert compiled, "the backend does not say what a program holds"
     held = {"trunk": state.server["trunk"], "adapters and heads": state.clients, "questions": taking_part}
     row = {"clients": number} | {f"{key}, MB": trees.size_bytes(tree) / 1e6 for key, tree in held.items()}
     return row | {"round, MB": (compiled.argument_size_in_bytes + compiled.temp_size_in_bytes) / 1e6}

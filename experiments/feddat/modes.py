@@ -18,17 +18,18 @@ from fedjax_mm.types import PyTree
 
 
 class Widths(NamedTuple):
-    """Of what is tuned beside the trunk."""
+    """Widths of what is tuned besides the trunk."""
 
     adapter: int = 48
+    """Hidden units of an adapter."""
     prompt: int = 192
-    """Of its MLP."""
+    """Hidden units of the prompt's MLP."""
     rank: int = 16
-    """Of LoRA."""
+    """Rank of LoRA."""
 
 
 class Mode(NamedTuple):
-    """A way to tune: the method's settings, and, for PEFT, what is tuned beside the trunk and of the trunk."""
+    """A way to tune: the method's settings, and, for PEFT, what is tuned besides the trunk and what of the trunk."""
 
     config: FedDATConfig | PEFTConfig
     beside: str = ""

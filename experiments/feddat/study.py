@@ -86,7 +86,7 @@ def load(settings: Settings, seed: int) -> Problem:
 
 @functools.lru_cache(1)
 def _trunk(folder: str | None) -> Trunk:
-    if folder == PRESETS["scenes"].trunk and not pathlib.Path(folder).is_dir():
+    if folder and folder == PRESETS["scenes"].trunk and not pathlib.Path(folder).is_dir():
         print("There is no pretrained trunk yet; it takes a few minutes to make one.", flush=True)
         return pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
     if folder is None or not pathlib.Path(folder).is_dir():

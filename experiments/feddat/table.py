@@ -70,7 +70,11 @@ def constant(settings: study.Settings) -> dict[str, Any]:
         first = {name: split[settings.common.split]["target"][:, 0] for name, split in splits.items()}
         scores.append({name: 100 * float(target.mean()) for name, target in first.items()})
     by_client = {name: tables.spread([one[name] for one in scores]) for name in scores[0]}
-    return {"mode": "constant", "score": tables.spread([np.mean(list(one.values())) for one in scores]), **by_client}
+    return {
+        "mode": "constant",
+        "score": tables.spread([float(np.mean(list(one.values()))) for one in scores]),
+        **by_client,
+    }
 
 
 def _rows(settings: study.Settings, name: str, same: list[report.Run]) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ WINDOW = Probe(unit="window")
 WIDE = Shape(width=16, readout=True)
 
 
-def _preset(name: Any, weight: float, alpha: float = 0.3, rounds: int = 60, seeds: int = 5) -> Settings:
+def _preset(name: data.Name, weight: float, alpha: float = 0.3, rounds: int = 60, seeds: int = 5) -> Settings:
     common = cli.Common(rounds=rounds, seeds=seeds, out=f"runs/fedmekt_{name}")
     problem = data.Settings(data=name, alpha=alpha, fraction=0.3, common=common)
     learn = FedMEKTConfig(alpha=weight, eta=weight, probe=WINDOW)

@@ -15,7 +15,7 @@ from experiments.common import cli
 from experiments.layerwise import costs, study, table
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
     command, arguments = cli.command(arguments, ("compare", "costs"))
     if command == "costs":

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,18 +15,25 @@ from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
 from fedjax_mm.models import Transformer, ast, bert, vit
 
+Plan = Literal["end-to-end", "layer-wise", "progressive"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Small encoders; every modality has the same width and depth."""
 
     dim: int = 64
+    """Width of the encoders."""
     depth: int = 3
+    """Layers of each encoder."""
     heads: int = 4
+    """Attention heads of a layer."""
     patch: int = 16
     """Side of a patch: pixels of an image, frames and bands of a sound."""
     projection_hidden: int = 256
+    """Hidden units of the projection heads."""
     projection_dim: int = 64
+    """Width of the space in which modalities are contrasted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Settings:
 
     data: Literal["scenes", "flickr8k", "av_digits", "advance"] = "scenes"
     """Dataset: scenes are embedded, and the others are read from --data-dir."""
-    plan: Literal["end-to-end", "layer-wise", "progressive"] = "layer-wise"
+    plan: Plan = "layer-wise"
     """Plan of a single run; compare runs all three."""
     stages: int = 3
     """Stages that the rounds are spread over evenly, as for training from scratch."""
@@ -131,7 +138,7 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
 
 def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transformer:
     size = settings.size
-    shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
     if modality == "image":
         return vit.encoder(array.shape[1], size.patch, **shape)
     if modality == "audio":
@@ -139,7 +146,7 @@ def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transforme
     return bert.encoder(int(array.max()) + 1, positions=array.shape[-1], dropout=settings.dropout, **shape)
 
 
-def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
+def config_of(settings: Settings, plan: Plan) -> LayerwiseConfig:
     """The method's settings for one plan; from scratch, so every stage has rounds."""
     same = (settings.encoder_lr,) * settings.stages
     return LayerwiseConfig(
@@ -157,7 +164,7 @@ def config_of(settings: Settings, plan: str) -> LayerwiseConfig:
     )
 
 
-def train(settings: Settings, plan: str, seed: int) -> pathlib.Path:
+def train(settings: Settings, plan: Plan, seed: int) -> pathlib.Path:
     """The directory of a run that is finished."""
     problem, config = load(settings, seed), config_of(settings, plan)
     directory, _ = tables.finish(

@@ -65,7 +65,7 @@ def test_a_file_has_a_row_with_times_for_every_variant(tmp_path):
 
 def test_a_round_by_hand_that_differs_is_an_error(monkeypatch):
     by_hand = engine.round_by_hand
-    other_rate = lambda settings, chunk: by_hand(dataclasses.replace(settings, client_lr=0.11), chunk)
+    other_rate = lambda apply, settings, chunk: by_hand(apply, dataclasses.replace(settings, client_lr=0.11), chunk)
     monkeypatch.setattr(engine, "round_by_hand", other_rate)
     with pytest.raises(ArithmeticError, match="chunk 1: our round and the one by hand differ by"):
         engine.handwritten(dataclasses.replace(TINY, chunks=(1,), rounds=1))
