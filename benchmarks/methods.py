@@ -36,6 +36,7 @@ class Settings:
     """Which methods' rounds, and how often."""
 
     names: tuple[Name, ...] = ("FedAvg", "MMFL", "FedMEKT", "layer-wise", "FedDAT", "CreamFL")
+    """Methods whose rounds are measured."""
     rounds: int = 3
     """Rounds in one timing."""
     repetitions: int = 5
@@ -108,8 +109,8 @@ def of_feddat(
 ) -> Workload:
     """Questions about scenes, a client a style, over a trunk that has learnt nothing, which costs the same."""
     settings = Training(lr=1e-2, batch_size=batch_size)
-    drawn = tasks.domain(examples, 8, size.image, seed=seed)
-    data = vqa.federated(vqa.load(drawn, (size.image, size.image), size.patch, size.length, seed=seed))
+    sources = tasks.domain(examples, 8, size.image, seed=seed)
+    data = vqa.federated(vqa.load(sources, (size.image, size.image), size.patch, size.length, seed=seed))
     model, arrays = pretrain_vilt.encoder(size, dtype), data.cohorts["all"].arrays
     trunk = model.init(jax.random.key(seed), {k: jnp.asarray(arrays[k][:1]) for k in arrays})
     trunk = jax.tree.map(lambda x: x.astype(dtype), trunk)

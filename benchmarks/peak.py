@@ -1,4 +1,4 @@
-"""How near the limit a round comes: FLOPs of its clients' steps a second, beside those of one large matrix product.
+"""How near the limit a round comes: the FLOP rate of its clients' steps, compared with one large matrix product.
 
 FLOPs are those of the matrix products in the traced local steps (see fedjax_mm.costs): padding, weighing and the server
 take time and count for nothing.
@@ -30,12 +30,16 @@ class Settings:
     """What is measured, and at which size."""
 
     names: tuple[Name, ...] = ("transformer clients", "adapters over a frozen trunk", "many small clients")
+    """Workloads that are measured."""
     size: Literal["auto", "small", "full"] = "auto"
-    """full: ViT-B/16 and ViLT-B/32 in bfloat16, 512 small clients; auto: small on a CPU, full elsewhere."""
+    """Size of the workloads: full takes ViT-B/16 and ViLT-B/32 in bfloat16 and 512 small clients; auto takes small on
+    a CPU and full elsewhere."""
     rounds: int = 1
     """Rounds in one timing."""
     repetitions: int = 5
+    """Timings of each variant; their median is reported."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 class Workload(NamedTuple):
@@ -74,8 +78,10 @@ def of_workload(settings: Settings, name: str, workload: Workload, limit: tuple[
     rounds = rounds_of(data, data.sizes, settings.rounds, settings.seed)
     (cost,) = costs.of(method, rounds[0], state).values()
     flops, (multiply, flops_of_product) = steps * cost.flops * 1e-12, limit
-    made = {chunk: ours(method, OverClients(chunk), state, rounds, key) for chunk in chunks}
-    times = timings({"product": multiply, **{chunk: timed for chunk, (timed, _) in made.items()}}, settings.repetitions)
+    compiled = {chunk: ours(method, OverClients(chunk), state, rounds, key) for chunk in chunks}
+    times = timings(
+        {"product": multiply, **{chunk: timed for chunk, (timed, _) in compiled.items()}}, settings.repetitions
+    )
     most, rows = flops_of_product / (1e-3 * times["product"][:, 1]), []
     for chunk in chunks:
         cpu, wall = median(times[chunk])
@@ -83,7 +89,7 @@ def of_workload(settings: Settings, name: str, workload: Workload, limit: tuple[
         rates = {"share": np.median(reached / most), "TFLOP per s": np.median(reached), "product": np.median(most)}
         rates = {what: float(value) for what, value in rates.items()}
         row = {"workload": name, "chunk": chunk, **rates, "steps": steps, "TFLOP a round": flops, "CPU ms": cpu}
-        rows.append({**row, "ms": wall, **made[chunk][1]})
+        rows.append({**row, "ms": wall, **compiled[chunk][1]})
     return rows
 
 
@@ -91,11 +97,11 @@ def transformers(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
     """FedAvg of an image classifier."""
     if full:
         of_price = price.Settings(clients=8, examples=256, batch_size=64, side=224, seed=seed)
-        made = vit.encoder(224, 16, dim=768, depth=12, heads=12, mlp=3072, dtype=dtype)
+        model = vit.encoder(224, 16, dim=768, depth=12, heads=12, mlp=3072, dtype=dtype)
     else:
         of_price = price.Settings(clients=4, examples=32, batch_size=16, seed=seed)
-        made = vit.encoder(32, 4, dim=384, depth=4, heads=6, mlp=1536, dtype=dtype)
-    data, method, _ = price.workload(of_price, price.plain(made))
+        model = vit.encoder(32, 4, dim=384, depth=4, heads=6, mlp=1536, dtype=dtype)
+    data, method, _ = price.workload(of_price, price.plain(model))
     return Workload(method, data, (1, 2), of_price.clients * of_price.examples // of_price.batch_size)
 
 
@@ -105,9 +111,9 @@ def over_trunk(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
         size, examples, batch_size = pretrain_vilt.Size(384, 32, 40, 30522, 768, 12, 12), 256, 64
     else:
         size, examples, batch_size = pretrain_vilt.Size(32, 4, dim=256, heads=4), 32, 16
-    made = methods.of_feddat(seed, size, dtype, examples, batch_size)
-    (cohort,) = made.data.cohorts.values()
-    return Workload(made.method, made.data, (1,), sum(math.ceil(n / batch_size) for n in cohort.counts))
+    method, data, _ = methods.of_feddat(seed, size, dtype, examples, batch_size)
+    (cohort,) = data.cohorts.values()
+    return Workload(method, data, (1,), sum(math.ceil(n / batch_size) for n in cohort.counts))
 
 
 def small(full: bool, dtype: jnp.dtype, seed: int) -> Workload:

@@ -30,20 +30,27 @@ class Settings:
     """Settings of the measurement."""
 
     populations: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000)
+    """Numbers of clients."""
     client_states: tuple[Place, ...] = ("device", "host", "disk")
+    """Places where the states of clients are kept."""
     per_round: int = 10
+    """Clients that take part in a round."""
     pool: int = 6000
     """Examples that all clients draw theirs from."""
     examples: int = 60
-    """Of each client."""
+    """Examples of each client."""
     features: int = 784
+    """Numbers of an example."""
     width: int = 200
+    """Units of the encoder, and inputs of a client's head."""
     batch_size: int = 20
+    """Examples in a batch."""
     rounds: int = 50
-    """Timed, after one that is not; reported is their median."""
+    """Rounds that are timed, after one that is not; their median is reported."""
     folder: str = "runs/throughput"
-    """Where states on disk are, for as long as a run takes."""
+    """Folder of the states on disk, for as long as a run takes."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 def population(settings: Settings) -> list[dict]:
@@ -66,8 +73,8 @@ def measured(settings: Settings) -> list[dict]:
     """The row of one population and one place: what a round costs, and what this process held."""
     (clients,), (place,) = settings.populations, settings.client_states
     data, method = workload(settings, clients)
-    held = []
-    look = lambda: held.append(sum(x.nbytes for x in jax.live_arrays()))
+    live = []
+    look = lambda: live.append(sum(x.nbytes for x in jax.live_arrays()))
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         begun = time.perf_counter()
         given = {"per_round": settings.per_round, "seed": settings.seed}
@@ -75,7 +82,7 @@ def measured(settings: Settings) -> list[dict]:
         state, (cpu, wall) = trained(method, data, settings.rounds, look, client_state=where, **given)
         whole = time.perf_counter() - begun
     row = {"clients": clients, "client states": place, "states MB": trees.size_bytes(state.clients) / 1e6}
-    row |= {"CPU ms": cpu, "ms": wall, "device MB": max(held) / 1e6, "peak RSS MB": peak_rss_mb(), "whole run s": whole}
+    row |= {"CPU ms": cpu, "ms": wall, "device MB": max(live) / 1e6, "peak RSS MB": peak_rss_mb(), "whole run s": whole}
     ends = jax.tree.leaves(jax.device_get(state.server["params"]))
     return [{**row, "checksum": zlib.crc32(b"".join(x.tobytes() for x in ends))}]
 

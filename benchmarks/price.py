@@ -1,7 +1,7 @@
-"""What federation costs: a round beside as many steps of the same model in one place, one scan over the same batches.
+"""What federation costs: a round compared with as many steps of centralised SGD, which are one scan over batches.
 
-A round besides trains from one start again and again, adds the weights of its clients up, draws their order, and checks
-and counts what they send.
+A round does more than these steps: it trains from one start again and again, adds up the weights of its clients, draws
+the order of their examples, and checks and counts what they send.
 """
 
 import dataclasses
@@ -38,18 +38,23 @@ class Settings:
     """The models, and one workload for all: images in ten classes."""
 
     names: tuple[Name, ...] = ("mlp", "wide mlp", "cnn", "transformer", "wide transformer")
+    """Models that are measured."""
     side: int = 32
-    """Pixels of an image; the models here are made for 32."""
+    """Pixels of the side of an image; the models here are for 32."""
     clients: int = 10
-    """All take part."""
+    """Clients, who all take part in a round."""
     examples: int = 64
-    """Of each client."""
+    """Examples of each client."""
     batch_size: int = 16
+    """Examples in a batch."""
     chunks: tuple[int, ...] = (1, 5)
+    """Clients vmapped at a time."""
     rounds: int = 1
-    """In one timing."""
+    """Rounds in one timing."""
     repetitions: int = 7
+    """Timings of each variant; their median is reported."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 def price(settings: Settings) -> list[dict]:
@@ -73,7 +78,7 @@ def of_model(settings: Settings, encoder: Model, name: str) -> list[dict]:
 
 
 def variants_of(settings: Settings, encoder: Model) -> tuple[dict[int, Timed], Timed]:
-    """(FedAvg of the encoder and a linear head at every chunk, SGD in one place from the same weights)."""
+    """(FedAvg of the encoder and a linear head at every chunk, centralised SGD from the same weights)."""
     data, method, head = workload(settings, encoder)
     key, state = jax.random.key(settings.seed), start_of(method, settings.seed)
     rounds = rounds_of(data, settings.clients, settings.rounds, settings.seed)
@@ -116,6 +121,6 @@ def centralised(encoder: Model, head: Model, rate: float) -> Callable:
     return jax.jit(run, donate_argnums=0)
 
 
-def plain(made: vit.Transformer) -> Model:
+def plain(transformer: vit.Transformer) -> Model:
     """The transformer as a model from images to its class token's output."""
-    return Model(made.init, made.apply)
+    return Model(transformer.init, transformer.apply)

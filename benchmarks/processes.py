@@ -21,17 +21,19 @@ class Settings:
     """Settings of the measurement."""
 
     processes: tuple[int, ...] = (1, 2)
+    """Numbers of processes."""
     devices: int = 2
-    """In all, spread evenly over processes; forced host devices."""
+    """Forced host devices in all, which are spread evenly over the processes."""
     widths: tuple[tuple[int, ...], ...] = ((200, 200), (2000, 2000))
     """Hidden layers of the classifiers: what devices exchange in a round is as large as one."""
     rounds: int = 50
-    """Timed, after one that is not; reported is their median."""
+    """Rounds that are timed, after one that is not; their median is reported."""
     repetitions: int = 3
-    """Runs of each, in turn."""
+    """Runs of each number of processes, in turn."""
     patience: float = 600.0
     """Seconds a run may take."""
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
 
 
 def processes(settings: Settings) -> list[dict]:
@@ -65,8 +67,8 @@ def launched(settings: Settings, widths: tuple[int, ...], number: int) -> tuple[
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": with_devices(settings.devices // number)}
     with tempfile.TemporaryDirectory() as folder:
-        made = [command(member, settings, widths, number, i, port, folder) for i in range(number)]
-        members = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, text=True) for one in made]
+        commands = [command(member, settings, widths, number, i, port, folder) for i in range(number)]
+        members = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, text=True) for one in commands]
         try:
             said = [one.communicate(timeout=settings.patience)[0] for one in members]
         finally:
@@ -75,8 +77,8 @@ def launched(settings: Settings, widths: tuple[int, ...], number: int) -> tuple[
         if any(one.returncode for one in members):
             raise RuntimeError(f"of {number} processes some failed: exits {[one.returncode for one in members]}")
         times = [json.loads(one.splitlines()[-1]) for one in said]
-        with np.load(pathlib.Path(folder) / "end.npz") as held:
-            end = [held[name] for name in held.files]
+        with np.load(pathlib.Path(folder) / "end.npz") as arrays:
+            end = [arrays[name] for name in arrays.files]
     return (sum(cpu for cpu, _ in times), max(wall for _, wall in times)), end
 
 

@@ -36,26 +36,31 @@ class Settings:
     """Which steps, of what size, and on how many cores."""
 
     names: tuple[Name, ...] = ("FedMEKT", "layer-wise", "end-to-end", "FedDAT", "FedDAT released")
-    """released: PyTorch makes three passes a step, as the authors' code; we make two in either."""
+    """Steps that are measured. In "FedDAT released" PyTorch makes three passes, as the authors' code; we make two."""
     python: str | None = None
-    """An interpreter that has torch; None: the environment of the peer of that name."""
+    """Python interpreter that has torch; None takes the environment of the peer torch."""
     cores: tuple[int, ...] = (1, 2)
-    """Both sides are pinned to the same ones."""
+    """Numbers of cores that both sides are pinned to."""
     steps: int = 10
+    """Steps of a client's update."""
     batch_size: int = 16
-    """Of transformers; FedMEKT has 24 windows and 24 proxy windows."""
+    """Examples in a batch of the transformers; FedMEKT has 24 windows and 24 proxy windows."""
     width: int = 192
-    """Of transformers, with heads of 64."""
+    """Width of the transformers, whose heads are 64 wide."""
     depth: int = 4
+    """Layers of the transformers."""
     image: int = 64
-    """Side of images, in 8x8 patches (layer-wise), 16x16 (FedDAT)."""
+    """Pixels of the side of an image, in patches of 8x8 (layer-wise) or 16x16 (FedDAT)."""
     length: int = 24
-    """Of texts."""
+    """Tokens of a text."""
     window: int = 50
-    """Time steps."""
+    """Time steps of a window."""
     repetitions: int = 7
+    """Timings of each variant; their median is reported."""
     seed: int = 0
+    """Seed of the data and the weights."""
     out: str = "runs/throughput_steps"
+    """Folder that both sides read from and write to."""
 
 
 class Task(NamedTuple):
@@ -132,8 +137,8 @@ def update_of(task: Task, settings: Settings) -> tuple[Callable, tuple]:
     key = jax.random.key(settings.seed)
     state, data = jax.jit(task.method.init)(key), task.data.client("all", 0)
     download = task.method.server.download(state.server, task.data.public)["all"]
-    mine = jax.tree.map(lambda x: x[0], state.clients["all"])
-    return task.method.cohorts["all"].update, (download, mine, data, key)
+    own = jax.tree.map(lambda x: x[0], state.clients["all"])
+    return task.method.cohorts["all"].update, (download, own, data, key)
 
 
 def _fedmekt(settings: Settings) -> Task:

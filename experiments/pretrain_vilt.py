@@ -129,27 +129,27 @@ class Captions(NamedTuple):
 
 def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
     """(train, held out, questions about scenes: the tokenizer is to know their words too)."""
-    size, train, held = settings.size, [], []
+    size, train, valid = settings.size, [], []
     each = -(-settings.pictures // len(scenes.STYLES))
     asked = []
     for place, style in enumerate(scenes.STYLES):
-        made = scenes.make(each + 100, (settings.seed, place), style, size.image)
-        several = scenes.captions(made, 5, (settings.seed, place))[0].reshape(-1, 5)
-        train.append(Captions(made.image[:each], several[:each]))
-        held.append(Captions(made.image[each:], several[each:]))
-        asked += scenes.questions(made, per_scene=1, seed=settings.seed).text.tolist()
+        pictures = scenes.make(each + 100, (settings.seed, place), style, size.image)
+        several = scenes.captions(pictures, 5, (settings.seed, place))[0].reshape(-1, 5)
+        train.append(Captions(pictures.image[:each], several[:each]))
+        valid.append(Captions(pictures.image[each:], several[each:]))
+        asked += scenes.questions(pictures, per_scene=1, seed=settings.seed).text.tolist()
     if settings.data == "flickr8k":
         photos = flickr8k.load(settings.data_dir, image=size.image, vocabulary=size.vocabulary)
-        for split, into in (("train", train), ("valid", held)):
+        for split, into in (("train", train), ("valid", valid)):
             into.append(Captions(np.asarray(photos.splits[split]["image"]), photos.captions[split]))
     together = lambda parts: Captions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    return together(train), together(held), asked
+    return together(train), together(valid), asked
 
 
 def pretrain(settings: Settings, log=print) -> Trunk:
     """Trains, writes the folder and returns what `load` would."""
     size = settings.size
-    train, held, asked = captioned(settings)
+    train, valid, asked = captioned(settings)
     tokenizer = wordpiece.train([*train.text.reshape(-1).tolist(), *asked], size.vocabulary)
     tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), size.length).reshape(*text.shape, -1)
     arrays = {"image": jnp.asarray(train.image), "text": jnp.asarray(tokens(train.text))}
@@ -177,7 +177,7 @@ def pretrain(settings: Settings, log=print) -> Trunk:
         carry, scores = several(carry, keys)
         log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
     params = carry[0]
-    scores = held_out(model, params, Captions(held.image, tokens(held.text[:, 0])), settings)
+    scores = held_out(model, params, Captions(valid.image, tokens(valid.text[:, 0])), settings)
     folder = pathlib.Path(settings.out)
     cli.write(folder, settings)
     pretrained.save(params["trunk"], model, folder / "model.safetensors")
@@ -241,15 +241,15 @@ def _standard(x: jax.Array) -> jax.Array:
     return (x - x.mean(0)[None]) / (x.std(0)[None] + 1e-6)
 
 
-def held_out(model: vilt.Vilt, params: PyTree, held: Captions, settings: Settings) -> dict[str, float]:
+def held_out(model: vilt.Vilt, params: PyTree, valid: Captions, settings: Settings) -> dict[str, float]:
     """Both tasks on held-out pictures; words also with pictures that belong to other captions, as a control."""
     score = jax.jit(lambda batch, key: objective(model, params, batch, key, settings.masked)[1])
-    order = np.random.default_rng(0).permutation(len(held.image))
+    order = np.random.default_rng(0).permutation(len(valid.image))
     sums: dict[str, list[float]] = {}
     for i, start in enumerate(range(0, len(order) - 63, 64)):
         rows, other = order[start : start + 64], np.roll(order, 7)[start : start + 64]
         for name, seen in (("", rows), (" with another picture", other)):
-            batch = {"image": held.image[seen], "question": held.text[rows]}
+            batch = {"image": valid.image[seen], "question": valid.text[rows]}
             for key, value in score(batch, jax.random.key(i)).items():
                 sums.setdefault(f"{key}{name}", []).append(float(value))
     kept = ("words", "words with another picture", "matches")

@@ -1,4 +1,4 @@
-"""A round of ours against peers': fedjax, pfl, DrJAX, Flower, a PyTorch loop and a JAX round written by hand.
+"""A round of ours compared with peers': fedjax, pfl, DrJAX, Flower, a PyTorch loop and a JAX round written by hand.
 
     python -m benchmarks --only peers
     python -m benchmarks --only peers --peers.workloads mlp --peers.peers fedjax pfl
@@ -58,14 +58,18 @@ class Settings:
     """Settings of the measurement."""
 
     workloads: tuple[str, ...] = tuple(workload.KINDS)
+    """Workloads that are measured."""
     peers: tuple[str, ...] = tuple(name for name in PEERS if name != "ours")
+    """Peers that are compared with ours."""
     repetitions: int = 15
-    """Timings of each peer; reported are median and quartiles."""
+    """Timings of each peer; their median and quartiles are reported."""
     rounds: int | None = None
-    """Rounds in one timing; each workload has a number of its own."""
+    """Rounds in one timing; None takes each workload's own number."""
     running: Annotated[processes.Settings, tyro.conf.arg(name="")] = processes.Settings()
     seed: int = 0
+    """Seed of the data, the weights and the participants."""
     out: str = "runs/throughput_peers"
+    """Folder of the workloads and of the peers' logs."""
 
 
 COLUMNS = ("workload", "peer", "CPU ms", "ms", "CPU ratio", "CPU ratio low", "CPU ratio high", "ratio") + (
@@ -159,11 +163,11 @@ def measure(
 
 def statistics(times: list, ours: list) -> dict[str, float]:
     """Medians and quartiles of (turn, CPU s, wall s) in ms, and of ratios to ours of the same turn; without turn 0."""
-    mine, theirs = ({turn: (cpu, wall) for turn, cpu, wall in t if turn} for t in (times, ours))
+    taken, theirs = ({turn: (cpu, wall) for turn, cpu, wall in t if turn} for t in (times, ours))
     row = {}
     for i, clock in enumerate(("CPU ", "")):
-        values = [1e3 * mine[turn][i] for turn in mine]
-        ratios = [mine[turn][i] / theirs[turn][i] for turn in mine]
+        values = [1e3 * taken[turn][i] for turn in taken]
+        ratios = [taken[turn][i] / theirs[turn][i] for turn in taken]
         for name, numbers in ((f"{clock}ms", values), (f"{clock}ratio", ratios)):
             low, middle, high = np.quantile(numbers, (0.25, 0.5, 0.75)).tolist()
             row |= {name: middle, f"{name} low": low, f"{name} high": high}

@@ -34,11 +34,11 @@ class Settings:
     """Where peers are installed and run."""
 
     cores: int = 1
-    """All are pinned to the same ones."""
+    """Cores that all peers are pinned to."""
     cache: str = "~/.cache/fedjax_mm/peers"
-    """Folder of their environments, made on first use (some minutes, 5 GB)."""
+    """Folder of the peers' environments, which the first use makes (some minutes, 5 GB)."""
     torch_wheels: str = "https://download.pytorch.org/whl/cpu/torch/"
-    """Page of PyTorch wheels without CUDA; unreachable, PyPI's are taken."""
+    """Page of PyTorch wheels without CUDA; where it cannot be reached, PyPI's are taken."""
     patience: float = 1200.0
     """Seconds to wait for an answer."""
 

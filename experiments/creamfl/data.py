@@ -62,12 +62,8 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     train, tested = splits["train"], splits[split]
     ends = np.cumsum([numbers.image * numbers.per_client, numbers.text * numbers.per_client])
     parts: dict[str, np.ndarray] = dict(zip(("image", "text", "both"), np.split(np.arange(total), ends), strict=True))
-    holds: dict[str, tuple[str, ...]] = {
-        "image": ("image", "label"),
-        "text": ("text", "label"),
-        "both": ("image", "text"),
-    }
-    arrays = {name: {k: train[k][parts[name]] for k in keys} for name, keys in holds.items()}
+    columns = {"image": ("image", "label"), "text": ("text", "label"), "both": ("image", "text")}
+    arrays = {name: {k: train[k][parts[name]] for k in keys} for name, keys in columns.items()}
     test = {m: tested[m] for m in ("image", "text")}
     for name in ("image", "text"):
         test |= {f"{name}/{name}": tested[name], f"{name}/label": tested["label"]}
@@ -157,7 +153,7 @@ def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, number
 
     Of the training examples, those in "pretraining" are the same for all seeds.
     """
-    made = []
+    found = []
     for name, clients in (("cifar100", numbers.image), (NEWS, numbers.text)):
         columns = ("image", "label") if name == "cifar100" else ("title", "description", "label")
         whole = prepared.load(name, folder, "train", columns)
@@ -172,8 +168,8 @@ def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, number
             raise ValueError(f"{name} has {len(order)} training examples besides {len(before)}; {train} are asked for")
         take = lambda arrays, rows: {k: v[rows] for k, v in arrays.items()}
         parts = {"pretraining": take(whole, before), "train": take(whole, order[:train])}
-        made.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})
-    return made
+        found.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})
+    return found
 
 
 def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

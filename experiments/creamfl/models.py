@@ -76,8 +76,8 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Mod
 
 def _start(model, path: pathlib.Path):
     """`init` that gives what a checkpoint holds, and fresh values to what it lacks."""
-    held = jax.device_get(checkpoints.load(model, path))
-    return lambda key, x: trees.grow(held, model.init(key, x))
+    start = jax.device_get(checkpoints.load(model, path))
+    return lambda key, x: trees.grow(start, model.init(key, x))
 
 
 def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool):

@@ -35,13 +35,13 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
         answers[name] = [answer(settings, name, seed, state) for seed, (_, state) in done.items()]
         ends[name] = done[common.all_seeds[0]][1]
     rows = [chance(settings), *(_row(name, runs[name], answers[name]) for name in names)]
-    drawn = _draw(settings, rows, runs, ends)
+    pictured = _draw(settings, rows, runs, ends)
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
     differences = tables.ahead(last, "CreamFL", {f"test/{key}": key for key in COMPARED})
     weights = [key for key in rows[-1] if key.startswith("server/")]
     parts = ["![scores and bytes](bars.png)", "## Differences within a seed", report.table(differences)]
     parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
-    parts += [f"![{name}](representations_{name}.png)" for name in drawn]
+    parts += [f"![{name}](representations_{name}.png)" for name in pictured]
     parts += ["## Over rounds", "![curves](curves.png)", "## All metrics"]
     parts += [report.table(rows, ["method", *(key for key in rows[1] if key.startswith("test/"))])]
     tables.save(common, settings, "CreamFL", _about(settings), rows, COLUMNS, parts, runs["CreamFL"][0])
@@ -65,11 +65,11 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
     plots.plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
     problem = study.load(settings, settings.common.all_seeds[0])
-    drawn = [name for name in ("FedMD", "CreamFL") if name in runs]
-    for name in drawn:
+    pictured = [name for name in ("FedMD", "CreamFL") if name in runs]
+    for name in pictured:
         reps = {m: representations(settings, problem, ends[name], m) for m in MODALITIES}
         plots.plot_representations(reps, out / f"representations_{name}.png", name)
-    return drawn
+    return pictured
 
 
 def _about(settings: study.Settings) -> str:

@@ -54,6 +54,6 @@ def memory(mode: Mode, data: FederatedData, model: vilt.Vilt, trunk: PyTree, hea
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
     compiled = lowered.compile(compiler_options=options).memory_analysis()
     assert compiled, "the backend does not say what a program holds"
-    held = {"trunk": state.server["trunk"], "adapters and heads": state.clients, "questions": taking_part}
-    row = {"clients": number} | {f"{key}, MB": trees.size_bytes(tree) / 1e6 for key, tree in held.items()}
+    parts = {"trunk": state.server["trunk"], "adapters and heads": state.clients, "questions": taking_part}
+    row = {"clients": number} | {f"{key}, MB": trees.size_bytes(tree) / 1e6 for key, tree in parts.items()}
     return row | {"round, MB": (compiled.argument_size_in_bytes + compiled.temp_size_in_bytes) / 1e6}

@@ -29,19 +29,17 @@ class Widths(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """A way to tune: the method's settings, and, for PEFT, what is tuned besides the trunk and what of the trunk."""
+    """A way to tune: the method's settings, and, for PEFT, what is added to the trunk and what of the trunk trains."""
 
     config: FedDATConfig | PEFTConfig
-    beside: str = ""
+    adds: str = ""
     trains: Callable[[str], bool] = adapters.classifier
 
 
 def modes(training: Training) -> dict[str, Mode]:
     """Every mode by name, all with the same training."""
     dat = lambda **changed: Mode(FedDATConfig(training, **changed))
-    tuned = lambda beside="", trains=adapters.classifier, **changed: Mode(
-        PEFTConfig(training, **changed), beside, trains
-    )
+    tuned = lambda adds="", trains=adapters.classifier, **changed: Mode(PEFTConfig(training, **changed), adds, trains)
     return {
         "classifier": tuned(),
         "standalone": tuned("adapter", travels=False),
@@ -72,8 +70,8 @@ def make(mode: Mode, widths: Widths, data: FederatedData, model: vilt.Vilt, trun
         "lora": functools.partial(adapters.lora, depth=model.depth, dim=model.width, rank=widths.rank),
         "prompt": functools.partial(adapters.prompt, dim=model.width, hidden=widths.prompt),
     }
-    beside = {mode.beside: starts[mode.beside]} if mode.beside else {}
-    init = lambda key: {name: start(key) for name, start in beside.items()}
+    added = {mode.adds: starts[mode.adds]} if mode.adds else {}
+    init = lambda key: {name: start(key) for name, start in added.items()}
     return peft.build(mode.config, data, model, trunk, head, tuning_init=init, trains=mode.trains)
 
 

@@ -65,8 +65,8 @@ def load(settings: Settings, seed: int) -> Problem:
     trunk = _trunk(settings.trunk)
     side, size = trunk.size.image, trunk.size
     if settings.data == "scenes":
-        drawn = getattr(scene_tasks, settings.benchmark)
-        sources = drawn(settings.train + settings.valid, settings.test, side, seed=seed)
+        draw = getattr(scene_tasks, settings.benchmark)
+        sources = draw(settings.train + settings.valid, settings.test, side, seed=seed)
     else:
         sources = vqa.imagefolder(settings.common.data_dir or ".")
     tasks = vqa.load(

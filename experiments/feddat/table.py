@@ -69,12 +69,9 @@ def constant(settings: study.Settings) -> dict[str, Any]:
         splits = {name: task.splits for name, task in study.load(settings, seed).tasks.tasks.items()}
         first = {name: split[settings.common.split]["target"][:, 0] for name, split in splits.items()}
         scores.append({name: 100 * float(target.mean()) for name, target in first.items()})
+    whole = tables.spread([float(np.mean(list(one.values()))) for one in scores])
     by_client = {name: tables.spread([one[name] for one in scores]) for name in scores[0]}
-    return {
-        "mode": "constant",
-        "score": tables.spread([float(np.mean(list(one.values()))) for one in scores]),
-        **by_client,
-    }
+    return {"mode": "constant", "score": whole, **by_client}
 
 
 def _rows(settings: study.Settings, name: str, same: list[report.Run]) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ def schedules(rows: list[dict], name: str) -> list[dict]:
         "FLOPs": lambda row: row["GMAC, forward x 1 or 3"],
         "FLOPs measured": lambda row: row["GMAC per sample"],
     }
-    made = []
+    table = []
     for schedule, rounds in layerwise.SCHEDULES.items():
         for plan in ("layer-wise", "progressive"):
             row = {"model": name, "schedule": schedule, "plan": plan}
@@ -134,8 +134,8 @@ def schedules(rows: list[dict], name: str) -> list[dict]:
                 row |= {} if key.startswith("FLOPs") else {key: total}
                 row[f"times less {key.partition(' in all')[0]}"] = sum(rounds) * of(whole) / total
             row["times less memory, last stage"] = whole["peak GB"] / by_plan[plan][-1]["peak GB"]
-            made.append(row)
-    return made
+            table.append(row)
+    return table
 
 
 def main(out: str = "runs/layerwise_costs") -> None:
