@@ -127,10 +127,11 @@ def parse(presets: Any, arguments: Sequence[str], description: str | None) -> An
 
 def call(function: Callable[..., T], arguments: Sequence[str], **given: Any) -> T:
     """tyro.cli, but what it would print in a box about wrong arguments is one line: the message of a ValueError."""
-    printed = io.StringIO()
+    printed, spec = io.StringIO(), getattr(sys.modules["__main__"], "__spec__", None)
+    name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None  # as `--help` states it
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(function, args=list(arguments), **given)
+            return tyro.cli(function, prog=name, args=list(arguments), **given)
     except SystemExit as end:
         if not end.code:
             raise
