@@ -1,1 +1,1 @@
-"""Experiment scripts: `python -m experiments.compare`, one script per paper beside it."""
+"""Studies: `python -m experiments.compare`, and a room a paper, e.g. `python -m experiments.creamfl compare`."""

@@ -14,8 +14,8 @@ settings, and how well the tasks are done on held-out pictures.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import optax
 from flax import linen as nn
 from tokenizers import Tokenizer
 
-from experiments import problems
+from experiments.common import cli
 from fedjax_mm import losses
 from fedjax_mm.data import flickr8k, scenes, wordpiece
 from fedjax_mm.models import pretrained, transformer, vilt
@@ -42,13 +42,17 @@ class Size:
     image: int = 32
     """Side of the pictures, in pixels."""
     patch: int = 8
+    """Side of a patch, in pixels."""
     length: int = 24
     """Word pieces of a text."""
     vocabulary: int = 600
-    """Word pieces in all, at most."""
+    """Word pieces in the vocabulary, at most."""
     dim: int = 64
+    """Width of the transformer."""
     depth: int = 4
+    """Layers of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +60,27 @@ class Settings:
     """What is learnt from and for how long."""
 
     data: Literal["scenes", "flickr8k"] = "scenes"
-    """scenes are embedded; flickr8k, its train split, comes on top and is read from --data-dir."""
+    """Pictures to learn from: scenes are embedded; flickr8k adds its train split, which is read from --data-dir."""
     data_dir: str | None = None
+    """Folder of Flickr8k's raw files."""
     pictures: int = 12000
     """Scenes, spread evenly over their styles."""
     size: Size = Size()
     steps: int = 4000
+    """Steps of AdamW."""
     batch_size: int = 64
+    """Pairs in a batch."""
     lr: float = 1e-3
+    """Highest learning rate, after a warm-up and before a cosine decay."""
     masked: float = 0.3
     """Share of the words that are to be guessed."""
     seed: int = 1000
-    """Of scenes, which no client has: theirs have other seeds."""
+    """Seed of the scenes, which no client has: their scenes have other seeds."""
     out: str = "runs/vilt_scenes"
+    """Folder that the trunk is written to."""
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, pictures=self.pictures, steps=self.steps, batch_size=self.batch_size)
 
 
 PRESETS = {
@@ -104,7 +116,7 @@ def load(folder: str | pathlib.Path) -> Trunk:
 
 def encoder(size: Size, dtype: jax.typing.DTypeLike = jnp.float32) -> vilt.Vilt:
     """The ViLT of these sizes, its arithmetic in `dtype`."""
-    shape = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
     return vilt.encoder(
         size.image, size.patch, size.vocabulary, size.length, std=0.5 * size.dim**-0.5, dtype=dtype, **shape
     )
@@ -117,27 +129,27 @@ class Captions(NamedTuple):
 
 def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
     """(train, held out, questions about scenes: the tokenizer is to know their words too)."""
-    size, train, held = settings.size, [], []
+    size, train, valid = settings.size, [], []
     each = -(-settings.pictures // len(scenes.STYLES))
     asked = []
     for place, style in enumerate(scenes.STYLES):
-        made = scenes.make(each + 100, (settings.seed, place), style, size.image)
-        several = scenes.captions(made, 5, (settings.seed, place))[0].reshape(-1, 5)
-        train.append(Captions(made.image[:each], several[:each]))
-        held.append(Captions(made.image[each:], several[each:]))
-        asked += scenes.questions(made, per_scene=1, seed=settings.seed).text.tolist()
+        pictures = scenes.make(each + 100, (settings.seed, place), style, size.image)
+        several = scenes.captions(pictures, 5, (settings.seed, place))[0].reshape(-1, 5)
+        train.append(Captions(pictures.image[:each], several[:each]))
+        valid.append(Captions(pictures.image[each:], several[each:]))
+        asked += scenes.questions(pictures, per_scene=1, seed=settings.seed).text.tolist()
     if settings.data == "flickr8k":
         photos = flickr8k.load(settings.data_dir, image=size.image, vocabulary=size.vocabulary)
-        for split, into in (("train", train), ("valid", held)):
+        for split, into in (("train", train), ("valid", valid)):
             into.append(Captions(np.asarray(photos.splits[split]["image"]), photos.captions[split]))
     together = lambda parts: Captions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    return together(train), together(held), asked
+    return together(train), together(valid), asked
 
 
 def pretrain(settings: Settings, log=print) -> Trunk:
     """Trains, writes the folder and returns what `load` would."""
     size = settings.size
-    train, held, asked = captioned(settings)
+    train, valid, asked = captioned(settings)
     tokenizer = wordpiece.train([*train.text.reshape(-1).tolist(), *asked], size.vocabulary)
     tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), size.length).reshape(*text.shape, -1)
     arrays = {"image": jnp.asarray(train.image), "text": jnp.asarray(tokens(train.text))}
@@ -165,11 +177,11 @@ def pretrain(settings: Settings, log=print) -> Trunk:
         carry, scores = several(carry, keys)
         log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
     params = carry[0]
-    scores = held_out(model, params, Captions(held.image, tokens(held.text[:, 0])), settings)
+    scores = held_out(model, params, Captions(valid.image, tokens(valid.text[:, 0])), settings)
     folder = pathlib.Path(settings.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    cli.write(folder, settings)
     pretrained.save(params["trunk"], model, folder / "model.safetensors")
-    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     told = {"size": dataclasses.asdict(size), "scores": scores, "settings": dataclasses.asdict(settings)}
     (folder / "model.json").write_text(json.dumps(told | {"versions": records.versions()}, indent=1))
@@ -229,26 +241,25 @@ def _standard(x: jax.Array) -> jax.Array:
     return (x - x.mean(0)[None]) / (x.std(0)[None] + 1e-6)
 
 
-def held_out(model: vilt.Vilt, params: PyTree, held: Captions, settings: Settings) -> dict[str, float]:
+def held_out(model: vilt.Vilt, params: PyTree, valid: Captions, settings: Settings) -> dict[str, float]:
     """Both tasks on held-out pictures; words also with pictures that belong to other captions, as a control."""
     score = jax.jit(lambda batch, key: objective(model, params, batch, key, settings.masked)[1])
-    order = np.random.default_rng(0).permutation(len(held.image))
+    order = np.random.default_rng(0).permutation(len(valid.image))
     sums: dict[str, list[float]] = {}
     for i, start in enumerate(range(0, len(order) - 63, 64)):
         rows, other = order[start : start + 64], np.roll(order, 7)[start : start + 64]
         for name, seen in (("", rows), (" with another picture", other)):
-            batch = {"image": held.image[seen], "question": held.text[rows]}
+            batch = {"image": valid.image[seen], "question": valid.text[rows]}
             for key, value in score(batch, jax.random.key(i)).items():
                 sums.setdefault(f"{key}{name}", []).append(float(value))
     kept = ("words", "words with another picture", "matches")
     return {name: float(np.mean(sums[name])) for name in kept}
 
 
-def main(settings: Settings) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Pretrains and writes the folder."""
-    problems.cache_compilations()
-    pretrain(settings)
+    pretrain(cli.parse(PRESETS, arguments, __doc__))
 
 
 if __name__ == "__main__":
-    main(problems.settings_from(PRESETS, __doc__))
+    cli.run(main)

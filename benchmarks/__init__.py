@@ -1,0 +1,1 @@
+"""How fast a round is; `python -m benchmarks` measures it."""

@@ -1,0 +1,1 @@
+"""What all studies share: flags, datasets and clients, tables."""

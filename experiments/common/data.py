@@ -1,0 +1,140 @@
+"""Datasets by name, and clients that a short code describes."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+
+from experiments.common import cli
+from fedjax_mm.data import (
+    Dataset,
+    FederatedData,
+    digits,
+    mhealth,
+    opportunity,
+    partition,
+    scenes,
+    ur_fall,
+    utd_mhad,
+)
+from fedjax_mm.models import Model, cnn, lstm, mlp, text
+
+SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # shares of recordings; clients own the rest
+Name = Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"]
+DATASETS: Mapping[Name, Callable[[Any, int], Dataset]] = {
+    "digits": lambda data_dir, seed: digits.load("sequence", seed),
+    "scenes": lambda data_dir, seed: scenes.load(seed=seed),
+    "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes=SIZES, stride=6, lead_in=True),
+    "mhealth": lambda data_dir, seed: mhealth.load_windows(
+        pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz",
+        seed,
+        {"test": 2, "proxy": 1, "labelled": 1, "valid": 1},
+        steps=25,
+    ),
+    "utd_mhad": lambda data_dir, seed: utd_mhad.load(data_dir or ".", seed=seed),
+    "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The dataset, and the clients that own it."""
+
+    data: Name = "digits"
+    """Dataset: digits and scenes are embedded, and the others are read from --data-dir."""
+    cohorts: str = "A10_B10_AB10"
+    """How many clients own which modalities; A and B are the first and the second modality of the dataset."""
+    alpha: float = 0.3
+    """Dirichlet concentration of classes over clients where examples come in no groups; smaller is more skewed."""
+    proxy: int = 128
+    """Examples that the server and all clients share, evenly spaced over the split `proxy`."""
+    fraction: float = 0.34
+    """Share of the clients of each cohort that takes part in a round."""
+    common: Annotated[cli.Common, cli.FLAT] = cli.Common()
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, proxy=self.proxy)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"--fraction is {self.fraction}; it must be more than 0 and at most 1")
+        if not self.alpha > 0:
+            raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
+
+
+class Problem(NamedTuple):
+    """A dataset that is distributed over clients."""
+
+    data: FederatedData
+    dataset: Dataset
+
+
+def load_problem(settings: Settings, seed: int) -> Problem:
+    """The problem of one seed."""
+    folder = settings.common.data_dir
+    return load(settings.data, folder, settings.cohorts, settings.alpha, seed, settings.proxy)
+
+
+@functools.lru_cache(8)
+def load(name: Name, data_dir: str | None, cohorts: str, alpha: float, seed: int, proxy: int = 128) -> Problem:
+    """The named dataset with its training examples in the hands of the clients that `cohorts` describes.
+
+    cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
+    (subjects, recordings) a client owns whole groups, if there are enough; else the split is Dirichlet(alpha) by
+    class. `proxy` examples of the split of that name, where there is one, are what the server and all clients share.
+    """
+    dataset = DATASETS[name](data_dir, seed)
+    train = dataset.splits["train"]
+    holders = parse_cohorts(cohorts, dataset.modalities)
+    total = sum(holders.values())
+    if "group" in train and len(np.unique(train["group"])) >= total:
+        parts = partition.by_group(train["group"], total, seed)
+    else:
+        parts = partition.dirichlet(train["label"], total, alpha, seed, min_size=2)
+    who = partition.missing_modality(total, dataset.modalities, holders, seed)
+    kept = {key: _padded(train[key]) for key in (*dataset.modalities, "label")}
+    arrays = {cohort: {k: kept[k] for k in (*cohort.split("+"), "label")} for cohort in who}
+    owned = {cohort: [parts[j] for j in ids] for cohort, ids in who.items()}
+    public = None
+    if "proxy" in dataset.splits:
+        windows = len(dataset.splits["proxy"]["label"])
+        rows = np.linspace(0, windows - 1, min(proxy, windows)).astype(int)
+        public = {m: dataset.splits["proxy"][m][rows] for m in dataset.modalities}
+    data = FederatedData.from_arrays(arrays, owned, public=public, num_classes=len(dataset.classes))
+    return Problem(data, dataset)
+
+
+def _padded(array: np.ndarray, multiple: int = 256) -> np.ndarray:
+    """The array with rows that nobody owns, so that splits of nearly the same size compile to one program."""
+    return np.concatenate([array, np.zeros((-len(array) % multiple, *array.shape[1:]), array.dtype)])
+
+
+def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """ "A10_B10_AB10" -> {("left",): 10, ("right",): 10, ("left", "right"): 10}."""
+    holders = {}
+    for piece in code.split("_"):
+        match = re.fullmatch(r"([A-Z]+)([1-9]\d*)", piece)
+        letters = [ord(c) - ord("A") for c in match[1]] if match else []
+        if not match or max(letters) >= len(modalities):
+            known = ", ".join(f"{chr(ord('A') + i)} = {m}" for i, m in enumerate(modalities))
+            raise ValueError(f"--cohorts {code} is not understood at {piece!r}; write e.g. A10_B10_AB10 with {known}")
+        holders[tuple(modalities[i] for i in letters)] = int(match[2])
+    return holders
+
+
+def encoders(dataset: Dataset, dim: int = 32) -> dict[str, Model]:
+    """A small encoder for each modality, by its shape: tokens [L], sequences [T, F], images [H, W, C]."""
+    found = {}
+    for name in dataset.modalities:
+        array = dataset.splits["train"][name]
+        if array.dtype.kind == "i":
+            found[name] = text.encoder(int(array.max()) + 1, dim, 64)
+        elif array.ndim == 3:
+            found[name] = lstm.encoder(32, dim)
+        elif array.shape[1] >= 16:
+            found[name] = cnn.encoder((16, 32, 64), dim)
+        else:
+            found[name] = mlp.encoder((64,), dim)
+    return found

@@ -1,0 +1,236 @@
+"""The rows of a table, one a method, over several seeds, and the report of a study: table, controls and pictures."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common import cli
+from experiments.common.data import Problem, Settings, encoders, load_problem
+from fedjax_mm import evaluate, report, run
+from fedjax_mm.data import Dataset, FederatedData, pooled
+from fedjax_mm.federate import Method
+from fedjax_mm.methods import fedavg
+from fedjax_mm.models import heads
+from fedjax_mm.types import FedState
+
+COSTS = ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")
+
+
+class Variant(NamedTuple):
+    """One row of a table: a method, or None for the constant prediction, on the federated or on the pooled data."""
+
+    build: Callable[[Problem], Method] | None
+    config: Any = None
+    pool: bool = False  # all examples belong to one client
+    everyone: bool = False  # all clients take part in every round: a round stands for an epoch and nothing travels
+    control: bool = False  # shown apart from the methods
+    travels: bool = True  # False: what clients send is not used, and not counted
+
+
+CONSTANT = Variant(None, control=True)
+
+
+def fedavg_variant(config: fedavg.FedAvgConfig, **settings: Any) -> Variant:
+    """A row of federated averaging."""
+
+    def build(problem: Problem) -> Method:
+        head = heads.linear(len(problem.dataset.classes))
+        return fedavg.build(config, problem.data, encoders(problem.dataset), head)
+
+    return Variant(build, config, **settings)
+
+
+def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
+    """The controls of every table, with the same model, rate, batch size and epochs."""
+    plain = dataclasses.replace(config, prox=0.0, server_optimizer="sgd", server_lr=1.0, multimodal_weight=1.0)
+    return {
+        "constant": CONSTANT,
+        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True, control=True),
+        "centralised": fedavg_variant(plain, pool=True, control=True),
+    }
+
+
+def compare(problem: Settings, variants: Mapping[str, Variant], study: Any = None) -> list[dict[str, Any]]:
+    """A row per variant (see report.summary), with scores as (mean, sample standard deviation) over the seeds.
+
+    Each run is written to out/variant/seed<k>, with the settings of the whole study, by default those of the problem.
+    """
+    loaded = {seed: load_problem(problem, seed) for seed in problem.common.all_seeds}
+    study = problem if study is None else study
+    return _with_constant([_row(name, one, loaded, problem, study) for name, one in variants.items()])
+
+
+def folder(common: cli.Common, name: str, seed: int) -> pathlib.Path:
+    """The folder of a row's run of one seed."""
+    return pathlib.Path(common.out) / name.replace(" ", "_") / f"seed{seed}"
+
+
+def finish(
+    method: Any, data: FederatedData, common: cli.Common, study: Any, name: str, seed: int, **given: Any
+) -> tuple[pathlib.Path, FedState]:
+    """(folder, last state) of a row's run of one seed, which is trained to its end; `given` goes to run.train.
+
+    The folder gets settings.yaml: the study's settings with this seed alone.
+    """
+    directory = folder(common, name, seed)
+    if not (directory / cli.FILE).exists():
+        cli.write(directory, study, seed=seed)
+    chunk = common.chunk if common.chunk == "auto" else int(common.chunk)
+    given = {"directory": directory, "chunk": chunk, "devices": common.devices, "log": lambda line: None} | given
+    state = run.train(method, data, seed=seed, **given)
+    cli.write(directory, study, seed=seed)  # a run that was there may go on with more rounds
+    print(f"{name}, seed {seed}: done", flush=True)
+    return directory, state
+
+
+def of_a_run(settings: Any) -> dict[str, Any]:
+    """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
+    about = ("data_dir", "mode", "modes", "plan", "method", "trunk", "seed", "seeds", "chunk", "devices", "out")
+    nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
+    plain = lambda value: dataclasses.asdict(value) if nested(value) else value
+    return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}
+
+
+def spread(values: Sequence[float]) -> float | tuple[float, float]:
+    """(mean, sample standard deviation) over seeds, or the value of the only one."""
+    return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else float(values[0])
+
+
+def _row(
+    name: str, variant: Variant, problems: Mapping[int, Problem], settings: Settings, study: Any
+) -> dict[str, Any]:
+    if variant.build is None:
+        scores = []
+        for _, dataset in problems.values():
+            train, test = (dataset.splits[split]["label"] for split in ("train", settings.common.split))
+            scores.append(evaluate.constant(train, test, len(dataset.classes)))
+        return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}
+    folders = [_finish(name, variant, problem, settings, study, seed) for seed, problem in problems.items()]
+    (row,) = report.summary([report.load(folder) for folder in folders])
+    alone = variant.pool or not variant.travels
+    return {**row, "method": name} | ({"MB down": None, "MB up": None} if alone else {})
+
+
+def _finish(name: str, variant: Variant, problem: Problem, settings: Settings, study: Any, seed: int) -> pathlib.Path:
+    """The folder of a row's run of one seed, trained to its end."""
+    assert variant.build is not None
+    tested, common = problem.dataset.splits[settings.common.split], settings.common
+    if variant.pool:
+        problem = problem._replace(data=pooled(problem.data))
+    share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
+    done, _ = finish(
+        variant.build(problem),
+        problem.data,
+        common,
+        study,
+        name,
+        seed,
+        rounds=common.rounds,
+        per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
+        test={key: tested[key] for key in (*problem.dataset.modalities, "label", "labels") if key in tested},
+        evaluate_every=max(1, common.rounds // 6),
+        checkpoint_every=max(1, common.rounds // 3),
+        config=variant.config,
+    )
+    return done
+
+
+def write(
+    settings: Settings,
+    variants: Mapping[str, Variant],
+    rows: list[dict[str, Any]],
+    title: str,
+    metrics: Sequence[str] = ("macro_f1",),
+    notes: Sequence[str] = (),
+    study: Any = None,
+) -> None:
+    """Prints the table of `metrics` and writes report.md (with all metrics), table.json and the pictures to `out`."""
+    common, out = settings.common, pathlib.Path(settings.common.out)
+    seeds, problem = common.all_seeds, load_problem(settings, common.all_seeds[0])
+    tested = list(dict.fromkeys(key for row in rows for key in row if key.startswith("test/")))
+    columns = {"method": "method"}
+    columns |= {key: report.heading(key) for metric in metrics for key in tested if key.endswith(f"/{metric}")}
+    columns |= {key: key for key in COSTS}
+    shown = f"test/{'+'.join(problem.dataset.modalities)}/{metrics[0]}"
+    apart = [name for name, variant in variants.items() if variant.control]
+    methods = [name for name in variants if name not in apart]
+    report.plot_bars(rows, out / "bars.png", quality=shown, label="method", controls=apart)
+    first = report.load(folder(common, methods[0], seeds[0]))
+    report.plot_split(first.split, out / "split.png", problem.dataset.classes)
+    runs = [report.load(folder(common, name, seed)) for name in methods for seed in seeds]
+    report.plot_curves(runs, [shown], out / "curves.png")
+    sizes = ", ".join(f"{len(arrays['label'])} {name}" for name, arrays in problem.dataset.splits.items())
+    about = (
+        f"{settings.data}, clients {settings.cohorts}, {common.rounds} rounds, {common.about_seeds}, {common.split} "
+        f"split. Examples at seed {seeds[0]}: {sizes}."
+    )
+    parts = ["![scores and bytes](bars.png)", *notes, "## Over rounds", "![curves](curves.png)"]
+    parts += [f"## Who holds what (seed {seeds[0]})", report.table(report.split_table(first.split))]
+    parts += ["![split](split.png)", "Share of each class in each split:", report.table(_class_shares(problem.dataset))]
+    others = {key: report.heading(key) for key in tested if key not in columns}
+    parts += ["## Other metrics", report.table(rows, {"method": "method"} | others)] if others else []
+    save(common, settings if study is None else study, title, about, rows, columns, parts, first)
+
+
+def save(
+    common: cli.Common,
+    study: Any,
+    title: str,
+    about: str,
+    rows: list[dict[str, Any]],
+    columns: Mapping[str, str],
+    parts: Sequence[str],
+    first: report.Run,
+) -> None:
+    """Prints a table and writes report.md, `parts` after the table, table.json and settings.yaml to `out`.
+
+    first: a run whose versions and device the report states.
+    """
+    out = pathlib.Path(common.out)
+    report.show(rows, columns)
+    device = f"Run on {first.config['device']}, {first.config['versions']}."
+    text = [f"# {title}", about, report.table(rows, columns), *parts, device]
+    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    kept = {"settings": dataclasses.asdict(study), "versions": first.config["versions"]}
+    kept |= {"device": first.config["device"], "rows": rows}
+    (out / "table.json").write_text(json.dumps(kept, indent=1))
+    cli.write(out, study)
+    print(f"{about}\nWrote {out}/report.md and its pictures.")
+
+
+def ahead(
+    rows: Mapping[str, Sequence[Mapping[str, float]]], leader: str, keys: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """How far one row is ahead of every other, seed by seed on the same split and clients.
+
+    rows: last metrics of each row's runs, one a seed. keys: metric -> its heading; one that a row lacks is left out.
+    """
+    found = []
+    for name in (name for name in rows if name != leader):
+        row: dict[str, Any] = {f"{leader} minus": name}
+        for key, heading in keys.items():
+            if key in rows[name][0]:
+                row[heading] = spread([a[key] - b[key] for a, b in zip(rows[leader], rows[name], strict=True)])
+        found.append(row)
+    return found
+
+
+def _class_shares(dataset: Dataset) -> list[dict[str, Any]]:
+    shares = lambda labels: np.bincount(labels, minlength=len(dataset.classes)) / len(labels)
+    by_split = {split: shares(arrays["label"]) for split, arrays in dataset.splits.items()}
+    return [{"split": split, **dict(zip(dataset.classes, map(float, s), strict=True))} for split, s in by_split.items()]
+
+
+def _with_constant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, the constant prediction with the same score whatever is tested."""
+    tested = [key for row in rows for key in row if key.startswith("test/")]
+    for row in rows:
+        if "constant" in row:
+            values = row.pop("constant")
+            known = {key: key.rpartition("/")[2] for key in tested}
+            row |= {key: spread(values[metric]) for key, metric in known.items() if metric in values}
+    return rows

@@ -1,0 +1,1 @@
+"""CreamFL compared with its baselines and its ablations."""

@@ -1,0 +1,40 @@
+"""CreamFL compared with its baselines, its ablations, and the server alone.
+
+python -m experiments.creamfl                                          one run, --method and --data
+python -m experiments.creamfl compare --data flickr8k --data-dir DIR   all of them, at equal server steps
+
+On 2 shared CPU cores a round of CreamFL takes 6.1 s on scenes (1.6 to 3.1 s for the baselines). 15 rounds, 3 seeds, sum
+of six recalls: server only 122 ± 3, CreamFL 131 ± 3, FedIoT 158 ± 14, chance 6.4. docs/creamfl.md has all 15 rows.
+"""
+
+from collections.abc import Sequence
+
+from experiments.common import cli
+from experiments.creamfl import study, table
+
+RENAMED = {"small": "ours", "code": "released"}
+
+
+def main(arguments: Sequence[str]) -> object:
+    """Runs the command."""
+    command, arguments = cli.command(arguments, ("compare",))
+    settings = cli.parse(study.PRESETS, _renamed(arguments), __doc__)
+    cli.one_of("--method", settings.method, study.variants(settings))
+    return table.compare(settings) if command == "compare" else table.single(settings)
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --variant and today's name of a variant in place of --preset and its former names."""
+    given = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--preset", "--variant") and equals:
+            argument = f"{flag}={RENAMED.get(value, value)}"
+        elif given and given[-1] in ("--preset", "--variant"):
+            argument = RENAMED.get(argument, argument)
+        given.append(argument)
+    return given
+
+
+if __name__ == "__main__":
+    cli.run(main)

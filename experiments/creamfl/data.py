@@ -1,0 +1,190 @@
+"""Who holds what in CreamFL's experiments: clients with images, with texts and with pairs, and public pairs."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fedjax_mm.data import FederatedData, coco_captions, flickr8k, partition, prepared, scenes, vqa, wordpiece
+
+NEWS = "ag_news_subset"
+
+
+class Questions(NamedTuple):
+    """Questions about pictures: image [E, H, W, 3] uint8, question [E, L] int32, target [E, K] the answers' scores."""
+
+    image: np.ndarray
+    question: np.ndarray
+    target: np.ndarray
+
+
+class Problem(NamedTuple):
+    """Clients, the public pairs, and what models are tested on."""
+
+    data: FederatedData  # cohorts image, text, both
+    test: Mapping[str, np.ndarray]  # as methods.joint_space_scores takes it
+    num_classes: Mapping[str, int]
+    vocabulary: int
+    questions: tuple[Questions, Questions] | None  # (train, test) about pictures; None where there are none
+    pretraining: Mapping[str, Mapping[str, np.ndarray]]  # [m]: m and label of examples nobody else has; of any seed
+
+
+class Numbers(NamedTuple):
+    """How many clients, and examples of each."""
+
+    image: int = 10
+    """Clients with images and labels."""
+    text: int = 10
+    """Clients with texts and labels."""
+    both: int = 15
+    """Clients with pairs of an image and a text."""
+    per_client: int = 100
+    """Examples of a client, on average."""
+    public: int = 1000
+    """Public pairs."""
+    test: int = 500
+    """Examples that models are tested on."""
+    asked: int = 4000
+    """Questions about scenes to learn from; there are a quarter as many to test."""
+    pretraining: int = 4000
+    """Other labelled examples of a modality, which the encoders have learnt from before."""
+
+
+def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Problem:
+    """Scenes: images and captions are classified by the largest object's shape, both are retrieved."""
+    total = (numbers.image + numbers.text + numbers.both) * numbers.per_client
+    others = {"public": numbers.public, "valid": numbers.test, "test": numbers.test}
+    splits = scenes.load(num_train=total, seed=seed, others=others).splits
+    used = max(int((arrays["text"] > 0).sum(-1).max()) for arrays in splits.values())
+    cut = lambda arrays: {**arrays, "text": arrays["text"][:, :used]}
+    splits = {name: cut(arrays) for name, arrays in splits.items()}
+    train, tested = splits["train"], splits[split]
+    ends = np.cumsum([numbers.image * numbers.per_client, numbers.text * numbers.per_client])
+    parts: dict[str, np.ndarray] = dict(zip(("image", "text", "both"), np.split(np.arange(total), ends), strict=True))
+    columns = {"image": ("image", "label"), "text": ("text", "label"), "both": ("image", "text")}
+    arrays = {name: {k: train[k][parts[name]] for k in keys} for name, keys in columns.items()}
+    test = {m: tested[m] for m in ("image", "text")}
+    for name in ("image", "text"):
+        test |= {f"{name}/{name}": tested[name], f"{name}/label": tested["label"]}
+    public = {m: splits["public"][m] for m in ("image", "text")}
+    questions = lambda n, seed: scenes.load("vqa", n, seed=seed, others={}).splits["train"]
+    answers = lambda labels: np.eye(len(scenes.ANSWERS), dtype=np.float32)[labels]
+    of = lambda arrays: Questions(arrays["image"], arrays["text"], answers(arrays["label"]))
+    asked = of(questions(numbers.asked, seed + 1000)), of(questions(numbers.asked // 4, seed + 1001))
+    classes = {"image": len(scenes.SHAPES), "text": len(scenes.SHAPES)}
+    other = scenes.make(numbers.pretraining, 1_000_000)  # to tell the largest object's shape and colour
+    label = other.shape[:, 0] * len(scenes.COLOURS) + other.colour[:, 0]
+    before = {"image": other.image, "text": other.tokens}
+    before = {m: {m: x, "label": label} for m, x in before.items()}
+    data = _shared_out(numbers, arrays, public, alpha, seed)
+    return Problem(data, test, classes, len(scenes.VOCABULARY), asked, before)
+
+
+def photo_problem(
+    numbers: Numbers,
+    split: str,
+    alpha: float,
+    seed: int,
+    data_dir: str,
+    public: Literal["flickr8k", "coco"] = "flickr8k",
+    side: int = 32,
+    length: int = 24,
+    vocabulary: int | str | pathlib.Path = 4000,
+) -> Problem:
+    """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs.
+
+    data_dir: a folder with flickr8k (its raw files), tfds (cifar100 and ag_news_subset, prepared), for questions
+        vqa/easy_vqa, and for `public` "coco" a folder coco, as data.coco_captions takes it.
+    public: where the public pairs, with one caption each, and the test photos come from; COCO's are those of val in
+        either split, as the captions of its test are not given out.
+    side: pixels of all images, a multiple of 32. length: tokens of a text. vocabulary: so many word pieces, fitted to
+        captions and news, or a BERT vocab.txt.
+    """
+    if side % 32:
+        raise ValueError(f"--side is {side}; it must be a multiple of 32, the side of CIFAR's images")
+    folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
+    aside = numbers.public if public == "flickr8k" else 0
+    photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=aside, seed=seed)
+    images, named = {name: arrays["image"] for name, arrays in photos.splits.items()}, photos.captions
+    tested = split if public == "flickr8k" else "valid"
+    if public == "coco":
+        images, named = _coco(folder / "coco", numbers.public, side, length, rng)
+    cifar, news = _labelled(folder / "tfds", split, rng, numbers)
+    captions = photos.captions["train"]
+    if isinstance(vocabulary, int):  # one for all seeds, which differ in what of Flickr8k is public
+        known = sorted([*captions.reshape(-1).tolist(), *named["public"].reshape(-1).tolist()])
+        tokenizer = wordpiece.train([*known, *news["all"]["text"].tolist()], vocabulary)
+    else:
+        tokenizer = wordpiece.load(vocabulary)
+    tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), length).reshape(*text.shape, length)
+    wide = lambda image: image.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
+    parts = ("pretraining", "train", "test")
+    image = {k: {"image": wide(cifar[k]["image"]), "label": cifar[k]["label"]} for k in parts}
+    text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
+    pairs = rng.permutation(len(captions))[: numbers.both * numbers.per_client]
+    both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions[pairs])}
+    shared = {"image": images["public"], "text": tokens(named["public"][:, 0])}
+    test = {"image": images[tested][: numbers.test], "text": tokens(named[tested][: numbers.test])}
+    test |= {"image/image": image["test"]["image"], "image/label": image["test"]["label"]}
+    test |= {"text/text": text["test"]["text"], "text/label": text["test"]["label"]}
+    asked = None
+    if (folder / "vqa" / "easy_vqa").is_dir():
+        source = {"easy_vqa": vqa.imagefolder(folder / "vqa")["easy_vqa"]}
+        tasks = vqa.load(source, (side, side), 32, length, tokenizer=tokenizer, seed=seed)
+        of = lambda arrays: Questions(arrays["image"], arrays["question"], arrays["target"])
+        asked = of(vqa.examples(tasks, "easy_vqa", "train")), of(vqa.examples(tasks, "easy_vqa", "test"))
+    arrays = {"image": image["train"], "text": text["train"], "both": both}
+    data = _shared_out(numbers, arrays, shared, alpha, seed)
+    before = {"image": image["pretraining"], "text": text["pretraining"]}
+    return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
+
+
+def _coco(folder: pathlib.Path, public: int, side: int, length: int, rng: np.random.Generator):
+    """({split: images}, {split: captions}) of COCO: so many public ones of its train, and "valid"."""
+    coco = coco_captions.load(folder, ("train", "valid"), image=side, length=length)
+    chosen = np.sort(rng.permutation(len(coco.captions["train"])))[:public]
+    images = {"public": coco.splits["train"]["image"][chosen], "valid": coco.splits["valid"]["image"]}
+    return images, {"public": coco.captions["train"][chosen], "valid": coco.captions["valid"]}
+
+
+def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):
+    """({split: arrays} of CIFAR-100, of the news): as many as clients have; tuning tests on training examples.
+
+    Of the training examples, those in "pretraining" are the same for all seeds.
+    """
+    found = []
+    for name, clients in (("cifar100", numbers.image), (NEWS, numbers.text)):
+        columns = ("image", "label") if name == "cifar100" else ("title", "description", "label")
+        whole = prepared.load(name, folder, "train", columns)
+        tested = prepared.load(name, folder, "test", columns) if split == "test" else whole
+        if name == NEWS:
+            whole, tested = _read(whole), _read(tested)
+        total, train = len(whole["label"]), clients * numbers.per_client
+        before, order = np.split(np.random.default_rng(0).permutation(total), [min(numbers.pretraining, total // 2)])
+        order = rng.permutation(order)
+        rows = order[train : train + numbers.test] if split != "test" else rng.permutation(len(tested["label"]))
+        if len(order) < train or not len(rows):
+            raise ValueError(f"{name} has {len(order)} training examples besides {len(before)}; {train} are asked for")
+        take = lambda arrays, rows: {k: v[rows] for k, v in arrays.items()}
+        parts = {"pretraining": take(whole, before), "train": take(whole, order[:train])}
+        found.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})
+    return found
+
+
+def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    pairs = zip(arrays["title"].tolist(), arrays["description"].tolist(), strict=True)
+    return {"text": np.array([f"{title} {text}".strip().lower() for title, text in pairs]), "label": arrays["label"]}
+
+
+def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> FederatedData:
+    """Labelled examples by Dirichlet(alpha), with no client much larger than others (1.1), pairs evenly."""
+    owned = {}
+    for i, (name, columns) in enumerate(arrays.items()):
+        clients, rng = getattr(numbers, name), np.random.default_rng((seed, i))
+        if "label" in columns:
+            least = max(2, numbers.per_client // 10)
+            owned[name] = partition.dirichlet(columns["label"], clients, alpha, rng, least, balanced=True)
+        else:
+            owned[name] = partition.iid(len(columns["image"]), clients, rng)
+    return FederatedData.from_arrays(arrays, owned, public=public)

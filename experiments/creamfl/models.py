@@ -1,0 +1,123 @@
+"""Encoders for CreamFL's experiments: small ones, and those of the paper from their checkpoints.
+
+The small ones first learn to classify examples that nobody in the experiment holds, as the paper's come from ImageNet,
+BERT and GloVe: with fresh ones clients have nothing to teach.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_mm import trees
+from fedjax_mm.data import wordpiece
+from fedjax_mm.local import gradient_step
+from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
+from fedjax_mm.models import Model, bert, cnn, embedding, resnet
+from fedjax_mm.models import pretrained as checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Small models; the server's are larger."""
+
+    dim: int = 64
+    """Width of the joint space."""
+    client_channels: tuple[int, ...] = (16, 32, 64)
+    """Channels of the convolutions of the clients' image encoders."""
+    server_channels: tuple[int, ...] = (32, 64, 128)
+    """Channels of the convolutions of the server's image encoder."""
+    client_width: int = 32
+    """Width of the clients' word vectors."""
+    server_width: int = 64
+    """Width of the server's word vectors."""
+
+
+class Models(NamedTuple):
+    server: Encoders
+    clients: Mapping[str, Encoders]
+    equal: Encoders  # of all, where weights are averaged
+
+
+def small(size: Size, vocabulary: int, released: bool) -> Models:
+    """Encoders into one space; released: those of image-only and text-only clients have the released code's form."""
+    trunk = cnn.trunk(size.client_channels)
+    server = {
+        "image": embedding.pie_image(cnn.trunk(size.server_channels), size.dim),
+        "text": embedding.pie_text(vocabulary, size.dim, size.server_width),
+    }
+    return _with_clients(server, trunk, size.dim, vocabulary, size.client_width, None, released)
+
+
+def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Models:
+    """The paper's: ResNet-101 and BERT at the server, ResNet-18 and a bi-GRU on vectors 300 wide at clients.
+
+    folder: resnet-101, resnet-18 and bert-base-uncased as Hugging Face has them, the last with its vocab.txt, and, if
+    word vectors are not to start at random, glove.840B.300d.txt. All texts are in BERT's word pieces, of which GloVe
+    knows those that are words; the paper's GRU reads words.
+    """
+    folder = pathlib.Path(folder)
+    words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
+    words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
+    table = embedding.glove(vectors, words) if vectors.is_file() else None
+    of = lambda model, name: Model(_start(model, folder / name), model.apply)
+    server = {
+        "image": embedding.pie_image(of(resnet.resnet101(side), "resnet-101"), dim),
+        "text": embedding.linear(of(bert.base(dropout=0.0), "bert-base-uncased"), dim),
+    }
+    trunk = of(resnet.resnet18(side), "resnet-18")
+    return _with_clients(server, trunk, dim, len(words), 300, table, released)
+
+
+def _start(model, path: pathlib.Path):
+    """`init` that gives what a checkpoint holds, and fresh values to what it lacks."""
+    start = jax.device_get(checkpoints.load(model, path))
+    return lambda key, x: trees.grow(start, model.init(key, x))
+
+
+def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool):
+    backward = "last" if released else "full"
+    text = functools.partial(embedding.pie_text, vocabulary, dim, width, table=table)
+    both = {"image": embedding.pie_image(trunk, dim), "text": text(backward=backward)}
+    image = embedding.mean_image(trunk, dim, 128.0 if released else 1.0)
+    form = {"scale": 128.0, "relu": True} if released else {}
+    return Models(
+        server, {"image": {"image": image}, "text": {"text": text(backward=backward, **form)}, "both": both}, both
+    )
+
+
+def pretrained(models: Models, examples: Mapping[str, Mapping[str, np.ndarray]], epochs: int) -> Models:
+    """The same models, whose `init` gives parameters that have learnt to classify; with 0 epochs they stay fresh.
+
+    examples[m]: arrays `m` and `label`.
+    """
+    if not epochs:
+        return models
+    learn = functools.lru_cache(None)(lambda m, model: learnt(model, m, examples[m], epochs))  # `equal` is `both`
+    with_learnt = lambda encoders: {m: learn(m, model) for m, model in encoders.items()}
+    clients = {name: with_learnt(encoders) for name, encoders in models.clients.items()}
+    return Models(with_learnt(models.server), clients, with_learnt(models.equal))
+
+
+def learnt(model: Model, m: str, examples: Mapping[str, np.ndarray], epochs: int, rate: float = 3e-3) -> Model:
+    """The model with parameters that classify `examples`, arrays m and `label`, after that many passes of Adam."""
+    encoders, key = {m: model}, jax.random.key(0)
+    training = Training(client_lr=rate)
+    arrays = {m: examples[m], "label": np.asarray(examples["label"], np.int32)}
+
+    @jax.jit
+    def train(arrays):
+        params = joint_space.init(key, encoders, arrays, int(examples["label"].max()) + 1)
+        tx = joint_space.optimizer(training, encoders, 0)
+        step = gradient_step(joint_space.task(training, encoders), tx)
+        return joint_space.passes(step, (params, tx.init(params)), arrays, key, 64, epochs)
+
+    (params, _), metrics = train(arrays)
+    print(f"pretrained a {m} encoder: accuracy over {epochs} passes {float(metrics['accuracy']):.2f}", flush=True)
+    params = jax.device_get(params[m])
+    return Model(lambda key, x: jax.tree.map(jax.numpy.asarray, params), model.apply)

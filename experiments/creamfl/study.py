@@ -1,0 +1,162 @@
+"""CreamFL, its baselines, its ablations, and a server alone: settings, rows, and a run of each."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.common import cli, tables
+from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
+from experiments.creamfl.models import Models, Size, full, pretrained, small
+from fedjax_mm.federate import Method
+from fedjax_mm.methods import creamfl
+from fedjax_mm.methods.creamfl import CreamFLConfig, encoder_averaging
+from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
+from fedjax_mm.types import FedState
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained on, by whom and for how long."""
+
+    data: Literal["scenes", "flickr8k", "coco"] = "scenes"
+    """Dataset: scenes are embedded; the others, with CIFAR-100 and AG's News, are read from --data-dir."""
+    checkpoints: str | None = None
+    """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None takes small models."""
+    side: int = 32
+    """Pixels of the side of photographs; 224 for the paper's models."""
+    variant: Annotated[Literal["ours", "paper", "released"], tyro.conf.arg(aliases=["--preset"])] = "ours"
+    """Variant of the method: ours has rates for small fresh models, paper the paper's equations, released the
+    behaviour of the released code."""
+    method: str = "CreamFL"
+    """Row of a single run; compare runs all of them."""
+    numbers: Numbers = Numbers()
+    alpha: float = 0.1
+    """Dirichlet concentration of classes over clients with one modality."""
+    per_round: int = 10
+    """Clients that are drawn from all of them for a round."""
+    epochs: int = 4
+    """Passes of a client over its own examples in a round."""
+    server_lr: float | None = None
+    """Learning rate of the server; None takes the variant's."""
+    client_lr: float | None = None
+    """Learning rate of all clients; None takes the variant's."""
+    weighing_temperature: float = 1.0
+    """Temperature of the contrastive weights."""
+    size: Size = Size()
+    pretraining: int = 8
+    """Passes over other, labelled examples that all encoders have behind them; 0 takes fresh encoders."""
+    common: Annotated[cli.Common, cli.FLAT] = cli.Common(rounds=15, out="runs/creamfl_scenes")
+
+    def __post_init__(self) -> None:
+        cli.at_least(1, side=self.side, per_round=self.per_round, epochs=self.epochs)
+        cli.at_least(0, pretraining=self.pretraining)
+        if not self.alpha > 0:
+            raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
+
+
+PRESETS = {
+    "scenes": Settings(),
+    "flickr8k": Settings(
+        "flickr8k",
+        numbers=Numbers(public=800, pretraining=10_000),
+        pretraining=12,
+        common=cli.Common(rounds=12, out="runs/creamfl_flickr8k"),
+    ),
+    "coco": Settings(
+        "coco",
+        variant="paper",
+        numbers=Numbers(per_client=500, public=50_000, test=5000),
+        side=224,
+        size=Size(dim=512),
+        epochs=5,
+        common=cli.Common(rounds=30, out="runs/creamfl_coco"),
+    ),
+}
+
+
+def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
+    """Every row by name. All servers take as many steps, a pass to learn and one to distil or two to learn, but one.
+
+    The server that takes a single pass learns as much from the pairs as those that distil, which shows what only comes
+    of learning less from few pairs.
+    """
+    config = creamfl.VARIANTS[settings.variant]
+    rates = {"server_lr": settings.server_lr, "client_lr": settings.client_lr, "both_lr": settings.client_lr}
+    given = {key: rate for key, rate in rates.items() if rate is not None}
+    training = dataclasses.replace(config.training, epochs=settings.epochs, **given)
+    twice = dataclasses.replace(training, server_epochs=2 * training.server_epochs)
+    config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
+    cream = functools.partial(dataclasses.replace, config)
+    plain = functools.partial(cream, inter=False, intra=False)
+    return {
+        "server only": cream(training=twice, kd_epochs=0),
+        "server only, one pass": cream(kd_epochs=0),
+        "FedAvg": AveragingConfig(twice),
+        "FedIoT": AveragingConfig(twice, both_weight=100.0),
+        "FedMD": plain(weighing="mean"),
+        "FedGEMS": plain(weighing="entropy"),
+        "FedET": plain(weighing="consensus"),
+        "reamFL+Avg": plain(weighing="size"),
+        "reamFL+IoT": plain(weighing="size", both_weight=100.0),
+        "CreamFL": cream(),
+        "CreamFL, temperature 0.1": cream(weighing_temperature=0.1),
+        "CreamFL, temperature 0.02": cream(weighing_temperature=0.02),
+        "CreamFL, plain mean": cream(weighing="mean"),
+        "CreamFL, no inter": cream(inter=False),
+        "CreamFL, no intra": cream(intra=False),
+    }
+
+
+@functools.lru_cache(4)
+def load(settings: Settings, seed: int) -> Problem:
+    """The problem of one seed."""
+    given = (settings.numbers, settings.common.split, settings.alpha, seed)
+    if settings.data == "scenes":
+        return scenes_problem(*given)
+    vocabulary = 4000
+    if settings.checkpoints:
+        vocabulary = pathlib.Path(settings.checkpoints) / "bert-base-uncased" / "vocab.txt"
+    return photo_problem(
+        *given, settings.common.data_dir or ".", public=settings.data, side=settings.side, vocabulary=vocabulary
+    )
+
+
+@functools.lru_cache(4)
+def models(settings: Settings) -> Models:
+    """What clients and server start from; the same for all seeds, as a published checkpoint is."""
+    released = settings.variant == "released"
+    if settings.checkpoints:
+        return full(settings.checkpoints, settings.size.dim, settings.side, released)
+    problem = load(settings, settings.common.all_seeds[0])
+    fresh = small(settings.size, problem.vocabulary, released)
+    return pretrained(fresh, problem.pretraining, settings.pretraining)
+
+
+def method_of(settings: Settings, name: str, problem: Problem) -> Method:
+    """The method of a row."""
+    config, encoders = variants(settings)[name], models(settings)
+    if isinstance(config, AveragingConfig):
+        return encoder_averaging.build(config, problem.data, encoders.equal, problem.num_classes)
+    return creamfl.build(config, problem.data, encoders.server, encoders.clients, problem.num_classes)
+
+
+def train(settings: Settings, name: str, seed: int) -> tuple[pathlib.Path, FedState]:
+    """(folder, last state) of a row's run of one seed, trained to its end."""
+    problem, common = load(settings, seed), settings.common
+    return tables.finish(
+        method_of(settings, name, problem),
+        problem.data,
+        common,
+        dataclasses.replace(settings, method=name),
+        name,
+        seed,
+        rounds=common.rounds,
+        per_round=settings.per_round,
+        test=problem.test,
+        evaluate_every=max(1, common.rounds // 4),
+        checkpoint_every=common.rounds,
+        config={"settings": tables.of_a_run(settings), "method": variants(settings)[name]},
+    )

@@ -1,0 +1,141 @@
+"""The tables and pictures of CreamFL's study: retrieval, questions, clients' own tasks, bytes, weights."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.common import cli, tables
+from experiments.creamfl import study
+from experiments.creamfl.data import Problem
+from fedjax_mm import evaluate, report
+from fedjax_mm.methods.creamfl import vqa_evaluation
+from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, represent
+from fedjax_mm.report import plots
+from fedjax_mm.types import FedState
+
+SHOWN = ("i2t_r10", "t2i_r10", "rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
+COLUMNS = {"method": "method"} | {f"test/{key}": key for key in SHOWN}
+COLUMNS |= {key: key for key in ("VQA", "MB down", "MB up", "peak MB", "s per round")}
+COMPARED = ("rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
+CURVES = ("server only", "server only, one pass", "FedAvg", "FedMD", "reamFL+Avg", "CreamFL")
+
+
+def compare(settings: study.Settings) -> list[dict[str, Any]]:
+    """A row per method: the server's retrieval and questions, what clients can do, bytes, time, evenness of weights."""
+    common, names = settings.common, list(study.variants(settings))
+    cli.write(common.out, settings)
+    runs, answers, ends = {}, {}, {}
+    for name in names:
+        done = {seed: study.train(settings, name, seed) for seed in common.all_seeds}
+        runs[name] = [report.load(folder) for folder, _ in done.values()]
+        answers[name] = [answer(settings, name, seed, state) for seed, (_, state) in done.items()]
+        ends[name] = done[common.all_seeds[0]][1]
+    rows = [chance(settings), *(_row(name, runs[name], answers[name]) for name in names)]
+    pictured = _draw(settings, rows, runs, ends)
+    last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
+    differences = tables.ahead(last, "CreamFL", {f"test/{key}": key for key in COMPARED})
+    weights = [key for key in rows[-1] if key.startswith("server/")]
+    parts = ["![scores and bytes](bars.png)", "## Differences within a seed", report.table(differences)]
+    parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
+    parts += [f"![{name}](representations_{name}.png)" for name in pictured]
+    parts += ["## Over rounds", "![curves](curves.png)", "## All metrics"]
+    parts += [report.table(rows, ["method", *(key for key in rows[1] if key.startswith("test/"))])]
+    tables.save(common, settings, "CreamFL", _about(settings), rows, COLUMNS, parts, runs["CreamFL"][0])
+    return rows
+
+
+def single(settings: study.Settings) -> None:
+    """Runs one method and prints its row."""
+    done = {seed: study.train(settings, settings.method, seed) for seed in settings.common.all_seeds}
+    answers = [answer(settings, settings.method, seed, state) for seed, (_, state) in done.items()]
+    row = _row(settings.method, [report.load(folder) for folder, _ in done.values()], answers)
+    report.show([chance(settings), row], COLUMNS)
+
+
+def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, ends: Mapping) -> list[str]:
+    """Writes bars, curves and representations; the names of the methods whose representations are shown."""
+    out = pathlib.Path(settings.common.out)
+    bars = {"quality": "test/rsum", "quality_axis": "sum of recalls, %", "cost": ("MB down", "MB up")}
+    apart = ("chance", *(name for name in runs if "server" in name))
+    report.plot_bars(rows, out / "bars.png", label="method", controls=apart, **bars)
+    curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
+    plots.plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
+    problem = study.load(settings, settings.common.all_seeds[0])
+    pictured = [name for name in ("FedMD", "CreamFL") if name in runs]
+    for name in pictured:
+        reps = {m: representations(settings, problem, ends[name], m) for m in MODALITIES}
+        plots.plot_representations(reps, out / f"representations_{name}.png", name)
+    return pictured
+
+
+def _about(settings: study.Settings) -> str:
+    problem, common = study.load(settings, settings.common.all_seeds[0]), settings.common
+    sizes = ", ".join(f"{n} with {name}" for name, n in problem.data.sizes.items())
+    return (
+        f"{settings.data}, clients: {sizes}, {settings.numbers.per_client} examples each on average, "
+        f"{settings.per_round} of them a round, {common.rounds} rounds, {settings.numbers.public} public pairs, "
+        f"{len(problem.test['image'])} test pictures; {common.about_seeds}, {common.split} split, variant "
+        f"{settings.variant}."
+    )
+
+
+def chance(settings: study.Settings) -> dict[str, Any]:
+    """The row of models that know nothing: any order of the candidates, the commonest class, the commonest answer."""
+    problem, row = study.load(settings, settings.common.all_seeds[0]), {"method": "chance"}
+    images, texts = len(problem.test["image"]), problem.test["text"]
+    owner = np.repeat(np.arange(images), texts.shape[1] if texts.ndim == 3 else 1)
+    one_point = evaluate.both_protocols(np.zeros((images, 1)), np.zeros((len(owner), 1)), owner)
+    row |= {f"test/{key}": value for key, value in one_point.items()}
+    for name in ("image", "text"):
+        labels = problem.test[f"{name}/label"]
+        row[f"test/{name}/accuracy"] = float(np.bincount(labels).max() / len(labels))
+        counts = np.array(problem.data.split()[name]["classes"])
+        row[f"test/{name}/own_accuracy"] = float((counts.max(1) / counts.sum(1)).mean())
+    if problem.questions:
+        row["VQA"] = 100 * float(problem.questions[1].target.mean(0).max())
+    return row
+
+
+def answer(settings: study.Settings, name: str, seed: int, state: FedState) -> dict[str, float] | None:
+    """Scores of questions answered from the server's representations of picture and question."""
+    problem = study.load(settings, seed)
+    if problem.questions is None:
+        return None
+    models = study.models(settings)
+    encoders = models.equal if isinstance(study.variants(settings)[name], AveragingConfig) else models.server
+    of = jax.jit(lambda params, m, x: represent(encoders[m], params[m], x), static_argnums=1)
+    params = state.server["params"]
+    reps = [
+        vqa_evaluation.Questions(of(params, "image", q.image), of(params, "text", q.question), q.target)
+        for q in problem.questions
+    ]
+    train, test = reps
+    return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), train, test, jax.random.key(seed))
+
+
+def representations(
+    settings: study.Settings, problem: Problem, state: FedState, m: str, few: int = 200
+) -> dict[str, np.ndarray]:
+    """Representations [few, D] of the first public examples by the server and by three clients of each kind."""
+    models, some = study.models(settings), (problem.data.public or {})[m][:few]
+    of = lambda encoders, params: np.asarray(represent(encoders[m], params[m], some))
+    found = {"server": of(models.server, state.server["params"])}
+    for name, encoders in models.clients.items():
+        for k in range(min(3, problem.data.sizes[name]) if m in encoders else 0):
+            params = jax.tree.map(lambda x, k=k: x[k], state.clients[name]["params"])
+            found[f"{name} {k}"] = of(encoders, params)
+    return found
+
+
+def _row(name: str, same: Sequence[report.Run], answers: Sequence[dict[str, float] | None]) -> dict[str, Any]:
+    (row,) = report.summary(same)
+    last = [run.rows[-1] for run in same]
+    about = [key for key in last[0] if key.startswith(("server/entropy", "server/drift"))]
+    row |= {key: tables.spread([one[key] for one in last]) for key in about}
+    if scores := [one["vqa_score"] for one in answers if one]:
+        row["VQA"] = tables.spread(scores)
+    return {**row, "method": name}

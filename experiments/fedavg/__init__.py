@@ -1,0 +1,1 @@
+"""Multimodal FedAvg compared with its controls."""

@@ -1,0 +1,23 @@
+"""Multimodal FedAvg compared with constant prediction, local-only and centralised training.
+
+python -m experiments.fedavg
+python -m experiments.fedavg --data ur_fall --data-dir DIR
+python -m experiments.fedavg --help
+
+UR Fall, 100 rounds, 5 seeds: macro F1 of both modalities 0.761 ± 0.050, centralised 0.767 ± 0.043, local only
+0.469 ± 0.056 (2 shared CPU cores; README.md has the table).
+"""
+
+from collections.abc import Sequence
+
+from experiments.common import cli
+from experiments.fedavg import study
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command."""
+    study.compare(cli.parse(study.PRESETS, arguments, __doc__))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""FedDAT compared with the other ways of tuning a frozen trunk."""

@@ -1,0 +1,1 @@
+"""FedMEKT compared with its baselines."""

@@ -1,0 +1,24 @@
+"""FedMEKT compared with federated averaging of the same autoencoders, and with its controls.
+
+python -m experiments.fedmekt
+python -m experiments.fedmekt --data ur_fall --data-dir DIR --cohorts AB30
+python -m experiments.fedmekt --help
+
+On 2 shared CPU cores a round of FedMEKT takes 49 ms (digits, 9 of 30 clients, alone on the machine). UR Fall, 60
+rounds, 5 seeds, macro F1 of both modalities: FedMEKT 0.677 ± 0.049, FedAvg of the autoencoders 0.676 ± 0.058, server
+only 0.658 ± 0.025. docs/fedmekt.md has the tables.
+"""
+
+from collections.abc import Sequence
+
+from experiments.common import cli
+from experiments.fedmekt import study
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command."""
+    study.compare(cli.parse(study.PRESETS, arguments, __doc__))
+
+
+if __name__ == "__main__":
+    cli.run(main)

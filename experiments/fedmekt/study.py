@@ -1,0 +1,149 @@
+"""FedMEKT, federated averaging of the same autoencoders, and their controls."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from experiments.common import cli, data, tables
+from experiments.common.data import Problem
+from experiments.common.tables import Variant
+from fedjax_mm import report
+from fedjax_mm.methods import fedmekt
+from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
+from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig
+from fedjax_mm.models import autoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of the autoencoder of every modality."""
+
+    hidden: int = 32
+    """Units of the first LSTM."""
+    width: int = 4
+    """Numbers in an embedding."""
+    readout: bool = False
+    """Let a linear layer make embeddings and reconstructions, instead of a second LSTM, whose outputs lie in -1..1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A problem, the autoencoder, and the settings of FedMEKT and of the methods that share weights."""
+
+    problem: Annotated[data.Settings, cli.FLAT]
+    method: FedMEKTConfig = FedMEKTConfig()
+    baseline: MMFLConfig = MMFLConfig()
+    autoencoder: Shape = Shape()
+    released: bool = False
+    """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
+
+
+WINDOW = Probe(unit="window")
+WIDE = Shape(width=16, readout=True)
+
+
+def _preset(name: data.Name, weight: float, alpha: float = 0.3, rounds: int = 60, seeds: int = 5) -> Settings:
+    common = cli.Common(rounds=rounds, seeds=seeds, out=f"runs/fedmekt_{name}")
+    problem = data.Settings(data=name, alpha=alpha, fraction=0.3, common=common)
+    learn = FedMEKTConfig(alpha=weight, eta=weight, probe=WINDOW)
+    return Settings(problem, learn, MMFLConfig(probe=WINDOW), WIDE)
+
+
+PRESETS = {  # ur_fall and utd_mhad: width and weight of the knowledge chosen on the validation split
+    "digits": _preset("digits", 1.0, seeds=3),
+    "ur_fall": _preset("ur_fall", 30.0),
+    "mhealth": _preset("mhealth", 1.0, alpha=0.5, rounds=40),
+    "utd_mhad": _preset("utd_mhad", 1.0, alpha=0.5, rounds=40),
+    "opportunity": _preset("opportunity", 1.0),
+}
+PUBLISHED = {  # weighted F1, chunk mean, one seed, from the authors' result files; other splits and windows than ours
+    ("ur_fall", "AB30"): {
+        "FedMEKT": (0.7268, 0.7522),
+        "FedAvg": (0.6724, 0.6076),
+        "FedProx": (0.6879, 0.6707),
+        "MOON": (0.6808, 0.6816),
+        "constant": (0.5822, 0.5822),
+    },
+    ("ur_fall", "A10_B10_AB10"): {
+        "FedMEKT": (0.7370, 0.7197),
+        "FedAvg": (0.6218, 0.7138),
+        "FedProx": (0.7345, 0.6883),
+        "MOON": (0.7074, 0.7191),
+        "constant": (0.5822, 0.5822),
+    },
+}
+
+
+def variant(method: Any, config: Any, shape: Shape, **settings: Any) -> Variant:
+    """A row of the table: `method` is a module, fedmekt or mmfl."""
+
+    def build(problem: Problem):
+        splits, modalities = problem.dataset.splits, problem.dataset.modalities
+        features = {m: splits["train"][m].shape[-1] for m in modalities}
+        ae = autoencoder.split_lstm(features, **dataclasses.asdict(shape))
+        return method.build(config, problem.data, ae, splits["labelled"], len(problem.dataset.classes))
+
+    return Variant(build, {"method": config, "autoencoder": shape}, **settings)
+
+
+def controls(settings: Settings) -> dict[str, Variant]:
+    """Constant prediction; a random frozen encoder; the server without knowledge of any client; clients alone."""
+    silent = dataclasses.replace(settings.method, eta=0.0, gamma=0.0, epochs=0)
+    random = dataclasses.replace(silent, server_epochs=0)
+    alone = dataclasses.replace(settings.baseline, shared=False)
+    return {
+        "constant": tables.CONSTANT,
+        "random encoder": variant(fedmekt, random, settings.autoencoder, control=True, travels=False),
+        "server only": variant(fedmekt, silent, settings.autoencoder, control=True, travels=False),
+        "clients only": variant(mmfl, alone, settings.autoencoder, control=True),
+    }
+
+
+def variants(settings: Settings) -> dict[str, Variant]:
+    """The rows of the table."""
+    change = lambda **changed: variant(mmfl, dataclasses.replace(settings.baseline, **changed), settings.autoencoder)
+    rows = {
+        **controls(settings),
+        "FedAvg": change(),
+        "FedProx": change(prox=0.001),
+        "MOON": change(moon=0.1),
+        "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder),
+    }
+    if settings.released:
+        released = dataclasses.replace(fedmekt.VARIANTS["released"], probe=settings.method.probe)
+        rows["FedMEKT released"] = variant(fedmekt, released, Shape())
+    return rows
+
+
+def compare(settings: Settings) -> list[dict[str, Any]]:
+    """Runs FedMEKT, the baselines and the controls, prints the table and writes the report."""
+    problem, chosen = settings.problem, variants(settings)
+    cli.write(problem.common.out, settings)
+    rows = tables.compare(problem, chosen, settings)
+    notes = paired(problem.common, list(chosen)) + published(problem)
+    tables.write(problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes, settings)
+    return rows
+
+
+def paired(common: cli.Common, names: Sequence[str]) -> list[str]:
+    """A table of how far FedMEKT is ahead of every other row, seed by seed on the same split and clients."""
+    if len(common.all_seeds) < 2:
+        return []
+    last = lambda name, seed: report.load(tables.folder(common, name, seed)).rows[-1]
+    scores = {name: [last(name, seed) for seed in common.all_seeds] for name in names if name != "constant"}
+    keys = [key for key in scores["FedMEKT"][0] if key.endswith(("/weighted_f1", "/macro_f1"))]
+    rows = tables.ahead(scores, "FedMEKT", {key: key for key in keys})
+    return ["Differences within a seed (mean ± sample standard deviation):", report.table(rows)]
+
+
+def published(problem: data.Settings) -> list[str]:
+    """The numbers of the authors' result files for this setting, if there are any."""
+    scores = PUBLISHED.get((problem.data, problem.cohorts), {})
+    rows = [{"method": name, "accelerometer": a, "depth": d} for name, (a, d) in scores.items()]
+    if not rows:
+        return []
+    about = (
+        "Weighted F1 in the authors' result files (one seed, mean over chunks; other splits, normalisation, windows):"
+    )
+    return [about, report.table(rows)]

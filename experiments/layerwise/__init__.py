@@ -1,0 +1,1 @@
+"""Stage-wise training compared with end-to-end training."""

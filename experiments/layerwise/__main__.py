@@ -1,0 +1,28 @@
+"""Layer-wise and progressive training of two encoders compared with end-to-end training (LW-FedMML, Prog-FedMML).
+
+python -m experiments.layerwise                                         one run, --plan and --data
+python -m experiments.layerwise compare --data flickr8k --data-dir DIR  the three plans at equal rounds
+python -m experiments.layerwise costs                                   bytes, FLOPs, memory of the full-size models
+
+On 2 shared CPU cores a round of scenes takes 6.94 s end to end, 2.57 s layer-wise and 4.37 s progressively. 60 rounds,
+3 seeds: R@10 from image to text 13.9 ± 2.2, 8.0 ± 3.1 and 5.4 ± 2.0 %, chance 1.00; a client that takes part in every
+round sends and gets 251, 148 and 203 MB. docs/layerwise.md has all tables.
+"""
+
+from collections.abc import Sequence
+
+from experiments.common import cli
+from experiments.layerwise import costs, study, table
+
+
+def main(arguments: Sequence[str]) -> object:
+    """Runs the command."""
+    command, arguments = cli.command(arguments, ("compare", "costs"))
+    if command == "costs":
+        return cli.call(costs.main, arguments)
+    settings = cli.parse(study.PRESETS, arguments, __doc__)
+    return table.compare(settings) if command == "compare" else table.single(settings)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,205 @@
+"""CreamFL's comparison in small, its models and its data."""
+
+import dataclasses
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.common import cli
+from experiments.creamfl import data as creamfl_data
+from experiments.creamfl import study, table
+from experiments.creamfl.models import Models, Size, full, pretrained, small
+from fedjax_mm import evaluate
+from fedjax_mm.data import wordpiece
+from fedjax_mm.models import Model, bert, resnet
+from fedjax_mm.models import pretrained as pretrained_files
+from fedjax_mm.run import records
+
+NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80, pretraining=40)
+SMALL = study.Settings(
+    numbers=NUMBERS,
+    size=Size(dim=8, client_channels=(4,), server_channels=(8,), client_width=8, server_width=8),
+    epochs=1,
+    per_round=3,
+    alpha=10.0,
+    common=cli.Common(rounds=2, seeds=1),
+)
+
+
+def _flat(params, x):
+    x = x.reshape(len(x), -1).astype(np.float32)
+    return x @ params["w"][: x.shape[1]]
+
+
+FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}, _flat)
+
+
+def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
+    kept = {name: study.variants(SMALL)[name] for name in ("server only", "CreamFL")}
+    monkeypatch.setattr(study, "variants", lambda settings: kept)
+    both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
+    made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
+    monkeypatch.setattr(study, "models", lambda *given: made)
+    settings = dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, out=str(tmp_path)))
+    rows = {row["method"]: row for row in table.compare(settings)}
+    assert list(rows) == ["chance", *kept]
+    problem = study.load(settings, 0)
+    assert rows["chance"]["test/i2t_r10"] == pytest.approx(100 * 10 / 40)
+    counts = np.bincount(problem.test["text/label"])
+    assert rows["chance"]["test/text/accuracy"] == pytest.approx(counts.max() / counts.sum())
+    assert 0 <= rows["CreamFL"]["VQA"] <= 100 and rows["chance"]["VQA"] > 0
+    # 16 public items of 8 numbers for each modality: both go down, a client with one sends one
+    assert rows["CreamFL"]["MB down"] == pytest.approx(2 * 16 * 8 * 4e-6)
+    assert rows["CreamFL"]["MB up"] == pytest.approx(2 * 16 * 8 * 4e-6)
+    assert rows["server only"]["MB up"] == rows["server only"]["MB down"] == 0
+    last = records.read_metrics(tmp_path / "CreamFL" / "seed0")[-1]
+    assert rows["CreamFL"]["server/entropy_image"] == last["server/entropy_image"] <= 1
+    report = (tmp_path / "report.md").read_text()
+    assert "CreamFL minus" in report and all(name in report for name in kept)
+    pictures = ("bars", "curves", "representations_CreamFL")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
+    assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
+    assert "server only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_models_fit_the_data_and_one_space(released):
+    made = small(SMALL.size, 50, released)
+    examples = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8), "text": jax.ShapeDtypeStruct((2, 9), np.int32)}
+    for encoders in (made.server, made.equal, *made.clients.values()):
+        for m, model in encoders.items():
+            shape = jax.eval_shape(lambda x, model=model: model.apply(model.init(jax.random.key(0), x), x), examples[m])
+            assert shape.shape == (2, 8)
+
+
+def test_every_server_takes_as_many_steps_but_the_one_that_shows_what_they_do():
+    for name, config in study.variants(study.PRESETS["scenes"]).items():
+        passes = config.training.server_epochs + getattr(config, "kd_epochs", 0)
+        assert passes == (1 if "one pass" in name else 2)
+
+
+def test_full_models_start_from_their_checkpoints(tmp_path, monkeypatch):
+    tiny = {
+        "resnet-101": resnet.encoder((1,), (8,), norm="batch", image=32),
+        "resnet-18": resnet.encoder((1,), (4,), norm="batch", image=32),
+        "bert-base-uncased": bert.encoder(vocabulary=7, dim=8, depth=1, heads=2, mlp=8, positions=9),
+    }
+    for module, name, kind in ((resnet, "resnet101", "resnet-101"), (resnet, "resnet18", "resnet-18")):
+        monkeypatch.setattr(module, name, lambda side, model=tiny[kind]: model)
+    monkeypatch.setattr(bert, "base", lambda dropout: tiny["bert-base-uncased"])
+    held = {}
+    for i, (name, model) in enumerate(tiny.items()):
+        (tmp_path / name).mkdir()
+        held[name] = model.init(jax.random.key(i), jnp.zeros(model.example.shape, model.example.dtype))
+        pretrained_files.save(held[name], model, tmp_path / name / "model.safetensors")
+    (tmp_path / "bert-base-uncased" / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, "a", "b"]))
+    made = full(tmp_path, 8, 32, released=False)
+    examples = {"image": jnp.zeros((1, 32, 32, 3), jnp.uint8), "text": jnp.array([[2, 5, 6, 3, 0]])}
+    start = lambda encoders, m: encoders[m].init(jax.random.key(9), examples[m])
+    chex.assert_trees_all_equal(start(made.server, "image")["trunk"], held["resnet-101"])
+    chex.assert_trees_all_equal(start(made.server, "text")["trunk"], held["bert-base-uncased"])
+    for name in ("image", "both"):
+        chex.assert_trees_all_equal(start(made.clients[name], "image")["trunk"], held["resnet-18"])
+    assert start(made.clients["text"], "text")["words"]["embedding"].shape == (7, 300)
+    for encoders in (made.server, *made.clients.values()):
+        assert all(encoders[m].apply(start(encoders, m), examples[m]).shape == (1, 8) for m in encoders)
+
+
+def test_pretrained_encoders_start_with_what_they_learnt_and_fresh_ones_do_not(monkeypatch):
+    label = np.arange(64, dtype=np.int32) % 2
+    image = np.broadcast_to((200 * label).astype(np.uint8)[:, None, None, None], (64, 2, 2, 1))
+    examples = {"image": {"image": image, "label": label}, "text": {"text": label[:, None] + 1, "label": label}}
+    both = {m: FLAT for m in ("image", "text")}
+    fresh = Models(both, {"image": {"image": FLAT}}, both)
+    assert pretrained(fresh, examples, 0) is fresh
+    model = pretrained(fresh, examples, 40).clients["image"]["image"]
+    params = [model.init(jax.random.key(seed), image[:1]) for seed in (0, 1)]
+    chex.assert_trees_all_equal(*params)
+    z = model.apply(params[0], image)
+    apart = lambda z: np.linalg.norm(z[0] - z[1])
+    assert apart(z) > 2 * apart(FLAT.apply(FLAT.init(jax.random.key(0), image[:1]), image))
+
+
+def test_variants_are_the_baselines_and_ablations_of_the_paper():
+    configs = study.variants(study.PRESETS["scenes"])
+    plain = [name for name, config in configs.items() if getattr(config, "inter", None) is False and not config.intra]
+    assert plain == ["FedMD", "FedGEMS", "FedET", "reamFL+Avg", "reamFL+IoT"]
+    assert configs["reamFL+IoT"].both_weight == configs["FedIoT"].both_weight == 100
+    assert configs["CreamFL, no inter"].intra and not configs["CreamFL, no inter"].inter
+
+
+def test_scenes_are_shared_out_without_a_scene_in_two_hands():
+    problem = creamfl_data.scenes_problem(NUMBERS, "test", 0.1, 0)
+    cohorts = problem.data.cohorts
+    assert problem.data.sizes == {"image": 2, "text": 2, "both": 2}
+    assert set(cohorts["image"].arrays) == {"image", "label"} and set(cohorts["text"].arrays) == {"text", "label"}
+    assert all(cohort.counts.sum() == 24 for cohort in cohorts.values())
+    pools = [problem.data.public["image"], problem.test["image"]] + [
+        cohorts[n].arrays["image"] for n in ("image", "both")
+    ]
+    pictures = np.concatenate([np.asarray(pool) for pool in pools])
+    assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == len(pictures) == 16 + 40 + 24 + 24
+    other = creamfl_data.scenes_problem(NUMBERS, "valid", 0.1, 0)
+    assert not np.array_equal(other.test["image"], problem.test["image"])
+
+
+def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where it is prepared
+    texts = tmp_path / "flickr8k" / "Flickr8k_text"
+    shutil.copytree(shared_data / "flickr8k" / "Flickr8k_text", texts)
+    for path in texts.glob("*Images.txt"):  # fewer photos, which take less long
+        path.write_text("\n".join(path.read_text().split()[:60]))
+    (texts.parent / "Flicker8k_Dataset").symlink_to(shared_data / "flickr8k" / "Flicker8k_Dataset")
+    for name in ("tfds", "vqa"):
+        (tmp_path / name).symlink_to(shared_data / name)
+    problem = creamfl_data.photo_problem(NUMBERS, "test", 0.1, 0, str(tmp_path), vocabulary=600)
+    data, test = problem.data, problem.test
+    assert data.public["image"].shape == (16, 32, 32, 3) and data.public["text"].shape == (16, 24)
+    assert data.cohorts["both"].arrays["text"].shape == (24, 5, 24) and test["text"].shape == (40, 5, 24)
+    assert data.cohorts["image"].arrays["label"].max() > 3 and set(np.unique(test["text/label"])) <= {0, 1, 2, 3}
+    assert all((tokens > 0).any(-1).all() for tokens in (test["text"], test["text/text"], data.public["text"]))
+    assert problem.questions[0].target.shape[1] == 13
+
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for name, photos in {"train2017": 20, "val2017": 3}.items():  # grey photos, whose captions tell their number
+        (tmp_path / "coco" / name).mkdir()
+        listed = {"images": [], "annotations": []}
+        for i in range(photos):
+            Image.new("RGB", (8, 8), (10 * i,) * 3).save(tmp_path / "coco" / name / f"{i}.png")
+            listed["images"].append({"id": i, "file_name": f"{i}.png"})
+            listed["annotations"] += [{"image_id": i, "caption": "a" * (i + 1)}] * 5
+        (tmp_path / "coco" / "annotations" / f"captions_{name}.json").write_text(json.dumps(listed))
+    (tmp_path / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, *("a" * (i + 1) for i in range(20))]))
+    coco = creamfl_data.photo_problem(
+        NUMBERS, "test", 0.1, 0, str(tmp_path), public="coco", vocabulary=tmp_path / "vocab.txt"
+    )
+    said = len(wordpiece.SPECIAL) + np.asarray(coco.data.public["image"])[:, 0, 0, 0] // 10
+    np.testing.assert_array_equal(coco.data.public["text"][:, 1], said)
+    assert coco.test["image"].shape == (3, 32, 32, 3) and coco.test["text"].shape == (3, 5, 24)
+    assert coco.vocabulary == 25 and not np.array_equal(coco.data.cohorts["both"].arrays["image"], data.public["image"])
+
+
+def test_news_keep_their_labels(shared_data, monkeypatch):
+    """The original sorts the sentences by length but not their labels (7.2): a classifier on words must learn them."""
+    read, pictures = (
+        creamfl_data.prepared.load,
+        {"image": np.zeros((2000, 32, 32, 3), np.uint8), "label": np.arange(2000)},
+    )
+    only_news = lambda name, *given: read(name, *given) if name == creamfl_data.NEWS else pictures
+    monkeypatch.setattr(creamfl_data.prepared, "load", only_news)  # to decode no pictures
+    numbers = NUMBERS._replace(text=4, per_client=300, test=400)
+    _, news = creamfl_data._labelled(shared_data / "tfds", "test", np.random.default_rng(0), numbers)
+    words = {w: i for i, w in enumerate({w for t in news["train"]["text"] for w in t.split()})}
+    bag = lambda texts: np.array(
+        [np.bincount([words[w] for w in t.split() if w in words], minlength=len(words)) for t in texts]
+    )
+    counts = np.stack([bag(news["train"]["text"])[news["train"]["label"] == k].sum(0) for k in range(4)]) + 1.0
+    log = np.log(counts / counts.sum(1, keepdims=True))
+    found = (bag(news["test"]["text"]) @ log.T).argmax(1)
+    assert evaluate.classification(news["test"]["label"], found, 4)["accuracy"] > 0.6

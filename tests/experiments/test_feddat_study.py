@@ -1,0 +1,92 @@
+"""Pretraining a trunk and tuning it, in small."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import pretrain_vilt
+from experiments.common import cli
+from experiments.feddat import costs, modes, study, table
+from fedjax_mm.methods.feddat.vqa_tuning import Training
+from fedjax_mm.models import adapters, vilt
+
+SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trunk")
+    settings = pretrain_vilt.Settings(pictures=66, size=SIZE, steps=10, batch_size=8, out=str(folder))
+    return folder, settings, pretrain_vilt.pretrain(settings, log=lambda line: None)
+
+
+def test_a_pretrained_trunk_is_read_back(trunk):
+    folder, settings, made = trunk
+    again = pretrain_vilt.load(folder)
+    assert again.size == SIZE and again.scores == made.scores
+    jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
+    words = again.tokenizer.encode("is the red circle left of a crescent").tokens
+    assert "circle" in words and "[UNK]" not in words
+    assert 0.3 < made.scores["matches"] < 0.7 and 0 <= made.scores["words"] < 1
+    assert json.loads((folder / "model.json").read_text())["settings"]["steps"] == settings.steps
+
+
+def test_half_the_pictures_change_places_and_words_alone_are_masked(trunk):
+    _, _, made = trunk
+    seen = {}
+
+    def tokens(params, batch):
+        seen.update(batch)
+        return np.ones((8, SIZE.length + 17, SIZE.dim), np.float32)
+
+    ids = made.tokenizer.encode("a small red circle on the left").ids
+    text = np.zeros((8, SIZE.length), np.int32)
+    text[:, : len(ids)] = ids
+    batch = {"image": np.arange(8, dtype=np.int32)[:, None], "question": text}
+    params = {"trunk": made.params} | pretrain_vilt._heads(jax.random.key(0), SIZE)
+    model = made.model._replace(tokens=tokens, apply=lambda params, view: np.ones((8, SIZE.dim), np.float32))
+    scores = pretrain_vilt.objective(model, params, batch, jax.random.key(1), 0.5)[1]
+    assert seen["image"][:, 0].tolist() == [3, 0, 1, 2, 4, 5, 6, 7]
+    changed = np.asarray(seen["question"]) != text
+    assert (np.asarray(seen["question"])[changed] == pretrain_vilt.MASK).all() and 0.2 < changed[text >= 5].mean() < 0.8
+    assert not changed[text < 5].any()
+    masked = text[4:][changed[4:]]  # all tokens are alike here, so one word is guessed everywhere
+    assert scores["words"] <= np.bincount(masked).max() / len(masked)
+    assert scores["matches"] == 0.5
+
+
+def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path):
+    few = {"train": 8, "test": 4, "valid": 2, "training": Training(lr=1e-3), "modes": ("adapter", "dat")}
+    common = cli.Common(rounds=1, seed=0, out=str(tmp_path))
+    settings = dataclasses.replace(study.PRESETS["scenes"], trunk=str(trunk[0]), common=common, **few)
+    rows = {row["mode"]: row for row in table.compare(settings)}
+    assert list(rows) == ["constant", "adapter", "dat", "dat, its own adapter", "dat, the shared adapter"]
+    tasks = study.load(settings, 0).tasks.tasks
+    for row in rows.values():
+        assert row["score"] == pytest.approx(np.mean([row[client] for client in tasks]))
+    adapter = 2 * (2 * 8 * 16 + 16 + 8)
+    assert rows["dat"]["trained"] - rows["adapter"]["trained"] == adapter
+    assert rows["adapter"]["MB up"] == rows["dat"]["MB up"] == 4 * adapter / 1e6
+    said = [np.mean(task.splits["test"]["target"][:, 0]) for task in tasks.values()]
+    assert rows["constant"]["score"] == pytest.approx(100 * np.mean(said))
+    text = (tmp_path / "report.md").read_text()
+    assert all(client in text for client in tasks) and "dat minus" in text
+    kept = cli.read(tmp_path / "dat" / "seed0" / "settings.yaml")
+    assert kept["mode"] == "dat" and kept["widths"] == study.PRESETS["scenes"].widths._asdict()
+
+
+def test_modes_train_and_send_what_the_spec_counts():
+    model, head = vilt.base(), adapters.answers(100)
+    trunk = jax.eval_shape(model.init, jax.random.key(0), model.example)
+    data = costs.data(model, 100, 1, 1)
+    counted = {
+        name: modes.size(mode, modes.Widths(), data, model, trunk, head)
+        for name, mode in modes.modes(Training()).items()
+    }
+    assert counted["dat"].trained == 3_127_012 and counted["adapter"].trained == 894_528 + 1_337_956
+    sent = {name: round(1e6 * size.mb / 4) for name, size in counted.items()}
+    assert sent["dat"] == sent["adapter"] == 894_528 and sent["lora"] == 589_824 and sent["prompt"] == 599_424
+    assert sent["bias"] == 104_448 and sent["norm"] == 38_400 and sent["classifier"] == sent["standalone"] == 0

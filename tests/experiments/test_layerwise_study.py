@@ -1,0 +1,50 @@
+"""The layer-wise script: what is counted without compiling, and what chance is."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.common import cli
+from experiments.layerwise import costs, study, table
+from fedjax_mm.data import FederatedData
+from fedjax_mm.methods import layerwise
+
+
+@pytest.mark.parametrize(("plan", "s"), [("layer-wise", 0), ("layer-wise", 5), ("end-to-end", 0)])
+def test_macs_counted_on_the_traced_coco_model_are_the_published_ones(plan, s):
+    full = costs.full_size("coco")
+    config = dataclasses.replace(full.config, plan=plan)
+    data = FederatedData.from_arrays(full.arrays, [np.arange(config.batch_size)])
+    stage = layerwise.build(config, data, full.encoders)[s]
+    assert costs.counted(full, config, stage) / 1e9 == pytest.approx(costs.PUBLISHED["coco"][plan][s], rel=1e-3)
+
+
+def test_schedules_weigh_the_stages_by_their_rounds():
+    row = lambda plan, stage, size: {
+        "model": "m",
+        "plan": plan,
+        "stage": stage,
+        **dict.fromkeys(("MiB up", "MiB down", "MiB down, late", "GMAC per sample", "peak GB"), size),
+        "GMAC, forward x 1 or 3": size,
+    }
+    rows = [row(plan, s + 1, s + 1.0) for plan in ("layer-wise", "progressive") for s in range(6)]
+    rows = costs.schedules([*rows, row("end-to-end", 1, 6.0)], "m")
+    low_high = next(r for r in rows if r["schedule"] == "90_lh10" and r["plan"] == "layer-wise")
+    assert low_high["GiB in all"] == pytest.approx(2 * (10 * 4 + 30 * 5 + 50 * 6) / 1024)
+    assert low_high["times less FLOPs"] == pytest.approx(90 * 6 / (10 * 4 + 30 * 5 + 50 * 6))
+    assert low_high["times less memory, last stage"] == 1
+
+
+def test_chance_is_that_of_a_random_order():
+    settings = dataclasses.replace(study.PRESETS["scenes"], clients=3)
+    row = table.chance(settings)
+    images = len(study.load(settings, 0).test["image"])
+    assert row["test/t2i_r10"] == pytest.approx(1000 / images)
+    assert row["test/i2t_r10"] == pytest.approx(1000 / images)  # one caption a picture
+
+
+def test_a_plan_has_the_rounds_of_its_settings():
+    settings = dataclasses.replace(study.PRESETS["scenes"], common=cli.Common(rounds=7), stages=3)
+    config = study.config_of(settings, "progressive")
+    assert config.rounds == (2, 2, 3) and len(config.encoder_lr["image"]) == 3 and config.plan == "progressive"
