@@ -1,5 +1,10 @@
 """Tables and plots of finished runs: `python -m fedjax_mm.report RUN [RUN ...] --out DIR`."""
 
+from fedjax_mm import _lazy
+
+for package in ("matplotlib", "rich", "tyro"):  # before any of them is imported: the error says what to install
+    _lazy.require(package, "report")
+
 from fedjax_mm.report.own_scores import own_scores_table, plot_own_scores
 from fedjax_mm.report.page import write
 from fedjax_mm.report.plots import plot_bars, plot_costs, plot_representations, plot_split

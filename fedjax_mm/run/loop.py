@@ -33,6 +33,7 @@ from jax.sharding import Mesh
 
 from fedjax_mm import clients, stages
 from fedjax_mm.data import FederatedData
+from fedjax_mm.data.federated import CohortExamples
 from fedjax_mm.federate import Method
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.placement import OffDevice, States, client_states, on_mesh
@@ -211,6 +212,12 @@ def _settings(
     data: FederatedData, plan: Sequence[Stage], per_round: int | Mapping[str, int], seed: int, config: Any
 ) -> dict[str, Any]:
     """What a directory belongs to."""
-    owners = {name: zlib.crc32(c.rows.tobytes() + c.offsets.tobytes()) for name, c in data.cohorts.items()}
+    owners = {name: zlib.crc32(_owned(cohort)) for name, cohort in data.cohorts.items()}
     settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
     return settings | ({"stages": {stage.name: stage.rounds for stage in plan}} if len(plan) > 1 else {})
+
+
+def _owned(cohort: CohortExamples) -> bytes:
+    """Which rows each client owns, and holds out."""
+    parts = (cohort.rows, cohort.offsets, cohort.test_rows, cohort.test_offsets)
+    return b"".join(part.tobytes() for part in parts if part is not None)

@@ -7,7 +7,7 @@ to the row. It may end the run by raising `StopRun`: the round is still logged a
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from fedjax_mm import costs
+from fedjax_mm import _lazy, costs
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.run.client_scores import own_scores, summary
@@ -127,9 +127,9 @@ class Board:
     """Writes every number of the log to TensorBoard's files in the run's directory."""
 
     def __init__(self, files: RunDirectory, start: int):
-        from tensorboardX import SummaryWriter
-
-        self.writer = SummaryWriter(str(files.path / "tensorboard"), purge_step=start + 1)
+        self.writer = _lazy.require("tensorboardX", "report").SummaryWriter(
+            str(files.path / "tensorboard"), purge_step=start + 1
+        )
 
     def __call__(self, done: Round, row: Row) -> None:
         for name, value in row.items():
