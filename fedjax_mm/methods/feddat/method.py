@@ -162,7 +162,7 @@ def client_update(
         batch_size=training.batch_size,
         epochs=training.epochs,
     )
-    weight = data.weight if config.weights == "size" else jnp.float32(1)
+    weight = data.weight if config.weights == "size" else jnp.asarray(1.0)
     new = {"adapter": parts.local.params, "head": parts.head.params, "rounds": rounds + 1}
     return {"adapter": Mean(parts.shared.params, weight)}, new, metrics
 

@@ -125,7 +125,7 @@ def client_update(
         new["pull"] = update_pull(config.dyn, state["pull"], tuned, received)
     if not config.travels:
         return {}, {**new, "tuned": tuned}, metrics
-    return {"tuned": Mean(tuned, data.weight if config.weights == "size" else jnp.float32(1))}, new, metrics
+    return {"tuned": Mean(tuned, data.weight if config.weights == "size" else jnp.asarray(1.0))}, new, metrics
 
 
 def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
