@@ -374,9 +374,7 @@ def test_a_clients_own_captions_are_found_among_its_real_rows_as_in_numpy():
     mask = rng.random(40) < 0.6
     text = np.where(np.arange(40)[:, None] % 2, rng.permutation(IMAGE), IMAGE + 0.01)  # every other caption is right
     captions = np.stack([text, np.full_like(text, 9.0)], 1)  # of which only the first counts
-    given = np.where(
-        mask[:, None, None], captions, np.nan
-    )  # NaN would be the nearest if a padding row were a candidate
+    given = np.where(mask[:, None, None], captions, np.nan)  # NaN would be nearest, were it a candidate
     arrays = {"image": IMAGE, "text": given, "label": LABEL}
     got = np.asarray(client_scores(stage, params, arrays, mask.astype(np.float32))["i2t_r1"])
     unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
