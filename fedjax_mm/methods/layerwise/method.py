@@ -76,10 +76,10 @@ def build(
     pretrained: modality -> parameters as models.pretrained.load gives them; their last norm is not used. None: training
         from scratch, for which every stage needs rounds.
 
-    `evaluate` gives, contrastive, recalls from `text` [I, L] or [I, Q, L], "i2t_r1" to "t2i_r50", and from
-    `prompts` [K, L], one for each class, and `label` [I], "zero_shot_accuracy", whichever there are; supervised,
-    "accuracy", "macro_f1", "macro_precision", "macro_recall" of the whole set, and "batch16_accuracy", ..., means
-    over batches of 16, which the released code reports (see `scores`). A client's own test rows are scored by
+    `evaluate` is `scores`. Contrastive, it gives recalls, "i2t_r1" to "t2i_r50", where the test set has `text` [I, L]
+    or [I, Q, L], and "zero_shot_accuracy" where it has `prompts` [K, L], one for each class, and `label` [I].
+    Supervised, it gives "accuracy", "macro_f1", "macro_precision" and "macro_recall" of the whole set, and the means
+    over batches of 16 that the released code reports, "batch16_accuracy", ... A client's own test rows are scored by
     `client_score`.
 
     Raises ValueError for settings, weights and data that do not fit each other.
@@ -96,7 +96,7 @@ def build(
     update = functools.partial(client_update, config, encoders)
     score = functools.partial(evaluation.client_score, config, encoders)
 
-    def method(stage: StageSpec) -> Method:
+    def bind(stage: StageSpec) -> Method:
         layers = {m: numbers.stop for m, numbers in stage.layers.items()}
         init = lambda key: network.init_network(config, encoders, num_classes, key, layers, pretrained)
         download = functools.partial(server_download, stage, tuple(population.cohorts))
@@ -104,10 +104,11 @@ def build(
         cohort = lambda size: Cohort(size, lambda key: (), functools.partial(update, stage), score)
         return federate(server, {name: cohort(size) for name, size in population.sizes.items()}, scores)
 
-    methods = [method(stage) for stage in plan_stages(config, encoders)]
+    methods = [bind(stage) for stage in plan_stages(config, encoders)]
     if config.plan == "end-to-end":
         return [Stage("end-to-end", methods[0], sum(config.rounds))]
-    return [Stage(f"stage {s}", *stage) for s, stage in enumerate(zip(methods, config.rounds, strict=True), 1)]
+    numbered = enumerate(zip(methods, config.rounds, strict=True), 1)
+    return [Stage(f"stage {s}", method, rounds) for s, (method, rounds) in numbered]
 
 
 def server_download(
