@@ -21,7 +21,13 @@ from fedjax_mm.types import Arrays, ClientData, Download, Each, Key, Mean, Metri
 def init_client(
     config: FedMEKTConfig, autoencoder: AutoEncoder, modalities: Modalities, key: Key, server: Mapping
 ) -> dict[str, PyTree]:
-    """A client's first state: the parts of the server's autoencoder for its modalities ("params"), Adam's ("opt")."""
+    """A client's first state: the parts of the server's autoencoder for its modalities ("params"), Adam's ("opt").
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae, key = autoencoder.linear({"a": 3, "b": 2}, width=2), jax.random.key(0)
+    >>> sorted(init_client(FedMEKTConfig(), ae, ("b",), key, {"params": ae.init(key)})["params"])
+    ['decoder_b', 'encoder_b']
+    """
     params = {part: server["params"][part] for m in modalities for part in autoencoder.parts(m)}
     return {"params": params, "opt": autoencoding.init_opt(autoencoding.adam(config.client_lr), params)}
 
@@ -40,6 +46,15 @@ def client_loss(
 
     proxy {m: [P, T, F]} of the client's modalities, of which `config.proxy_batch` are drawn with `key`; batch
     {m: [B, T, F], "mask": [B]}; sources: the modalities whose encoders are trained.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae = autoencoder.linear({"a": 3}, width=2)
+    >>> silent = jax.tree.map(jnp.zeros_like, jax.eval_shape(ae.init, jax.random.key(0)))
+    >>> windows, sent = jnp.ones((4, 5, 3)), Download({"a": {"z": jnp.zeros((4, 2))}})
+    >>> batch, key = {"a": 2 * windows, "mask": jnp.ones(4)}, jax.random.key(1)
+    >>> value, metrics = client_loss(FedMEKTConfig(), ae, sent, {"a": windows}, silent, batch, key, ("a",))
+    >>> float(value), float(metrics["distillation"])
+    (4.0, 0.0)
     """
     modalities = autoencoding.modalities_of(autoencoder, proxy)
     rows = jax.random.permutation(key, len(proxy[modalities[0]]))[: config.proxy_batch]
@@ -93,6 +108,13 @@ def score_client(
 ) -> dict[str, jax.Array]:
     """How well a client's own autoencoder does on each of its own test windows {m: [B, T, F]}: {"reconstruction_error":
     [B]}, the mean squared error of each modality decoded from its own code (see `autoencoding.reconstruction_error`).
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae = autoencoder.linear({"a": 3}, width=2)
+    >>> silent = jax.tree.map(jnp.zeros_like, jax.eval_shape(ae.init, jax.random.key(0)))
+    >>> state, arrays = {"params": silent}, {"a": jnp.arange(3.0)[:, None, None] * jnp.ones((3, 5, 3))}
+    >>> score_client(ae, Download(()), state, arrays, jnp.ones(3))["reconstruction_error"].tolist()
+    [0.0, 1.0, 4.0]
     """
     modalities = [m for m in autoencoder.modalities if autoencoder.parts(m)[0] in state["params"]]
     x = {m: arrays[m] for m in modalities}

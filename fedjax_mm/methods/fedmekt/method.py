@@ -89,5 +89,16 @@ def build(
 def scores(
     evaluation: Callable[[PyTree, Arrays], dict[str, float]], state: FedState, arrays: Arrays
 ) -> dict[str, float]:
-    """Step 5: the scores of the global encoder by `evaluation`, a linear_evaluation, on test windows {m: [M, T, F]}."""
+    """Step 5: the scores of the global encoder by `evaluation`, a linear_evaluation, on test windows {m: [M, T, F]}.
+
+    >>> import jax, numpy as np
+    >>> from fedjax_mm.methods.fedmekt import Probe
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae, label = autoencoder.linear({"a": 2}, width=2), np.array([0, 1] * 4)
+    >>> windows = {"a": np.eye(2, dtype=np.float32)[label][:, None] * np.ones((1, 3, 1), np.float32), "label": label}
+    >>> evaluation = linear_evaluation(Probe(unit="window"), ae, windows, num_classes=2)
+    >>> state = FedState({"params": ae.init(jax.random.key(0))}, {}, jax.numpy.int32(1))
+    >>> scores(evaluation, state, windows)["a/accuracy"]
+    1.0
+    """
     return evaluation(state.server["params"], arrays)

@@ -99,7 +99,13 @@ def build(
 
 
 def init_server(autoencoder: AutoEncoder, key: Key) -> dict[str, PyTree]:
-    """The server's first state, {m: w_m}, and w_m is {part: its parameters}."""
+    """The server's first state, {m: w_m}, and w_m is {part: its parameters}.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> server = init_server(autoencoder.linear({"a": 3, "b": 2}), jax.random.key(0))
+    >>> list(server), sorted(server["a"])
+    (['a', 'b'], ['decoder_a', 'encoder_a'])
+    """
     return by_modality(autoencoder, autoencoder.init(key), autoencoder.modalities)
 
 
@@ -142,6 +148,14 @@ def scores(
     """Step 5: the scores of the global encoders by `evaluation`, a linear_evaluation, on test windows {m: [M, T, F]}.
 
     Where nothing is shared: the mean over the clients that own a modality from which the classifier learns.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae, label = autoencoder.linear({"a": 2}, width=2), np.array([0, 1] * 4)
+    >>> windows = {"a": np.eye(2, dtype=np.float32)[label][:, None] * np.ones((1, 3, 1), np.float32), "label": label}
+    >>> evaluation = linear_evaluation(Probe(unit="window"), ae, windows, num_classes=2)
+    >>> state = FedState(init_server(ae, jax.random.key(0)), {}, jax.numpy.int32(1))
+    >>> scores(MMFLConfig(), ae, {"all": ("a",)}, evaluation, state, windows)["a/accuracy"]
+    1.0
     """
     if config.shared:
         return evaluation(by_part(state.server), arrays)

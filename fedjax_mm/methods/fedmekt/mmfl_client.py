@@ -19,7 +19,13 @@ from fedjax_mm.types import Arrays, ClientData, Download, Key, Mean, Metrics, Py
 def init_client(
     config: MMFLConfig, autoencoder: AutoEncoder, modalities: Modalities, key: Key, server: Mapping
 ) -> dict[str, PyTree]:
-    """A client's first state, from the server's w_m of the modalities that it owns (see `client_update`)."""
+    """A client's first state, from the server's w_m of the modalities that it owns (see `client_update`).
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae, key = autoencoder.linear({"a": 3}, width=2), jax.random.key(0)
+    >>> list(init_client(MMFLConfig(moon=0.1), ae, ("a",), key, {"a": ae.init(key)})["previous"])
+    ['encoder_a']
+    """
     params = by_part({m: server[m] for m in modalities})
     opt = autoencoding.init_opt(autoencoding.adam(config.client_lr), params)
     return _state_to_keep(config, autoencoder, modalities, params, opt)
@@ -40,6 +46,14 @@ def client_loss(
     start: the parameters of the round's start; previous: the client's encoders of its last round, which MOON alone
     needs; batch {m: [B, T, F], "mask": [B]}; sources: the modalities whose encoders are trained. No step is random, so
     `key` is not used.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae = autoencoder.linear({"a": 3}, width=2)
+    >>> silent = jax.tree.map(jnp.zeros_like, jax.eval_shape(ae.init, jax.random.key(0)))
+    >>> batch = {"a": 2 * jnp.ones((4, 5, 3)), "mask": jnp.ones(4)}
+    >>> value, metrics = client_loss(MMFLConfig(prox=0.1), ae, silent, None, silent, batch, jax.random.key(1), ("a",))
+    >>> float(value)
+    4.0
     """
     x = {m: batch[m] for m in autoencoding.modalities_of(autoencoder, batch)}
     z = {m: autoencoder.encode(params, m, x[m])[0] for m in x}
@@ -121,6 +135,13 @@ def score_client(
     [B]}, the mean squared error of each modality decoded from its own code (see `autoencoding.reconstruction_error`).
 
     The autoencoder is the one that was sent, or the client's own where nothing is shared.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae = autoencoder.linear({"a": 3}, width=2)
+    >>> silent = jax.tree.map(jnp.zeros_like, jax.eval_shape(ae.init, jax.random.key(0)))
+    >>> sent, arrays = Download({"a": silent}), {"a": jnp.arange(3.0)[:, None, None] * jnp.ones((3, 5, 3))}
+    >>> score_client(MMFLConfig(), ae, sent, {}, arrays, jnp.ones(3))["reconstruction_error"].tolist()
+    [0.0, 1.0, 4.0]
     """
     params = by_part(download.sent) if config.shared else state["params"]
     modalities = [m for m in autoencoder.modalities if autoencoder.parts(m)[0] in params]

@@ -77,6 +77,15 @@ def server_loss(
 
     state: "known" and "projection" of the server's state; batch {m: [B, T, F], "knowledge": zbar_m of these windows,
     "mask": [B]}; sources: the modalities whose encoders are trained. No step is random, so `key` is not used.
+
+    >>> from fedjax_mm.models import autoencoder
+    >>> ae = autoencoder.linear({"a": 3}, width=2)
+    >>> silent = jax.tree.map(jnp.zeros_like, jax.eval_shape(ae.init, jax.random.key(0)))
+    >>> state = {"known": {"a": jnp.float32(1)}, "projection": {}}
+    >>> batch = {"a": 2 * jnp.ones((4, 5, 3)), "knowledge": {"a": {"z": jnp.zeros((4, 2))}}, "mask": jnp.ones(4)}
+    >>> value, metrics = server_loss(FedMEKTConfig(), ae, state, silent, batch, jax.random.key(1), ("a",))
+    >>> float(value), float(metrics["distillation"])
+    (4.0, 0.0)
     """
     x = {m: batch[m] for m in autoencoder.modalities}
     embeddings = embed(autoencoder, params, x, autoencoder.modalities)
