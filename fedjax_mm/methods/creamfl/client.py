@@ -94,6 +94,17 @@ def train_client(
     """Step 3: (parameters, optimiser state) and metrics after E epochs on own examples and on public ones.
 
     anchors: None leaves the contrasts out. round: [] int, on which the learning rate depends.
+
+    >>> import dataclasses
+    >>> from fedjax_mm.local import whole
+    >>> from fedjax_mm.models import Model
+    >>> linear = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> config, encoders, own = CreamFLConfig(), {"image": linear}, {"image": jnp.eye(6), "label": jnp.arange(6) % 2}
+    >>> state = init_client(config, encoders, own, own, 2, jax.random.key(0))
+    >>> carry, data = (state["params"], state["opt"]), dataclasses.replace(whole(own), public=own)
+    >>> carry, metrics = train_client(config, encoders, None, jnp.int32(0), carry, data, jax.random.key(1))
+    >>> sorted(metrics)
+    ['accuracy', 'loss']
     """
     training, public = config.training, {m: (data.public or {})[m] for m in encoders}
     own_loss, own_size = task(training, encoders), batch_of(training, encoders)

@@ -37,6 +37,13 @@ def scores(
     often as it holds them; or, on the first `few` pictures, "<cohort>/i2t_r1" and so on.
 
     The `apply` of every encoder must be hashable, as functions are: encoders are compiled once for all methods.
+
+    >>> from fedjax_mm.models import Model
+    >>> encoders = dict.fromkeys(("image", "text"), Model(lambda key, x: 1.0, lambda params, x: params * x))
+    >>> state = FedState({"params": {"image": 1.0, "text": 1.0}}, {}, jnp.int32(0))
+    >>> found = scores(Training(), encoders, {}, {}, state, {"image": np.eye(5), "text": np.eye(5)})
+    >>> found["i2t_r1"], found["r1_sum"]
+    (100.0, 400.0)
     """
     texts = np.asarray(arrays["text"])
     captions = texts.shape[1] if texts.ndim == 3 else 1

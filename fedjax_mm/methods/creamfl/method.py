@@ -26,7 +26,7 @@ Where paper and released code differ (section 7.3), each choice is a setting, an
 released code is kept (section 7.2). Control: with kd_epochs = 0 nothing is exchanged, so that the server learns from
 the public pairs alone and each client from its own examples alone.
 
-Deviations from the original in every variant:
+Deviations from the original:
   - Optimiser: Adam in place of AdamP. The schedules of RELEASED are for 30 rounds, however many rounds are run.
   - Encoders: batch norm uses the checkpoint's statistics, and BERT has no dropout, also in training; the original
     trains with batch statistics and dropout 0.1.
@@ -36,15 +36,17 @@ Deviations from the original in every variant:
     squashed to squares; the original cuts out the centre for tests.
   - Classifiers (`Training.nonnegative`, `orthogonality`): class vectors are cut at 0 after each step alone; the
     original also cuts them before the first forward pass, and gives entries at 0 no gradient.
-  - A joint step is counted by the client's own batches, so that a client of the variant "paper" sees 0.013 of the
-    public set per participation; the released code passes over all of it five times. Only in a joint step is the
-    task loss of a client with both modalities divided by its batch; otherwise it is a sum over pairs, as released.
+  - Joint steps are as many as the client's own batches. In the variant "paper", a client with one modality and 500
+    examples then sees 0.013 of 50,000 public pairs per participation; the released code passes over all of them five
+    times. Only in a joint step is the task loss of a client with both modalities divided by its batch; otherwise it is
+    a sum over pairs, as released.
   - gamma also multiplies a contrast that stands alone; in the released code it is then 1.
-  - Who takes part is drawn once for all cohorts, and every cohort has places for all: 10 participants of three cohorts
-    keep up to 30 places, three times the memory and the weighing of representations.
+  - Where participants are drawn from all clients at once, every cohort has places for all of them: 10 participants of
+    three cohorts keep up to 30 places, three times the memory and the weighing of representations.
   - The variant "ours" clips no gradient; the released code clips the server's at length 2 in step 1 and step 6, which
     share one optimiser state (here too).
-As in the paper, the denominator of inter has all P items and that of its weights P - 1 (`exclude_match`).
+In the variant "paper", as in the paper, the denominator of inter has all P items, and that of the server's weights the
+P - 1 others (`exclude_match`).
 """
 
 import functools

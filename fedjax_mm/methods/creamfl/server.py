@@ -115,6 +115,13 @@ def average(
 
     anchors: the server's representations {m: [P, D]}, or {} where the weights need none; uploads: {cohort: {m: Each of
     [C, P, D]}}. An average has weight 0 where nobody sent the modality, and is not normalised again (section 2).
+
+    >>> from fedjax_mm.types import Each
+    >>> reps = jnp.stack([jnp.zeros((3, 4)), jnp.ones((3, 4))])
+    >>> uploads = {"A": {"image": Each(reps, jnp.array([1.0, 3.0]))}}
+    >>> targets, _ = average(CreamFLConfig(weighing="size"), {}, uploads)
+    >>> targets["image"].value.shape, float(targets["image"].value[0, 0]), float(targets["image"].weight)
+    ((3, 4), 0.75, 4.0)
     """
     targets, metrics = {}, {}
     for m in (m for m in MODALITIES if any(m in upload for upload in uploads.values())):
@@ -187,7 +194,18 @@ def server_update(
     key: Key,
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, PyTree], Metrics]:
-    """Steps 5 and 6: (the server's state, with its round counted, and metrics). Arguments as of `average`, `distil`."""
+    """Steps 5 and 6: (the server's state, with its round counted, and metrics). Arguments as of `average`, `distil`.
+
+    >>> from fedjax_mm.models import Model
+    >>> from fedjax_mm.types import Each
+    >>> model = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 4)), lambda params, x: x @ params)
+    >>> encoders, public = {"image": model, "text": model}, {"image": jnp.eye(6), "text": jnp.eye(6)}
+    >>> state = init_server(CreamFLConfig(), encoders, public, jax.random.key(0))
+    >>> uploads = {"A": {"image": Each(jnp.full((2, 6, 4), 0.5), jnp.array([5.0, 2.0]))}}
+    >>> state, metrics = server_update(CreamFLConfig(), encoders, state, uploads, public, jax.random.key(1))
+    >>> int(state["round"]), sorted(metrics)
+    (1, ['drift_image', 'entropy_image', 'kd_image'])
+    """
     metrics = {}
     if config.exchanges:
         targets, metrics = average(config, state["reps"], uploads, mesh)
