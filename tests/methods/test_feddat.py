@@ -127,7 +127,9 @@ def test_the_steps_of_a_batch_stand_alone_under_jit_and_vmap():
         return feddat.step_local(config, head, parts, batch, teacher, z_s, rate)[0]
 
     step = functools.partial(feddat.dual_adapter_step, config, model, head)
-    whole = lambda own: step(download, feddat.start(config, download, own), batch, (rate, rate), jnp.int32(0))[0]
+    whole = lambda own: step(
+        download, feddat.start(config, download, own), batch, (rate, rate), config.alpha, jnp.int32(0)
+    )[0]
     expected = jax.jit(whole)(own)
     close(by_steps(own, download), expected)
     close(one_of_two(jax.jit(jax.vmap(whole))(jax.tree.map(lambda x: jnp.stack([x, x]), own))), expected)

@@ -147,11 +147,12 @@ def client_update(
     """
     training, rounds = config.training, state["rounds"]
     rate = schedule(training, data.count, rounds)
+    alpha = config.alpha * (rounds >= config.warmup_rounds)
 
     def step(carry: tuple[steps.DualAdapter, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
         parts, i = carry
         rates = (rate(2 * i), rate(2 * i + 1)) if config.compat_double_schedule else (rate(i), rate(i))
-        parts, metrics = steps.dual_adapter_step(config, model, head, download, parts, batch, rates, rounds)
+        parts, metrics = steps.dual_adapter_step(config, model, head, download, parts, batch, rates, alpha, rounds)
         return (parts, i + 1), metrics
 
     (parts, _), metrics = local_steps(

@@ -83,7 +83,7 @@ def client_loss(
     if mu := config.prox + config.dyn:
         value += proximal_term(mu, tuned, received)
     if config.dyn:
-        value += pull_term(state["pull"], tuned)
+        value -= pull_term(state["pull"], tuned)
     return value, {"score": masked_mean(points(z, batch), batch["mask"])}
 
 

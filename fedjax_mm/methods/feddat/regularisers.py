@@ -19,12 +19,12 @@ def proximal_term(mu: float, tuned: PyTree, received: PyTree) -> jax.Array:
 
 
 def pull_term(pull: PyTree, tuned: PyTree) -> jax.Array:
-    """-<g_k, w>, a number []: FedDyn's linear term. pull: g_k.
+    """<g_k, w>, a number []: FedDyn's linear term, which a client subtracts from its loss. pull: g_k.
 
     >>> float(pull_term({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])}))
-    -11.0
+    11.0
     """
-    return jnp.negative(optax.tree.vdot(pull, tuned))
+    return jnp.asarray(optax.tree.vdot(pull, tuned))
 
 
 def update_pull(alpha: float, pull: PyTree, tuned: PyTree, received: PyTree) -> PyTree:

@@ -183,14 +183,16 @@ def dual_adapter_step(
     download: Download,
     parts: DualAdapter,
     batch: Batch,
-    rates: tuple[jax.Array, jax.Array],
-    rounds: jax.Array,
+    rates: tuple[jax.Array | float, jax.Array | float],
+    alpha: jax.Array | float,
+    rounds: jax.Array | int,
 ) -> tuple[DualAdapter, Metrics]:
     """Steps (0), (1) and (2) of one batch: the parts after it, and its metrics.
 
     download: A_s as it was received, and the trunk. parts: as `start` gives them, or this function. batch: the model's
-    arrays [B, ...], `target` [B, K] and `mask` [B]. rates: the learning rates [] of steps (1) and (2). rounds [] int32:
-    the rounds in which the client took part before, on which warm-up and `compat_freeze_local` depend.
+    arrays [B, ...], `target` [B, K] and `mask` [B]. rates: the learning rates [] of steps (1) and (2). alpha []: weight
+    of the teacher in (1), 0 in a client's warm-up rounds. rounds [] int32: the rounds in which the client took part
+    before, on which warm-up and `compat_freeze_local` depend.
 
     >>> import jax.numpy as jnp, types
     >>> mean = lambda trunk, started, adapters: started + sum(adapters) / len(adapters)
@@ -199,13 +201,13 @@ def dual_adapter_step(
     >>> download = Download({"adapter": jnp.array([[1.0, 1.0]])}, held=2.0)
     >>> parts = start(FedDATConfig(), download, {"adapter": jnp.array([[3.0, -1.0]]), "head": jnp.float32(1)})
     >>> batch = {"x": jnp.array([[1.0, 0.0]]), "target": jnp.array([[1.0, 0.0]]), "mask": jnp.ones(1)}
-    >>> new, metrics = dual_adapter_step(FedDATConfig(), model, head, download, parts, batch, (0.1, 0.1), 0)
+    >>> given = (download, parts, batch, (0.1, 0.1))
+    >>> new, metrics = dual_adapter_step(FedDATConfig(), model, head, *given, alpha=1.0, rounds=0)
     >>> {name: round(float(value), 2) for name, value in metrics.items()}
     {'loss_shared': 0.87, 'loss_dat': 0.64, 'score': 1.0}
     """
     started = model.start(download.held, batch)
     teacher = forward_dual(config, model, head, download, parts, started, batch)
-    alpha = config.alpha * (rounds >= config.warmup_rounds)
     first, second = rates
     before, z_shared, loss_shared = step_shared(
         config, model, head, download, parts, started, batch, teacher.logits, alpha, first
