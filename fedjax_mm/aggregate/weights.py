@@ -1,74 +1,12 @@
-"""From what many clients sent to one tree: means, and CreamFL's weighing of representations item by item.
-
-A weight above 0 marks a client that sent something. One with weight 0 counts for nothing, whatever its values are
-(NaN too), and where nobody sent anything the result is a default, never NaN.
+"""CreamFL's weighing of representations item by item, and the weights it is compared with.
 
 The functions named `..._weights` give the weight of every client for every public item, [C, P], each column summing
 to 1 (0 where nobody sent); `combine` applies them.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-
-from fedjax_mm.types import Each, Mean, PyTree, Upload
-
-
-def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
-    """One slot, gathered from every cohort that sent it.
-
-    uploads {cohort: {slot: Mean | Each}}. Each: leaves [sum of C, ...] and weight [sum of C], cohorts in order of
-    `uploads`. Mean: the weighted mean of the cohorts' means and their total weight; value 0 where that is 0. KeyError
-    where no cohort has the slot; ValueError where cohorts disagree about its kind, tree or shapes.
-    """
-    sent = {cohort: upload[slot] for cohort, upload in uploads.items() if slot in upload}
-    if not sent:
-        known = sorted({name for upload in uploads.values() for name in upload})
-        raise KeyError(f"no cohort sent a slot '{slot}'; the slots sent are {known}.")
-    kinds = {cohort: type(found) for cohort, found in sent.items()}
-    if len(set(kinds.values())) != 1:
-        found = ", ".join(f"{kind.__name__} from '{cohort}'" for cohort, kind in kinds.items())
-        raise ValueError(f"slot '{slot}' is {found}; every cohort must send it as the same kind.")
-    each = Each in kinds.values()
-    shapes = {cohort: _shapes(found.value, skip=1 if each else 0) for cohort, found in sent.items()}
-    if any(shape != shapes[next(iter(shapes))] for shape in shapes.values()):
-        raise ValueError(
-            f"slot '{slot}' has different trees or shapes: {shapes}; cohorts must agree, or rename the slot."
-        )
-    join = jnp.concatenate if each else jnp.stack
-    value = jax.tree.map(lambda *leaves: join(leaves), *(found.value for found in sent.values()))
-    weight = join([found.weight for found in sent.values()])
-    if each:
-        return Each(value, weight)
-    zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), value)
-    return Mean(weighted_mean(value, weight, zero), jnp.sum(weight))
-
-
-def average(slot: Mean | Each, default: PyTree) -> PyTree:
-    """The weighted mean of a collected slot of either kind; `default`, the same tree, where its weights sum to 0."""
-    if isinstance(slot, Each):
-        return weighted_mean(slot.value, slot.weight, default)
-    return jax.tree.map(lambda leaf, other: jnp.where(slot.weight > 0, leaf, other), slot.value, default)
-
-
-def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
-    """Mean over clients, weighted; `default` where the weights sum to 0. (McMahan 2017, FedAvg)
-
-    stack leaves [C, ...], weight [C] >= 0, default leaves [...]; -> leaves [...] in the stack's dtypes.
-    """
-    total = jnp.sum(weight)
-    share = weight / jnp.where(total > 0, total, 1)
-
-    def mean(leaf, other):
-        # A matmul, because XLA's sum over a leading axis is 30 times slower on CPU (measured); at the highest
-        # precision, because accelerators otherwise round its inputs.
-        sent = jnp.where((weight > 0).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
-        summed = jnp.tensordot(share, sent.astype(jnp.promote_types(leaf.dtype, share.dtype)), 1, precision="highest")
-        return jnp.where(total > 0, summed, other).astype(leaf.dtype)
-
-    return jax.tree.map(mean, stack, default)
 
 
 def contrastive_weights(
@@ -230,10 +168,6 @@ def _proportional(score: jax.Array, counts: jax.Array) -> jax.Array:
     score = jnp.where(jnp.sum(score, axis=0, keepdims=True) > 0, score, counts)
     total = jnp.sum(score, axis=0, keepdims=True)
     return score / jnp.where(total > 0, total, 1)
-
-
-def _shapes(tree: PyTree, skip: int) -> PyTree:
-    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[skip:])}", tree)
 
 
 def _check_reps(reps: jax.Array, weight: jax.Array, anchors: jax.Array) -> None:
