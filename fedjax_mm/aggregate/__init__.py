@@ -1,10 +1,7 @@
 """From what many clients sent to one tree: means, and CreamFL's weighing of representations item by item.
 
-A weight above 0 marks a client that sent something. One with weight 0 counts for nothing, whatever its values are
+A weight above 0 marks a client that sent something. A client with weight 0 counts for nothing, whatever its values are
 (NaN too), and where nobody sent anything the result is a default, never NaN.
-
-The functions named `..._weights` give the weight of every client for every public item, [C, P], each column summing
-to 1 (0 where nobody sent); `combine` applies them.
 """
 
 from fedjax_mm.aggregate.slots import average, collect, weighted_mean

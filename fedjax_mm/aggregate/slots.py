@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -11,9 +12,15 @@ from fedjax_mm.types import Each, Mean, PyTree, Upload
 def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
     """One slot, gathered from every cohort that sent it.
 
-    uploads {cohort: {slot: Mean | Each}}. Each: leaves [sum of C, ...] and weight [sum of C], cohorts in order of
-    `uploads`. Mean: the weighted mean of the cohorts' means and their total weight; value 0 where that is 0. KeyError
-    where no cohort has the slot; ValueError where cohorts disagree about its kind, tree or shapes.
+    uploads: {cohort: {slot: Mean | Each}}. An Each has leaves [sum of C, ...] and weight [sum of C], the cohorts in the
+    order of `uploads`. A Mean is the weighted mean of the cohorts' means with their total weight; its value is 0 where
+    this weight is 0. Raises KeyError where no cohort has the slot, and ValueError where cohorts disagree about its
+    kind, tree or shapes.
+
+    >>> sent = {"A": Mean(jnp.array([1.0]), jnp.float32(3)), "B": Mean(jnp.array([5.0]), jnp.float32(1))}
+    >>> slot = collect({cohort: {"w": mean} for cohort, mean in sent.items()}, "w")
+    >>> slot.value.tolist(), float(slot.weight)
+    ([2.0], 4.0)
     """
     sent = {cohort: upload[slot] for cohort, upload in uploads.items() if slot in upload}
     if not sent:
@@ -39,17 +46,30 @@ def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
 
 
 def average(slot: Mean | Each, default: PyTree) -> PyTree:
-    """The weighted mean of a collected slot of either kind; `default`, the same tree, where its weights sum to 0."""
+    """The weighted mean of a collected slot of either kind; `default`, the same tree, where its weights sum to 0.
+
+    >>> slot = Each(jnp.array([[1.0], [5.0]]), jnp.array([3.0, 1.0]))
+    >>> average(slot, default=jnp.array([9.0])).tolist()
+    [2.0]
+    >>> average(slot._replace(weight=jnp.zeros(2)), default=jnp.array([9.0])).tolist()
+    [9.0]
+    """
     if isinstance(slot, Each):
         return weighted_mean(slot.value, slot.weight, default)
     return jax.tree.map(lambda leaf, other: jnp.where(slot.weight > 0, leaf, other), slot.value, default)
 
 
 def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
-    """Mean over clients, weighted; `default` where the weights sum to 0. (McMahan 2017, FedAvg)
+    """The weighted mean over clients; `default` where the weights sum to 0. (McMahan 2017, FedAvg)
 
     stack leaves [C, ...], weight [C] >= 0, default leaves [...]; -> leaves [...] in the stack's dtypes.
+
+    >>> stack = jnp.array([[1.0, 2.0], [5.0, 6.0]])
+    >>> print(weighted_mean(stack, jnp.array([3.0, 1.0]), default=jnp.zeros(2)))
+    [2. 3.]
     """
+    chex.assert_rank(weight, 1)
+    chex.assert_tree_shape_prefix(stack, weight.shape)
     total = jnp.sum(weight)
     share = weight / jnp.where(total > 0, total, 1)
 
