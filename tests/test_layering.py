@@ -20,7 +20,7 @@ MAY_IMPORT = {  # room -> rooms below it
     "clients": {"types"},
     "federate": {"types", "trees", "clients"},
     "stages": {"types", "trees", "federate"},
-    "costs": {"types", "trees", "federate"},
+    "costs": {"types", "trees", "local", "federate"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
     "run": {"types", "trees", "clients", "federate", "costs", "stages", "data"},
     "report": {"run"},

@@ -1,7 +1,7 @@
 """How good representations and predictions are: recall, a linear probe, accuracy and F1, VQA scores, and a control.
 
-These run on the host, on NumPy or JAX arrays. Recalls and VQA scores are in percent; accuracies and F1 scores are
-fractions.
+The functions run on the host, on NumPy or JAX arrays. Recalls and VQA scores are in percent; accuracies and F1 scores
+are fractions.
 """
 
 from fedjax_mm.evaluate.classes import batch_means, classification, constant, linear_probe, precision_recall, vqa_score
