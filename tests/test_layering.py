@@ -23,6 +23,7 @@ MAY_IMPORT = {  # room -> rooms below it
     "costs": {"types", "trees", "local", "federate"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
     "run": {"types", "trees", "clients", "federate", "costs", "stages", "data"},
+    "laws": {"types", "trees", "clients", "federate", "costs", "data", "run"},
     "report": {"run"},
 }
 
