@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core
@@ -53,7 +53,7 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     return {name: _of_cohort(method, name, downloads[name], before.clients[name], data) for name in method.cohorts}
 
 
-def matmul_flops(function: Callable, *args) -> float:
+def matmul_flops(function: Callable, *args: PyTree) -> float:
     """FLOPs of the matrix multiplications and convolutions in `function(*args)`, which is traced and not run.
 
     A multiply-add counts 2, an inner scan as often as it runs. args may hold `jax.ShapeDtypeStruct` leaves.
@@ -101,7 +101,7 @@ def _cost_analysis(compiled: jax.stages.Compiled) -> Mapping[str, float]:
     return compiled.cost_analysis() or {}
 
 
-def _client_steps(jaxpr) -> list:
+def _client_steps(jaxpr: jax.extend.core.Jaxpr) -> list[jax.extend.core.ClosedJaxpr]:
     """The closed jaxprs of the steps that `local_steps` runs, found by name wherever their loop stands."""
     found = []
     for eqn in jaxpr.eqns:
@@ -113,7 +113,7 @@ def _client_steps(jaxpr) -> list:
     return found
 
 
-def _inner(eqn) -> Iterator[tuple]:
+def _inner(eqn: jax.extend.core.JaxprEqn) -> Iterator[tuple[jax.extend.core.Jaxpr, int]]:
     """(jaxpr, times it runs) inside an equation; a `while` of unknown length counts once."""
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
     for value in eqn.params.values():
@@ -124,7 +124,7 @@ def _inner(eqn) -> Iterator[tuple]:
                 yield item.jaxpr, times
 
 
-def _matmul_flops(jaxpr) -> float:
+def _matmul_flops(jaxpr: Any) -> float:  # a Jaxpr, whose stubs know no shapes
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
