@@ -29,9 +29,9 @@ from fedjax_mm.types import (
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from fedjax_mm import evaluate, methods, models, report, run
+    from fedjax_mm import evaluate, laws, methods, models, report, run
 
-__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "methods", "models", "report", "run"))
+__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "laws", "methods", "models", "report", "run"))
 __all__ = [
     "ClientData",
     "Cohort",
@@ -55,6 +55,7 @@ __all__ = [
     "evaluate",
     "federate",
     "gradient_step",
+    "laws",
     "local_steps",
     "losses",
     "methods",

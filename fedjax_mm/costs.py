@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core
@@ -10,85 +10,102 @@ import numpy as np
 
 from fedjax_mm import trees
 from fedjax_mm.federate import Method, transformed
-from fedjax_mm.types import ClientData, Download, FedState, RoundData
+from fedjax_mm.local import STEP_NAME
+from fedjax_mm.types import ClientData, Download, FedState, PyTree, RoundData
 
 
 class Cost(NamedTuple):
     """What one client of a cohort pays.
 
-    bytes_down, bytes_up: per round, the leaf sizes of the trees that travel (uploads after their transforms).
-    bytes_held: frozen weights it must have besides; with bytes_down, the worst case of a client that joins late.
-    flops: matrix-multiplication FLOPs of one local step (2 per multiply-add, inner scans times their length),
-        counted on the traced program; where an update has several kinds of step, their sum.
-    xla_flops: XLA's own count for the same compiled steps (it counts a loop's body once).
-    peak_bytes: arguments and temporaries of the compiled step (the largest, where there are several): weights,
-        optimiser state, one batch, activations and gradients. The new weights replace the old ones in place.
+    The last three are None where the client's update runs no `local_steps`: there is then no step to count.
     """
 
     bytes_down: int
+    """Bytes of the tree that a client gets in a round."""
     bytes_up: int
+    """Bytes of the tree that a client sends in a round, after the upload's transforms."""
     bytes_held: int
-    flops: float
-    xla_flops: float
-    peak_bytes: int
+    """Bytes of the frozen weights that a client must have besides. With `bytes_down`, what a late client downloads."""
+    flops: float | None = None
+    """FLOPs of the matrix multiplications of one local step, counted on the traced program: a multiply-add counts 2, an
+    inner scan as often as it runs. Where an update has several kinds of step, their sum."""
+    xla_flops: float | None = None
+    """XLA's own count of FLOPs of the same compiled steps. It counts a loop's body once."""
+    peak_bytes: int | None = None
+    """Bytes of the arguments and temporaries of the compiled step: weights, optimiser state, one batch, activations and
+    gradients. The new weights replace the old ones in place. Where an update has several kinds of step, the most."""
 
 
 def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[str, Cost]:
-    """Cost per cohort. Shapes are enough: `data` and `state` may hold `jax.ShapeDtypeStruct` leaves."""
-    if state is None:
-        state = jax.eval_shape(method.init, jax.random.key(0))
-    state, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, data))
-    downloads = jax.eval_shape(method.server.download, state.server, data.public)
-    return {name: _of_cohort(method, name, downloads[name], state, data) for name in method.cohorts}
+    """The cost of one client of each cohort. `data` and `state` may hold `jax.ShapeDtypeStruct` leaves.
+
+    >>> from fedjax_mm import Cohort, Download, FederatedData, Mean, Server, federate
+    >>> def update(download, state, data, key):  # it runs no local_steps
+    ...     return {"w": Mean(download.sent[:2], data.weight)}, state, {}
+    >>> server = Server(lambda key: np.zeros(5, "f"), lambda w, public: {"all": Download(w)}, lambda w, *_: (w, {}))
+    >>> data = FederatedData.from_arrays({"x": np.zeros(3)}, [[0, 1], [2]])
+    >>> of(federate(server, {"all": Cohort(2, lambda key: (), update)}), data.round({"all": np.arange(2)}))
+    {'all': Cost(bytes_down=20, bytes_up=8, bytes_held=0, flops=None, xla_flops=None, peak_bytes=None)}
+    """
+    before = jax.eval_shape(method.init, jax.random.key(0)) if state is None else state
+    before, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (before, data))
+    downloads = jax.eval_shape(method.server.download, before.server, data.public)
+    return {name: _of_cohort(method, name, downloads[name], before.clients[name], data) for name in method.cohorts}
 
 
-def matmul_flops(function: Callable, *args) -> float:
-    """FLOPs of the matrix multiplications and convolutions in `function(*args)`, traced and not run.
+def matmul_flops(function: Callable, *args: PyTree) -> float:
+    """FLOPs of the matrix multiplications and convolutions in `function(*args)`, which is traced and not run.
 
-    2 per multiply-add, inner scans times their length. Shapes are enough: args may hold `jax.ShapeDtypeStruct` leaves.
+    A multiply-add counts 2, an inner scan as often as it runs. args may hold `jax.ShapeDtypeStruct` leaves.
+
+    >>> a, b = jax.ShapeDtypeStruct((2, 3), np.float32), jax.ShapeDtypeStruct((3, 4), np.float32)
+    >>> matmul_flops(lambda a, b: a @ b, a, b)  # 2 * 2 * 3 * 4
+    48.0
     """
     return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _of_cohort(method: Method, name: str, download: Download, state: FedState, data: RoundData) -> Cost:
-    taken = data.cohorts[name]
-    struct = lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], x.dtype)
-    mine = jax.tree.map(struct, state.clients[name])
-    seen = ClientData(
-        taken.arrays, struct(taken.rows), struct(taken.count), struct(taken.weight), data.public, taken.uniform
-    )
+def _of_cohort(method: Method, name: str, download: Download, states: PyTree, data: RoundData) -> Cost:
+    """The cost of a client of a cohort whose clients' states are `states`, leaves [N, ...]."""
 
-    def update(download, mine, seen, key):
-        uploads, _, _ = method.cohorts[name].update(download, mine, seen, key)
+    def update(download, states, data, key):
+        taken = data.cohorts[name]
+        state = jax.tree.map(lambda x: x[0], states)
+        own = taken.rows[0], taken.count[0], taken.weight[0]
+        seen = ClientData(taken.arrays, *own, data.public, taken.uniform)
+        uploads, _, _ = method.cohorts[name].update(download, state, seen, key)
         travels = transformed(method.upload, uploads, download.sent, key)
         return {slot: sent.value for slot, sent in travels.items()}
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr, upload = jax.make_jaxpr(update, return_shape=True)(download, mine, seen, key)
+    jaxpr, upload = jax.make_jaxpr(update, return_shape=True)(download, states, data, key)
+    steps = _client_steps(jaxpr.jaxpr)
+    cost = Cost(trees.size_bytes(download.sent), trees.size_bytes(upload), trees.size_bytes(download.held))
+    if not steps:
+        return cost
     # Machine code is left plain, which halves the time and changes neither XLA's buffers nor its count.
-    plain = {"xla_backend_optimization_level": 0}
-    lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(s)).lower(*s.in_avals) for s in _client_steps(jaxpr.jaxpr)]
-    steps = [step.compile(compiler_options=plain) for step in lowered]
-    memory = [s.memory_analysis() for s in steps]
-    return Cost(
-        bytes_down=trees.size_bytes(download.sent),
-        bytes_up=trees.size_bytes(upload),
-        bytes_held=trees.size_bytes(download.held),
-        flops=sum(_matmul_flops(s.jaxpr) for s in _client_steps(jaxpr.jaxpr)),
-        xla_flops=sum(_cost_analysis(s).get("flops", 0.0) for s in steps),
-        peak_bytes=max((m.argument_size_in_bytes + m.temp_size_in_bytes for m in memory), default=0),
+    plain: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+    lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(step)).lower(*step.in_avals) for step in steps]
+    compiled = [step.compile(compiler_options=plain) for step in lowered]
+    memory = [step.memory_analysis() for step in compiled]
+    return cost._replace(
+        flops=sum(_matmul_flops(step.jaxpr) for step in steps),
+        xla_flops=sum(_cost_analysis(step).get("flops", 0.0) for step in compiled),
+        peak_bytes=max(
+            (m.argument_size_in_bytes + m.temp_size_in_bytes for m in memory if m is not None), default=None
+        ),
     )
 
 
-def _cost_analysis(compiled) -> Mapping[str, float]:
+def _cost_analysis(compiled: jax.stages.Compiled) -> Mapping[str, float]:
     return compiled.cost_analysis() or {}
 
 
-def _client_steps(jaxpr) -> list:
+def _client_steps(jaxpr: jax.extend.core.Jaxpr) -> list[jax.extend.core.ClosedJaxpr]:
     """The closed jaxprs of the steps that `local_steps` runs, found by name wherever their loop stands."""
     found = []
     for eqn in jaxpr.eqns:
-        if eqn.params.get("name") == "client_step":
+        if eqn.params.get("name") == STEP_NAME:
             found.append(eqn.params["jaxpr"])
         else:
             for inner, _ in _inner(eqn):
@@ -96,7 +113,7 @@ def _client_steps(jaxpr) -> list:
     return found
 
 
-def _inner(eqn) -> Iterator[tuple]:
+def _inner(eqn: jax.extend.core.JaxprEqn) -> Iterator[tuple[jax.extend.core.Jaxpr, int]]:
     """(jaxpr, times it runs) inside an equation; a `while` of unknown length counts once."""
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
     for value in eqn.params.values():
@@ -107,7 +124,7 @@ def _inner(eqn) -> Iterator[tuple]:
                 yield item.jaxpr, times
 
 
-def _matmul_flops(jaxpr) -> float:
+def _matmul_flops(jaxpr: Any) -> float:  # a Jaxpr, whose stubs know no shapes
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,21 +41,20 @@ def no_scores(state: FedState, arrays: Arrays) -> dict[str, float]:
 class Method(NamedTuple):
     """A federated method, as plain data: `method._replace(upload=..., over=...)` means what it says.
 
-    `init` and `round` are computed from the fields and pure: they can be jitted, scanned over rounds and vmapped over
-    seeds.
+    `init` and `round` are pure functions of the fields: they can be jitted, scanned over rounds and vmapped over seeds.
     """
 
     server: Server
     cohorts: Mapping[str, Cohort]
     upload: optax.GradientTransformation = optax.identity()
-    """What an upload passes through between a client's update and its aggregation (see `federate`)."""
+    """The transform that an upload passes between a client's update and its aggregation (see `federate`)."""
     over: OverClients = OverClients()
-    """How a round maps over its clients; never changes a result."""
+    """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
-    """The scores that `run.train(test=...)` takes."""
+    """`evaluate(state, arrays)` gives the scores that `run.train(test=arrays)` logs."""
 
     def init(self, key: Key) -> FedState:
-        """The state before the first round."""
+        """The states of the server and of all clients before the first round."""
         server = init_server(self, key)
         clients = {
             name: init_clients(cohort, name, key, jnp.arange(cohort.size), server)
@@ -63,8 +62,8 @@ class Method(NamedTuple):
         }
         return FedState(server, clients, jnp.int32(0))
 
-    def round(self, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Metrics]:
-        """The state after one more round, and its metrics by cohort and of the "server"."""
+    def round(self, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics]]:
+        """The states after one more round, and the round's metrics: of each cohort, and of the "server"."""
         if set(data.cohorts) != set(self.cohorts):
             raise ValueError(
                 f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(self.cohorts)}"
@@ -94,12 +93,23 @@ def federate(
     """Ties a server and its cohorts into a Method.
 
     upload: a chain of pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and
-        its aggregation, applied to {slot: value}; it starts afresh each round and gets what the server sent as `params`
-        and `key=` as an extra argument (see `on_change`). What must last from round to round belongs in the client's
-        state.
-    over: how the round maps over clients; never changes a result.
+        its aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as
+        `params` and a random key as the extra argument `key` (see `on_change`). What must last from round to round
+        belongs in the client's state.
 
-    Raises ValueError where there is no cohort.
+    Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:
+
+    >>> from fedjax_mm.data import FederatedData
+    >>> def update(download, state, data, key):
+    ...     return {"w": Mean(data.weight, data.weight)}, state, {}
+    >>> update_server = lambda w, uploads, public, key: (uploads["all"]["w"].value, {})
+    >>> server = Server(lambda key: jnp.float32(0), lambda w, public: {"all": Download(w)}, update_server)
+    >>> method = federate(server, {"all": Cohort(2, lambda key: (), update)})
+    >>> data = FederatedData.from_arrays({"x": jnp.zeros(4)}, [[0], [1, 2, 3]])  # two clients, with 1 and 3 examples
+    >>> both = data.round({"all": jnp.array([0, 1])})
+    >>> state, metrics = jax.jit(method.round)(method.init(jax.random.key(0)), both, jax.random.key(1))
+    >>> float(state.server), float(metrics["all"]["clients"])  # (1 * 1 + 3 * 3) / 4, of two clients
+    (2.5, 2.0)
     """
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
@@ -112,10 +122,7 @@ def init_server(method: Method, key: Key) -> PyTree:
 
 
 def init_clients(cohort: Cohort, name: str, key: Key, numbers: jax.Array, server: PyTree) -> PyTree:
-    """The first states of clients `numbers` [n] of a cohort as `Method.init(key)` draws them: leaves [n, ...].
-
-    server: the server's first state.
-    """
+    """The first states [n, ...] of clients `numbers` [n] as `Method.init(key)` draws them; `server` is the server's."""
     keys = jax.vmap(lambda number: _client_key(_init_key(key), name, number))(numbers)
     return jax.vmap(client_init(cohort), (0, None))(keys, server)
 
@@ -129,33 +136,42 @@ def client_init(cohort: Cohort) -> Callable[[Key, PyTree], PyTree]:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is p.empty]
     if len(required) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return cohort.init
-    return lambda key, server: cohort.init(key)
+        return cast(Callable[[Key, PyTree], PyTree], cohort.init)
+    of_key = cast(Callable[[Key], PyTree], cohort.init)
+    return lambda key, server: of_key(key)
 
 
 def on_change(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """An upload transform that sees what a client changed of each slot the server had sent it under the same name.
+    """An upload transform that sees how a client changed each slot that the server had sent under the same name.
 
-    For methods whose clients send weights: on_change(optax.clip_by_global_norm(1.0)) clips the change of all slots
-    together, and what is sent is old plus clipped change.
+    It is for methods whose clients send weights: on_change(optax.clip_by_global_norm(1.0)) clips the change of all
+    slots together, and the client sends the old weights plus the clipped change.
+
+    >>> transform = on_change(optax.clip_by_global_norm(1.0))
+    >>> received, trained = {"w": jnp.array([5.0, 5.0])}, {"w": jnp.array([8.0, 9.0])}  # a change of length 5
+    >>> sent, _ = transform.update(trained, transform.init(trained), received)
+    >>> sent["w"].round(3).tolist()
+    [5.6..., 5.8...]
     """
-    transform = optax.with_extra_args_support(transform)
+    inner = optax.with_extra_args_support(transform)
 
-    def update(values, state, received=None, **extra):
-        old = {slot: received[slot] for slot in values}
-        change, state = transform.update(optax.tree.sub(values, old), state, None, **extra)
+    def update(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError("on_change needs what the server had sent, as the argument params; it got None")
+        old = {slot: params[slot] for slot in updates}
+        change, state = inner.update(optax.tree.sub(updates, old), state, None, **extra_args)
         return optax.tree.add(old, change), state
 
-    return optax.GradientTransformationExtraArgs(transform.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def cohort_pass(
     method: Method, name: str, download: Download, states: PyTree, data: RoundData, key: Key
 ) -> tuple[Upload, PyTree, Metrics]:
-    """Runs one cohort's participants: (uploads reduced over clients, the states as given with theirs new, metrics).
+    """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
     A participant whose upload or new state is not finite is left out: its state stays as it was, its upload has
-    weight 0, and the metric `left_out` counts it. Other metrics are means over the participants that count.
+    weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means over them.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
@@ -165,9 +181,9 @@ def cohort_pass(
         index, place, weight, rows, count = client
         place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
-        mine = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
+        old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
         seen = ClientData(arrays, rows, count, weight, public, taken.uniform)
-        update = cohort.update(download, mine, seen, jax.random.fold_in(key, 0))
+        update = cohort.update(download, old, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
         sent = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
@@ -184,38 +200,38 @@ def cohort_pass(
         metrics = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), metrics)
         tally = {"clients": counts, "left_out": present & ~counts}
         total = (means, Mean(_scaled(metrics, w), w), jax.tree.map(lambda x: x.astype(jnp.float32), tally))
-        return total, (each, place, trees.where(counts, new, mine))
+        return total, (each, place, trees.where(counts, new, old))
 
     impl = jax.random.key_impl(key)
     shared = (download, states, taken.arrays, public, jax.random.key_data(key))
     clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count)
     (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
-    states = jax.tree.map(lambda all, mine: all.at[place].set(mine, mode="drop"), states, new)
+    states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
     return uploads, states, {**_as_mean(metrics).value, **tally}
 
 
 def transformed(transform: optax.GradientTransformation, upload: Upload, received: PyTree, key: Key) -> Upload:
-    """One client's upload as it travels: the values of all slots through the transform, which is started afresh.
+    """One client's upload as it travels: the values of all slots after the transform, which starts afresh.
 
     received: what the server had sent, which the transform gets as `params`.
     """
-    transform = optax.with_extra_args_support(transform)
+    with_key = optax.with_extra_args_support(transform)
     values = {slot: sent.value for slot, sent in upload.items()}
-    values, _ = transform.update(values, transform.init(values), received, key=key)
-    return {slot: sent._replace(value=values[slot]) for slot, sent in upload.items()}
+    after = cast(dict[str, PyTree], with_key.update(values, with_key.init(values), received, key=key)[0])
+    return {slot: sent._replace(value=after[slot]) for slot, sent in upload.items()}
 
 
-def _init_key(key):
+def _init_key(key: Key) -> Key:
     return jax.random.fold_in(key, 0)  # a round folds in 1
 
 
-def _client_key(key, cohort: str, index):
-    """Named by cohort and client number: neither the other cohorts nor the other participants change it."""
+def _client_key(key: Key, cohort: str, index: jax.Array) -> Key:
+    """The client's own key, by cohort and number: neither the other cohorts nor the other participants change it."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(cohort.encode())), index)
 
 
-def _scaled(tree, weight):
+def _scaled(tree: PyTree, weight: jax.Array) -> PyTree:
     """weight x tree in at least float32, so that a sum over clients of half-precision uploads keeps its digits."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * weight, tree)
 
@@ -226,7 +242,7 @@ def _as_mean(total: Mean) -> Mean:
 
 
 def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[int, CohortRound]:
-    """The chunk that is used, and the participants filled up with padding clients to a multiple of it."""
+    """The chunk to use, and the participants with padding clients added, up to a multiple of it."""
     devices = over.mesh.size if over.mesh is not None else 1
     chunk = over.chunk[name] if isinstance(over.chunk, Mapping) else over.chunk
     places = data.index.shape[0]

@@ -1,9 +1,10 @@
-"""One client's training: mini-batches by row number, shuffled, for as many steps as the client has data.
+"""One client's training: shuffled mini-batches, gathered by row number, for as many steps as the client has data.
 
 A step is a plain function `step(carry, batch, key) -> (carry, metrics)`. `gradient_step` makes the usual one; a
 method with two optimisers or two phases writes its own, or runs `local_steps` twice.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,11 +18,21 @@ Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 wh
 Loss = Callable[[PyTree, Batch, Key], tuple[jax.Array, Metrics]]
 Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
+STEP_NAME = "client_step"  # of the jitted step that `local_steps` runs: by it `costs.of` finds the step, and counts it
+
 
 def gradient_step(loss: Loss, tx: optax.GradientTransformation) -> Step:
     """A step over the carry (params, optimiser state) for `loss(params, batch, key) -> (value [], metrics)`.
 
-    Whatever is not in `params` (a frozen half, a global model) the loss closes over: it gets no gradient.
+    What gets no gradient (a frozen half, a global model) is not in `params`: the loss closes over it.
+
+    >>> def loss(w, batch, key):
+    ...     return masked_mean((batch["x"] - w) ** 2, batch["mask"]), {}
+    >>> tx = optax.sgd(0.25)
+    >>> batch = {"x": jnp.array([1.0, 3.0]), "mask": jnp.ones(2)}
+    >>> (w, _), metrics = gradient_step(loss, tx)((jnp.float32(0), tx.init(0.0)), batch, jax.random.key(0))
+    >>> float(w), float(metrics["loss"])  # the gradient is -4, the loss (1 + 9) / 2
+    (1.0, 5.0)
     """
 
     def step(carry, batch, key):
@@ -34,20 +45,34 @@ def gradient_step(loss: Loss, tx: optax.GradientTransformation) -> Step:
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `values` [B, ...] over the real rows of a batch; 0 where there are none."""
+    """The mean of `values` [B, ...] over the real rows of a batch; 0 where there are none.
+
+    mask [B] is 0 where a row is padding.
+
+    >>> float(masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([1.0, 1.0, 0.0])))
+    2.0
+    """
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
     return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
 
 
 def whole(arrays: Arrays) -> ClientData:
-    """All rows of arrays with leaves [M, ...] as the examples of one client: what a server trains on."""
+    """All rows of arrays with leaves [M, ...] as the examples of one client: what a server trains on.
+
+    >>> whole({"x": jnp.zeros((3, 2))}).rows.tolist()
+    [0, 1, 2]
+    """
     total = len(next(iter(arrays.values())))
     rows = jnp.arange(total, dtype=jnp.int32)
     return ClientData(arrays, rows, jnp.int32(total), jnp.float32(1), public=None, uniform=True)
 
 
 def take(arrays: Arrays, rows: jax.Array) -> Arrays:
-    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]."""
+    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...].
+
+    >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
+    [30, 10]
+    """
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)
 
 
@@ -62,11 +87,18 @@ def local_steps(
     drop_last: bool = False,
     shuffle: bool = True,
 ) -> tuple[Any, Metrics]:
-    """The carry after `epochs` passes over one client's examples, and each metric's mean over the steps taken.
+    """The carry after `epochs` passes over one client's examples, and each metric's mean over the steps.
 
-    The number of steps is the client's own (so is the order, whoever else takes part): under `vmap` a chunk of
-    clients stops at its longest. A last batch that is not full has `batch["mask"]` 0 on its padding, or is left
-    out (`drop_last`). A client without examples takes no step.
+    The number of steps and the order of the examples are the client's own, whoever else takes part: under `vmap` a
+    chunk of clients stops at its longest. Where the last batch is not full, `batch["mask"]` is 0 on its padding rows;
+    `drop_last` leaves this batch out. A client without examples takes no step.
+
+    >>> def step(total, batch, key):
+    ...     return total + (batch["x"] * batch["mask"]).sum(), {"rows": batch["mask"].sum()}
+    >>> data = whole({"x": jnp.arange(5.0)})
+    >>> total, metrics = local_steps(step, jnp.float32(0), data, jax.random.key(0), batch_size=2, epochs=3)
+    >>> float(total), round(float(metrics["rows"]), 3)  # batches of 2, 2 and 1 examples, three times
+    (30.0, 1.667)
     """
     if batch_size < 1 or epochs < 0:
         raise ValueError(f"batch_size must be at least 1 and epochs at least 0, got {batch_size} and {epochs}")
@@ -76,16 +108,17 @@ def local_steps(
     full = drop_last or (data.uniform and most % batch_size == 0)
     padding = -most % batch_size  # so that no slice of the last batch is clamped
 
-    # The name is what costs.of looks for: the one step is counted as it is compiled, wherever its loop stands.
-    def client_step(carry, batch, key):
-        return step(carry, batch, key)
-
-    client_step = jax.jit(client_step)
+    client_step = _named(step)
 
     def batch_at(rows, i):
         start = i * batch_size
         mask = jnp.ones(batch_size) if full else (start + jnp.arange(batch_size) < count).astype(jnp.float32)
         return {**take(data.arrays, jax.lax.dynamic_slice(rows, (start,), (batch_size,))), "mask": mask}
+
+    def one(rows, epoch_key, i, carry_and_total):
+        carry, total = carry_and_total
+        carry, metrics = client_step(carry, batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
+        return carry, jax.tree.map(jnp.add, total, metrics)
 
     def epoch(e, carry_and_total):
         epoch_key = jax.random.fold_in(key, e)
@@ -94,15 +127,19 @@ def local_steps(
             draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
             rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
         rows = jnp.pad(rows, (0, padding))
-
-        def one(i, carry_and_total):
-            carry, total = carry_and_total
-            carry, metrics = client_step(carry, batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
-            return carry, jax.tree.map(jnp.add, total, metrics)
-
-        return jax.lax.fori_loop(0, steps, one, carry_and_total)
+        return jax.lax.fori_loop(0, steps, functools.partial(one, rows, epoch_key), carry_and_total)
 
     shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
     return carry, jax.tree.map(lambda x: x / jnp.maximum(epochs * steps, 1), total)
+
+
+def _named(step: Step) -> Step:
+    """The step, jitted under STEP_NAME: `costs.of` counts it as it is compiled, wherever its loop stands."""
+
+    def client_step(carry, batch, key):
+        return step(carry, batch, key)
+
+    client_step.__name__ = STEP_NAME
+    return jax.jit(client_step)

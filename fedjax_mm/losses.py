@@ -1,10 +1,11 @@
 """Losses between representations and between logits.
 
-Every loss is computed in float32 or wider and takes an optional `mask` (one number per row, > 0 where the row is
-real): a masked row is neither anchor nor candidate, its values may be anything (NaN too), and with no real row the
-loss and its gradient are 0. Means are over real rows.
+Every loss is computed in float32 or wider and takes an optional `mask`, with one number per row that is above 0 where
+the row is real. A masked row is neither an anchor nor a candidate; its values may be anything (NaN too). Where no row
+is real, the loss and its gradient are 0. Means are over the real rows.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,8 +14,12 @@ import optax
 def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float, *, mask: jax.Array | None = None) -> jax.Array:
     """The symmetric contrastive loss: the mean of the cross-entropies a -> b and b -> a over cosines / temperature.
 
-    a, b [B, D], row k of one the positive of row k of the other; mask [B]; -> []. Normalises inside; a zero row has
-    cosine 0 with everything and gradient 0. (van den Oord 2018; Radford 2021, figure 3)
+    a, b [B, D], row k of one the positive of row k of the other; temperature []; mask [B]; -> []. The loss normalises
+    the rows; a zero row has cosine 0 with everything and gradient 0. (van den Oord 2018; Radford 2021, figure 3)
+
+    >>> a = jnp.eye(3)
+    >>> round(float(info_nce(a, a, 0.1)), 3), round(float(info_nce(a, a[::-1], 0.1)), 3)  # two of three pairs swapped
+    (0.0, 6.667)
     """
     _same_shape(a=a, b=b)
     _check_temperature(temperature)
@@ -37,11 +42,18 @@ def soft_contrastive(
 ) -> jax.Array:
     """2 sum_ij log(1 + exp(-2 m_ij s_ij)), where s_ij = shift - scale sqrt(|image_i - text_j|^2 + 1e-6).
 
-    m_ij is 1 where i = j, else -1. image, text [B, D], usually of unit length; scale, shift [] (15 and 15 at the
-    start, learnable); mask [B]; -> [], a sum over the B^2 pairs; the 2 counts both directions, which are equal.
+    m_ij is 1 where i = j, else -1. image, text [B, D], usually of unit length; scale, shift [] (learnable, both 15 at
+    the start); mask [B]; -> [], a sum over the B^2 pairs. The factor 2 counts both directions, which are equal.
     (Chun 2021, PCME, without its variances; CreamFL's task loss of the server and of clients with both modalities)
+
+    >>> image = jnp.eye(2)
+    >>> round(float(soft_contrastive(image, image, 15.0, 15.0)))  # each image at its own text
+    0
+    >>> round(float(soft_contrastive(image, image[::-1], 15.0, 15.0)))  # each image at the other's text
+    170
     """
     _same_shape(image=image, text=text)
+    chex.assert_rank([scale, shift], 0)
     real = _real(mask, image.shape[:1])
     image, text = _clean(image, real), _clean(text, real)
     # One matmul instead of B^2 differences (13 times faster at B = 128, D = 512, and no [B, B, D] array); in full
@@ -62,10 +74,14 @@ def inter_modal(
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean cross-entropy of reps . anchors / temperature over all P anchors, the anchor `index` being the right one.
+    """The mean cross-entropy of reps . anchors / temperature over all P anchors, where `index` is the right anchor.
 
-    reps [B, D], anchors [P, D] of the other modality, index [B] int in 0..P-1, mask [B]; -> []. Nothing is normalised
-    inside. (Yu 2023, CreamFL, l_inter; there temperature 1, in the authors' code 0.5)
+    reps [B, D], anchors [P, D] of the other modality, index [B] int in 0..P-1, temperature [], mask [B]; -> []. The
+    loss normalises nothing. (Yu 2023, CreamFL, l_inter; the paper's temperature is 1, that of the authors' code 0.5)
+
+    >>> anchors = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    >>> round(float(inter_modal(jnp.array([[9.0, 0.0]]), anchors, jnp.array([0]), temperature=1.0)), 3)
+    0.0
     """
     if reps.ndim != 2 or anchors.ndim != 2 or reps.shape[1] != anchors.shape[1]:
         raise ValueError(
@@ -91,10 +107,16 @@ def intra_modal(
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean of -log(e^{r.c/t} / (e^{r.c/t} + e^{r.p/t})): towards the server's rep c, away from the previous model's p.
+    """The mean of -log(e^{r.c/t} / (e^{r.c/t} + e^{r.p/t})): towards the server's rep c, away from the old model's p.
 
-    reps, current, previous [B, D], the same examples in the same modality; mask [B]; -> []. Nothing is normalised
-    inside. (Li 2021, MOON, eq. 3; Yu 2023, CreamFL, l_intra)
+    reps, current, previous [B, D], the same examples in the same modality; temperature []; mask [B]; -> []. The loss
+    normalises nothing. (Li 2021, MOON, eq. 3; Yu 2023, CreamFL, l_intra)
+
+    >>> rep, other = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 3.0]])
+    >>> round(float(intra_modal(rep, current=rep, previous=other, temperature=1.0)), 3)
+    0.0
+    >>> round(float(intra_modal(rep, current=other, previous=rep, temperature=1.0)), 3)
+    9.0
     """
     _same_shape(reps=reps, current=current, previous=previous)
     _check_temperature(temperature)
@@ -113,7 +135,11 @@ def distill(
 ) -> jax.Array:
     """temperature^2 KL(teacher || student) of the softened softmaxes, the mean over the leading axes.
 
-    teacher_logits, student_logits [..., K], mask [...]; -> []. (Hinton 2015)
+    teacher_logits, student_logits [..., K], temperature [], mask [...]; -> []. (Hinton 2015)
+
+    >>> teacher = jnp.array([[2.0, 0.0]])
+    >>> float(distill(teacher, teacher, temperature=2.0)), bool(distill(teacher, -teacher, temperature=2.0) > 0)
+    (0.0, True)
     """
     if teacher_logits.shape != student_logits.shape or teacher_logits.ndim == 0:
         raise ValueError(
@@ -136,7 +162,12 @@ def _clean(x: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows [..., D] of length 1; a zero row stays, with gradient 0."""
+    """Rows [..., D] scaled to length 1; a zero row stays as it is, with gradient 0.
+
+    >>> print(unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(1))
+    [[0.6 0.8]
+     [0.  0. ]]
+    """
     return x * jax.lax.rsqrt(jnp.maximum(_square(x), 1e-12))[..., None]
 
 
@@ -164,5 +195,6 @@ def _same_shape(**arrays: jax.Array) -> None:
 
 
 def _check_temperature(temperature: jax.Array | float) -> None:
+    chex.assert_rank(temperature, 0)
     if isinstance(temperature, int | float) and not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0.")

@@ -9,10 +9,14 @@ from fedjax_mm.types import PyTree
 
 
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Splits `tree` into (trainable, frozen) by a mask of booleans, a whole or a prefix tree as optax takes it.
+    """Splits `tree` into (trainable, frozen) by a mask of booleans, a whole tree or a prefix of it as optax takes them.
 
     Both halves keep the structure; a leaf that belongs to the other half is None, which JAX skips. Differentiating
-    the first half alone is what freezes the second: no gradient, no optimiser state, no upload.
+    the first half alone freezes the second: it has no gradient, no optimiser state and no upload.
+
+    >>> trainable, frozen = partition({"trunk": 1.0, "head": 2.0}, {"trunk": False, "head": True})
+    >>> trainable, frozen
+    ({'head': 2.0, 'trunk': None}, {'head': None, 'trunk': 1.0})
     """
     mask = jax.tree.broadcast(mask, tree)
     pick = lambda wanted: jax.tree.map(lambda m, x: x if bool(m) == wanted else None, mask, tree)
@@ -20,20 +24,31 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def merge(a: PyTree, b: PyTree) -> PyTree:
-    """The tree that `partition` split: a leaf of `b` wherever `a` has None."""
+    """The tree that `partition` split: a leaf of `b` wherever `a` has None.
+
+    >>> merge({"trunk": None, "head": 2.0}, {"trunk": 1.0, "head": None})
+    {'head': 2.0, 'trunk': 1.0}
+    """
     return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
 
 
 def path_mask(tree: PyTree, trains: Callable[[str], bool]) -> PyTree:
-    """A mask for `partition` from a predicate on leaf paths such as "image/layer_3/kernel"."""
+    """A mask for `partition` from a predicate on leaf paths such as "image/layer_3/kernel".
+
+    >>> path_mask({"trunk": {"bias": 1.0, "kernel": 2.0}}, lambda path: path.endswith("/bias"))
+    {'trunk': {'bias': True, 'kernel': False}}
+    """
     name = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(trains(name(path))), tree)
 
 
 def grow(old: PyTree, fresh: PyTree) -> PyTree:
-    """`fresh` with every leaf that `old` has too taken from `old`: what was learned stays, new layers are attached.
+    """`fresh`, with the leaves that `old` has too taken from `old`: what was learned stays, new layers are attached.
 
     Raises ValueError where both have a leaf and its shape changed.
+
+    >>> grow({"layer_0": 5.0}, {"layer_0": 0.0, "layer_1": 0.1})
+    {'layer_0': 5.0, 'layer_1': 0.1}
     """
     if isinstance(fresh, dict):
         return {k: grow(old[k], v) if isinstance(old, dict) and k in old else v for k, v in fresh.items()}
@@ -44,12 +59,20 @@ def grow(old: PyTree, fresh: PyTree) -> PyTree:
 
 
 def size_bytes(tree: PyTree) -> int:
-    """Bytes of all leaves; works on arrays and on `jax.ShapeDtypeStruct`."""
+    """The bytes of all leaves, which may be arrays or `jax.ShapeDtypeStruct`.
+
+    >>> size_bytes({"w": jnp.zeros((3, 4)), "half": jax.ShapeDtypeStruct((5,), jnp.bfloat16)})  # 48 + 10
+    58
+    """
     return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """[] bool: no floating leaf holds a NaN or an infinity (nor rows whose sum overflows)."""
+    """[] bool: whether no floating leaf holds a NaN or an infinity, nor a row whose sum overflows.
+
+    >>> bool(all_finite({"w": jnp.ones(3)})), bool(all_finite({"w": jnp.array([1.0, jnp.nan])}))
+    (True, False)
+    """
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
     if not floats:
         return jnp.array(True)
@@ -65,5 +88,9 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
-    """`a` where the [] condition holds, else `b`, leaf by leaf."""
+    """`a` where the condition [] holds, else `b`, leaf by leaf.
+
+    >>> where(jnp.array(False), {"w": jnp.ones(2)}, {"w": jnp.zeros(2)})["w"].tolist()
+    [0.0, 0.0]
+    """
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), a, b)

@@ -304,3 +304,19 @@ def test_wrong_arguments_are_named():
     grid = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match=r"axes \('a', 'b'\); give one with one axis"):
         aggregate.contrastive_mean(REPS, WEIGHT, ANCHORS, mesh=grid)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: aggregate.weighted_mean(jnp.ones((3, 2)), jnp.ones(4), jnp.zeros(2)),
+        lambda: aggregate.weighted_mean(jnp.ones((3, 2)), jnp.ones((3, 1)), jnp.zeros(2)),
+        lambda: aggregate.combine(jnp.ones((3, 5)), jnp.ones((3, 4, 2))),
+        lambda: aggregate.combine(jnp.ones(3), jnp.ones((3, 4, 2))),
+        lambda: aggregate.mean_weights(jnp.ones((3, 4, 2)), jnp.ones(2)),
+        lambda: aggregate.variance_weights(jnp.ones((3, 4)), jnp.ones(3)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_an_error(call):
+    with pytest.raises(AssertionError):  # of chex, while tracing
+        call()

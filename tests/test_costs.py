@@ -76,3 +76,14 @@ def test_peak_memory_holds_weights_optimiser_state_and_batch():
     sgd, adam = cost_of().peak_bytes, cost_of(tx=optax.adam(0.1)).peak_bytes
     assert sgd >= 4 * (PARAMS + BATCH * FEATURES)
     assert adam >= 4 * (3 * PARAMS + BATCH * FEATURES) > sgd
+
+
+def test_an_update_without_local_steps_has_bytes_but_no_flops():
+    plain = method()
+    cohort = plain.cohorts["all"]._replace(
+        update=lambda download, state, data, key: ({"model": Mean(download.sent, data.weight)}, state, {})
+    )
+    x = np.ones((4, FEATURES), np.float32)
+    taken = FederatedData.from_arrays({"x": x}, [[0], [1], [2, 3]]).round({"all": np.arange(3)})
+    cost = costs.of(plain._replace(cohorts={"all": cohort}), taken)["all"]
+    assert cost == costs.Cost(4 * PARAMS, 4 * PARAMS, 0, None, None, None)

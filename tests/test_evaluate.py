@@ -47,7 +47,7 @@ def test_recall_is_what_sorting_gives(pairs):
 
 def test_blocks_of_queries_do_not_matter(pairs, monkeypatch):
     want = evaluate.retrieval_recall(*pairs)
-    monkeypatch.setattr(evaluate, "BLOCK", 7)
+    monkeypatch.setattr(evaluate.retrieval, "BLOCK", 7)
     assert evaluate.retrieval_recall(*pairs) == pytest.approx(want)
 
 

@@ -20,14 +20,11 @@ MAY_IMPORT = {  # room -> rooms below it
     "clients": {"types"},
     "federate": {"types", "trees", "clients"},
     "stages": {"types", "trees", "federate"},
-    "costs": {"types", "trees", "federate"},
+    "costs": {"types", "trees", "local", "federate"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
     "run": {"types", "trees", "clients", "federate", "costs", "stages", "data", "_lazy"},
     "report": {"run", "_lazy"},
-    "laws": {
-        *("types", "trees", "losses", "aggregate", "evaluate", "models", "data", "local", "clients", "federate"),
-        *("stages", "costs", "methods", "run", "_lazy"),
-    },
+    "laws": {"types", "trees", "clients", "federate", "costs", "data", "run"},
 }
 
 

@@ -205,3 +205,11 @@ def test_half_precision_inputs_are_widened(name):
 def test_wrong_shapes_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_scales_and_temperatures_are_scalars():
+    rows = jnp.eye(2)
+    with pytest.raises(AssertionError, match="rank"):
+        losses.soft_contrastive(rows, rows, jnp.ones(2), 0.0)
+    with pytest.raises(AssertionError, match="rank"):
+        losses.info_nce(rows, rows, jnp.ones((2, 1)))

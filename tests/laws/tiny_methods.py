@@ -122,40 +122,12 @@ def _layerwise() -> Tiny:
 
 
 def _pictures_and_texts(build) -> Tiny:
-    """A method for `image` and `text` on a and on one of three texts b, its server as the laws know servers.
-
-    Between rounds that holds its encoders alone: no counter of rounds, and an optimiser afresh in each, whose moments
-    would go on where nobody takes part. Its beginning, which learns nothing here, is a part of what it sends.
-    """
-    names, laws = {"a": "image", "b": "text"}, _data()
-    laws = dataclasses.replace(laws, public={**laws.public, "b": laws.public["b"][:, 0]})
+    """A method for `image` and `text` on a and on one of three texts b."""
+    names, data = {"a": "image", "b": "text"}, _data()
     renamed = lambda tree: {names.get(k, k): v for k, v in tree.items()}
-    back = lambda tree: {{m: k for k, m in names.items()}.get(k, k): v for k, v in tree.items()}
-    cohorts = {name: dataclasses.replace(c, arrays=renamed(c.arrays)) for name, c in laws.cohorts.items()}
-    method = build(dataclasses.replace(laws, cohorts=cohorts, public=renamed(laws.public)))
-    blank = jax.eval_shape(method.server.init, jax.random.key(0))
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
-
-    def begun(params, public):
-        state = {**blank, "params": renamed(params)}
-        return method.server.begin(state, renamed(public), jax.random.key(0))[0]
-
-    def download(params, public):
-        return method.server.download(begun(params, public), renamed(public))
-
-    def server_update(params, uploads, public, key):
-        state, metrics = method.server.update(begun(params, public), uploads, renamed(public), key)
-        return back(state["params"]), metrics
-
-    def cohort(theirs):
-        def update(download, state, data, key):
-            data = dataclasses.replace(data, arrays=renamed(data.arrays), public=renamed(data.public))
-            return theirs.update(download, state, data, key)
-
-        return theirs._replace(update=update)
-
-    server = Server(lambda key: back(method.server.init(key)["params"]), download, server_update)
-    return Tiny(federate(server, {name: cohort(theirs) for name, theirs in method.cohorts.items()}), laws)
+    cohorts = {name: dataclasses.replace(c, arrays=renamed(c.arrays)) for name, c in data.cohorts.items()}
+    data = dataclasses.replace(data, cohorts=cohorts, public=renamed({**data.public, "b": data.public["b"][:, 0]}))
+    return Tiny(build(data), data)
 
 
 ENCODER = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 5)) / 2, lambda params, x: jnp.tanh(x @ params))
