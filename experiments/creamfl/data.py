@@ -23,7 +23,7 @@ class Problem(NamedTuple):
     """Clients, the public pairs, and what models are tested on."""
 
     data: FederatedData  # cohorts image, text, both
-    test: Mapping[str, np.ndarray]  # as methods.joint_space_scores takes it
+    test: Mapping[str, np.ndarray]  # as creamfl.scores takes it
     num_classes: Mapping[str, int]
     vocabulary: int
     questions: tuple[Questions, Questions] | None  # (train, test) about pictures; None where there are none
@@ -178,7 +178,7 @@ def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> FederatedData:
-    """Labelled examples by Dirichlet(alpha), with no client much larger than others (1.1), pairs evenly."""
+    """Labelled examples by Dirichlet(alpha), with no client much larger than others (docs/specs/creamfl.md 1.1), pairs evenly."""
     owned = {}
     for i, (name, columns) in enumerate(arrays.items()):
         clients, rng = getattr(numbers, name), np.random.default_rng((seed, i))

@@ -1,7 +1,6 @@
 """Which client owns which examples, and one round's share of them."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -117,7 +116,7 @@ class FederatedData:
         """How many clients each cohort has, N."""
         return {name: len(c.counts) for name, c in self.cohorts.items()}
 
-    @functools.cached_property
+    @property
     def population(self) -> Population:
         """The cohorts, their clients, and the shapes of what these own: all that a method is built from."""
         shapes = lambda arrays: {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for k, x in arrays.items()}

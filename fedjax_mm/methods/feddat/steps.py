@@ -185,7 +185,7 @@ def dual_adapter_step(
     batch: Batch,
     rates: tuple[jax.Array | float, jax.Array | float],
     alpha: jax.Array | float,
-    rounds: jax.Array | int,
+    rounds: jax.Array,
 ) -> tuple[DualAdapter, Metrics]:
     """Steps (0), (1) and (2) of one batch: the parts after it, and its metrics.
 
@@ -202,7 +202,7 @@ def dual_adapter_step(
     >>> parts = start(FedDATConfig(), download, {"adapter": jnp.array([[3.0, -1.0]]), "head": jnp.float32(1)})
     >>> batch = {"x": jnp.array([[1.0, 0.0]]), "target": jnp.array([[1.0, 0.0]]), "mask": jnp.ones(1)}
     >>> given = (download, parts, batch, (0.1, 0.1))
-    >>> new, metrics = dual_adapter_step(FedDATConfig(), model, head, *given, alpha=1.0, rounds=0)
+    >>> new, metrics = dual_adapter_step(FedDATConfig(), model, head, *given, alpha=1.0, rounds=jnp.int32(0))
     >>> {name: round(float(value), 2) for name, value in metrics.items()}
     {'loss_shared': 0.87, 'loss_dat': 0.64, 'score': 1.0}
     """
