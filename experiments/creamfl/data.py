@@ -178,7 +178,10 @@ def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> FederatedData:
-    """Labelled examples by Dirichlet(alpha), with no client much larger than others (docs/specs/creamfl.md 1.1), pairs evenly."""
+    """Labelled examples by Dirichlet(alpha), with no client much larger than others, and pairs evenly.
+
+    As in section 1.1 of docs/specs/creamfl.md.
+    """
     owned = {}
     for i, (name, columns) in enumerate(arrays.items()):
         clients, rng = getattr(numbers, name), np.random.default_rng((seed, i))

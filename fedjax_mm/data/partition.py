@@ -223,7 +223,10 @@ def split_table(parts: Parts, labels: np.ndarray, num_classes: int) -> np.ndarra
         raise ValueError(
             f"labels go up to {labels.max()}; with num_classes {num_classes} the last is {num_classes - 1}."
         )
-    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rows = np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
+    cells = np.bincount(owner * num_classes + labels[rows], minlength=len(parts) * num_classes)
+    return cells.reshape(len(parts), num_classes)
 
 
 def _parts(rows) -> Parts:

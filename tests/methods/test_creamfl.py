@@ -325,12 +325,12 @@ def test_a_client_is_scored_with_its_own_model():
         found = cohort.score(None, states[name], rows, jnp.ones(9))
         if name == "both":
             cosine = z(params, "image", test["image"]) @ z(params, "text", test["text"]).T
-            expected = {"i2t_r1": np.asarray(cosine).argmax(1) == np.arange(9)}
+            expected = {"i2t_r1": 100 * (np.asarray(cosine).argmax(1) == np.arange(9))}
         else:
             logits = test[name] @ params[name]["w"] @ params["head"]["kernel"] + params["head"]["bias"][None]
             expected = {"accuracy": np.asarray(logits).argmax(1) == test["label"]}
         chex.assert_trees_all_equal(found, {key: hit.astype(np.float32) for key, hit in expected.items()})
-        assert 0 < np.mean(list(found.values())) < 1
+        assert 0 < np.mean(list(found.values())) < max(map(np.max, found.values()))
 
 
 # Limits.

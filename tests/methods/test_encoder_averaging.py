@@ -114,7 +114,7 @@ def test_a_client_is_scored_with_the_servers_encoder_and_its_own_head():
     found = both.score(method.server.download(server, None)["both"], both.init(KEY), rows, jnp.ones(9))
     z = {m: x @ np.asarray(server["params"][m]["w"]) for m, x in rows.items()}
     cosine = z["image"] @ (z["text"] / np.linalg.norm(z["text"], axis=1, keepdims=True)).T
-    np.testing.assert_array_equal(found["i2t_r1"], cosine.argmax(1) == np.arange(9))
+    np.testing.assert_array_equal(found["i2t_r1"], 100 * (cosine.argmax(1) == np.arange(9)))
 
 
 def test_scores_and_errors_are_creamfls():

@@ -240,7 +240,7 @@ def test_scores_are_those_of_each_clients_own_head_and_adapters():
         rows = {k: jnp.asarray(v)[owner == j] for k, v in arrays.items() if k != "client"}
         for name, each in score(download, one(state, j), rows, jnp.ones((owner == j).sum())).items():
             assert each.shape == ((owner == j).sum(),)
-            assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/{name}"], abs=1e-4)
+            assert np.mean(each) == pytest.approx(results[f"client {j}/{name}"], abs=1e-4)
     with pytest.raises(ValueError, match="clients 0..2"):
         method.evaluate(state, {**arrays, "client": owner + 1})
     with pytest.raises(ValueError, match="lack \\['client'\\]"):

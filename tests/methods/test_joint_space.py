@@ -280,9 +280,9 @@ def test_a_clients_own_rows_are_scored_one_by_one_and_padding_is_no_candidate(ca
     found = jax.jit(lambda mask: score_rows(Training(block=4), SERVER, params, arrays, mask))(mask)
     cosine = unit(test["image"] @ params["image"]["w"]) @ unit(first @ params["text"]["w"]).T
     expected = cosine[:8, :8].argmax(1) == np.arange(8)
-    np.testing.assert_array_equal(found["i2t_r1"][:8], expected)
+    np.testing.assert_array_equal(found["i2t_r1"][:8], 100 * expected)
     others = score_rows(Training(block=4), SERVER, params, arrays, 1 - mask)  # the first eight are the padding
-    np.testing.assert_array_equal(others["i2t_r1"][8:], cosine[8:, 8:].argmax(1) == np.arange(3))
+    np.testing.assert_array_equal(others["i2t_r1"][8:], 100 * (cosine[8:, 8:].argmax(1) == np.arange(3)))
     assert 0 < expected.mean() < 1 and (expected != (cosine.argmax(1) == np.arange(11))[:8]).any()
 
 

@@ -173,7 +173,7 @@ def test_a_client_on_its_own_is_a_federation_of_one():
     for j in range(2):
         rows = {k: jnp.asarray(v)[j::2] for k, v in arrays.items() if k != "client"}
         each = score(download, one(new, j), rows, jnp.ones(len(rows["target"])))["score"]
-        assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
+        assert np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
     trunk = trees.merge(one(new, 1)["tuned"]["trunk"], new.server["frozen"])
     chosen = np.argmax(HEAD.apply(one(new, 1)["head"], MODEL.apply(trunk, arrays)), 1)
     score = np.asarray(arrays["target"])[np.arange(11), chosen][1::2].mean()
@@ -207,7 +207,7 @@ def test_a_clients_update_stands_alone_and_its_scores_are_evaluates():
     for j in range(2):
         rows = {k: jnp.asarray(v)[j::2] for k, v in arrays.items() if k != "client"}
         each = method.cohorts["all"].score(download, one(new, j), rows, jnp.ones(len(rows["target"])))["score"]
-        assert 100 * np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
+        assert np.mean(each) == pytest.approx(results[f"client {j}/score"], abs=1e-4)
 
 
 def test_the_schedule_rises_and_falls_linearly_and_restarts_or_goes_on():

@@ -69,20 +69,21 @@ def scores(
 def score_rows(
     training: Training, encoders: Encoders, params: PyTree, arrays: Arrays, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """How well ONE client's model does on each of its own test rows, 0 or 1: {"accuracy": [B]} or {"i2t_r1": [B]}.
+    """How well ONE client's model does on each of its own test rows: {"accuracy": [B]} or {"i2t_r1": [B]}.
 
-    With one modality: whether the class is right; arrays: the modality [B, ...] and `label` [B]. With both: whether
-    an image's own text is the nearest by cosine among the texts of the client's real rows; arrays: `image` [B, ...] and
-    `text` [B, L] or, of several captions of which the first counts, [B, Q, L]. mask [B]: 0 where a row is padding.
+    With one modality: 1 where the class is right, else 0; arrays: the modality [B, ...] and `label` [B]. With both: 100
+    (percent) where an image's own text is the nearest by cosine among the texts of the client's real rows, else 0;
+    arrays: `image` [B, ...] and `text` [B, L] or, of several captions of which the first counts, [B, Q, L]. mask [B]:
+    0 where a row is padding.
 
     >>> from fedjax_mm.models import Model
     >>> point = Model(lambda key, x: 1.0, lambda params, x: params * x)
     >>> arrays = {"image": jnp.array([[1, 0], [0, 1], [1, 2]]), "text": jnp.array([[1, 0], [1, 1], [0, 1]])}
     >>> encoders, params = {"image": point, "text": point}, {"image": 1.0, "text": 1.0}
     >>> score_rows(Training(), encoders, params, arrays, jnp.ones(3))["i2t_r1"].tolist()
-    [1.0, 0.0, 0.0]
+    [100.0, 0.0, 0.0]
     >>> score_rows(Training(), encoders, params, arrays, jnp.array([1, 1, 0]))["i2t_r1"].tolist()[:2]
-    [1.0, 1.0]
+    [100.0, 100.0]
     """
     first = {m: arrays[m][:, 0] if m == "text" and arrays[m].ndim == 3 else arrays[m] for m in encoders}
     if len(encoders) == 1:
@@ -91,7 +92,7 @@ def score_rows(
     z = represent_all(encoders, training.block, params, first)
     cosine = jnp.matmul(z["image"], z["text"].T, precision="highest")  # accelerators otherwise round away differences
     nearest = jnp.where(mask[None] > 0, cosine, -jnp.inf).argmax(-1)
-    return {"i2t_r1": (nearest == jnp.arange(len(nearest))).astype(jnp.float32)}
+    return {"i2t_r1": 100.0 * (nearest == jnp.arange(len(nearest)))}
 
 
 def predict(encoders: Encoders, params: PyTree, x: jax.Array) -> jax.Array:

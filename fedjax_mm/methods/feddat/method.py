@@ -84,7 +84,7 @@ def build(
 
     `evaluate` gives, in percent, the mean over clients and each client's score with both adapters, with its own alone
     and with the shared one alone, always with its own head: "dat", "local", "shared", "client 3/dat" (see
-    vqa_tuning.scores). `Cohort.score` gives the same scores, 0 to 1, of a client's own test questions.
+    vqa_tuning.scores). `Cohort.score` gives the same scores, in percent too, of a client's own test questions.
 
     Raises ValueError where the settings, the arrays and the head do not fit each other.
     """

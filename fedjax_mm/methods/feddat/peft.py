@@ -80,7 +80,7 @@ def build(
         head alone.
 
     `evaluate` gives, in percent, the mean over clients and each client's score: "score", "client 3/score" (see
-    vqa_tuning.scores). `Cohort.score` gives "score", 0 to 1, of a client's own test questions.
+    vqa_tuning.scores). `Cohort.score` gives "score", in percent, of a client's own test questions.
 
     Raises ValueError where the settings, the arrays and the head do not fit each other.
     """

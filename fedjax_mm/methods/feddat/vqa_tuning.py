@@ -151,16 +151,16 @@ def points(logits: jax.Array, batch: Batch) -> jax.Array:
 def score_questions(
     predict: Predict, download: Download, state: PyTree, arrays: Arrays, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """The VQA score [B], 0 to 1, of each of a client's own test questions, by each of its models: a `Cohort.score`.
+    """The VQA score [B], in percent, of each of a client's own test questions, by each of its models: a `Cohort.score`.
 
     arrays: leaves [B, ...], what a batch holds. mask [B] is not needed, because each question is scored by itself.
 
     >>> predict = lambda download, state, batch: {"score": state * batch["image"]}
     >>> rows = {"image": jnp.array([[0.0, 9.0]]), "target": jnp.array([[1.0, 0.5]])}
     >>> score_questions(predict, Download(()), jnp.float32(2.0), rows, jnp.ones(1))["score"].tolist()
-    [0.5]
+    [50.0]
     """
-    return {name: points(logits, arrays) for name, logits in predict(download, state, arrays).items()}
+    return {name: 100 * points(logits, arrays) for name, logits in predict(download, state, arrays).items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -104,12 +104,12 @@ def contrastive_scores(encoders: Encoders, project: Project, params: Params, arr
 def client_score(
     config: LayerwiseConfig, encoders: Encoders, download: Download, state: tuple, arrays: Arrays, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """How well the server's model, which is every client's, does on each of a client's own test rows: 0 or 1.
+    """How well the server's model, which is every client's, does on each of a client's own test rows.
 
-    Supervised: {"accuracy": [B]}, whether the class is right. Contrastive: {"i2t_r1": [B]}, whether a row's own caption
-    is the nearest to its image, by cosine, among the captions of all rows with mask [B] 1; of several captions of an
-    example the first is used. The values at padding rows mean nothing. arrays: every modality [B, ...] and, supervised,
-    `label` [B]. Running statistics are used and no unit is dropped.
+    Supervised: {"accuracy": [B]}, 1 where the class is right, else 0. Contrastive: {"i2t_r1": [B]}, 100 (percent) where
+    a row's own caption is the nearest to its image, by cosine, among the captions of all rows with mask [B] 1, else 0;
+    of several captions of an example the first is used. The values at padding rows mean nothing. arrays: every modality
+    [B, ...] and, supervised, `label` [B]. Running statistics are used and no unit is dropped.
 
     >>> from fedjax_mm.methods.layerwise.network import init_network
     >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
@@ -122,7 +122,7 @@ def client_score(
     >>> nothing = jax.tree.map(lambda x: None, params)
     >>> arrays = {"image": jnp.eye(2), "depth": jnp.eye(2)}
     >>> client_score(config, encoders, Download(params, nothing), (), arrays, jnp.ones(2))
-    {'i2t_r1': Array([1., 1.], dtype=float32)}
+    {'i2t_r1': Array([100., 100.], dtype=float32)}
     """
     params = trees.merge(download.sent, download.held)
     rows = {m: _first_of_several(arrays[m], encoder) for m, encoder in encoders.items()}
@@ -133,7 +133,7 @@ def client_score(
     image, text = (losses.unit(x) for x in z)
     cosine = jnp.matmul(image, text.T, precision="highest")
     cosine = jnp.where(mask[None] > 0, cosine, -jnp.inf)  # a padding row is no candidate
-    return {"i2t_r1": (cosine.argmax(-1) == jnp.arange(len(cosine))).astype(jnp.float32)}
+    return {"i2t_r1": 100.0 * (cosine.argmax(-1) == jnp.arange(len(cosine)))}
 
 
 def _first_of_several(x: jax.Array, encoder: Transformer) -> jax.Array:
