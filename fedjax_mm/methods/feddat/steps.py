@@ -185,7 +185,7 @@ def dual_adapter_step(
     batch: Batch,
     rates: tuple[jax.Array | float, jax.Array | float],
     alpha: jax.Array | float,
-    rounds: jax.Array | int,
+    rounds: jax.Array,
 ) -> tuple[DualAdapter, Metrics]:
     """Steps (0), (1) and (2) of one batch: the parts after it, and its metrics.
 
