@@ -3,11 +3,11 @@
     python -m experiments.pretrain_vilt                                         scenes, embedded: a few minutes
     python -m experiments.pretrain_vilt --data flickr8k --data-dir DIR          and photographs
 
-Masked words are to be guessed and mismatched captions told from matching ones: ViLT's own two tasks. Scenes are pictures
-that no client is asked about. Of Flickr8k all training pictures are used: the client that matches captions is asked
-about them in training, and about none of them in the test. A third task, which picture alone belongs to which caption
-alone, is what makes so small a model look at pictures at all: without it, after 2,400 steps it guessed words from their
-neighbours, and matches by chance.
+Masked words are to be guessed and mismatched captions told from matching ones: ViLT's own two tasks. Scenes are
+pictures that no client is asked about. Of Flickr8k all training pictures are used: the client that matches captions is
+asked about them in training, and about none of them in the test. A third task, which picture alone belongs to which
+caption alone, is what makes so small a model look at pictures at all: without it, after 2,400 steps it guessed words
+from their neighbours, and matches by chance.
 
 The folder that is written holds model.safetensors with Hugging Face's names, vocab.txt, and model.json: sizes,
 settings, and how well the tasks are done on held-out pictures.

@@ -47,7 +47,7 @@ def test_imports_point_downwards(file):
     rooms = {name.split(".")[1] for name in imported(file) if name.startswith("fedjax_mm.")}
     assert rooms <= MAY_IMPORT[mine] | {mine}
     packages = {name.split(".")[0] for name in imported(file)}
-    assert not packages & {"tensorflow", "experiments", "torch"}
+    assert not packages & {"tensorflow", "experiments", "benchmarks", "torch"}
     assert "flax" not in packages or mine == "models"
 
 

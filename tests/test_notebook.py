@@ -13,15 +13,16 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TOUR = ROOT / "notebooks" / "tour.ipynb"
+NOTEBOOKS = ROOT / "notebooks"
+TOUR, STEPS = NOTEBOOKS / "tour.ipynb", NOTEBOOKS / "client_updates.ipynb"
 
 
 @pytest.fixture
-def shown(tmp_path, monkeypatch):
-    """Cell id -> the cell's outputs, after a run in a copy of the checkout."""
+def shown(request, tmp_path, monkeypatch):
+    """Cell id -> the cell's outputs, after a run of the notebook `request.param` in a copy of the checkout."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "fedjax_mm").symlink_to(ROOT / "fedjax_mm")
-    notebook = nbformat.read(shutil.copy(TOUR, tmp_path / "notebooks"), as_version=4)
+    notebook = nbformat.read(shutil.copy(request.param, tmp_path / "notebooks"), as_version=4)
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "TMPDIR"):
         (tmp_path / name.lower()).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
@@ -46,11 +47,12 @@ def text(outputs):
     return "".join(o.text if o.output_type == "stream" else o.data.get("text/markdown", "") for o in outputs)
 
 
-def test_the_committed_notebook_is_small_clean_and_imports_public_names():
-    notebook = nbformat.read(TOUR, as_version=4)
+@pytest.mark.parametrize("path", [TOUR, STEPS], ids=lambda path: path.stem)
+def test_the_committed_notebooks_are_small_clean_and_import_public_names(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(notebook.cells) < 30 and TOUR.stat().st_size < 50_000
+    assert len(notebook.cells) < 30 and path.stat().st_size < 50_000
     assert notebook.metadata.kernelspec.name == "python3"
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     imports = [n for cell in code for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.ImportFrom)]
@@ -77,6 +79,16 @@ def test_the_first_cell_installs_what_is_missing_and_leaves_jax_alone(tmp_path, 
     assert not [word for word in commands[1] if "==" in word]
 
 
+@pytest.mark.parametrize("shown", [STEPS], indirect=True, ids=["client_updates"])
+def test_one_client_of_each_paper_is_updated_without_build(shown):
+    said = "".join(text(outputs) for outputs in shown.values())
+    for paper in ("FedMEKT", "MMFL", "CreamFL", "FedDAT", "PEFT"):
+        assert f"{paper} sends" in said
+    assert "weights of three clients: [2. 2. 2.]" in said
+    assert "the second stage sends [\"['layers']['01']\"] ['loss']" in said  # and neither embeddings nor layer 00
+
+
+@pytest.mark.parametrize("shown", [TOUR], indirect=True, ids=["tour"])
 def test_the_tour_shows_what_it_says(shown):
     scores = value(shown["own-run"])
     accuracy = {name: row["test/left+right/accuracy"] for name, row in scores.items()}
