@@ -114,7 +114,8 @@ def test_clients_are_scored_on_their_own_test_rows(tmp_path):
     assert row["own/all/first_worst"] == known.min() and row["own/all/error_worst"] == np.nanmax(errors)
     assert row["own/all/first_spread"] == pytest.approx(known.std())
     kept = json.loads((tmp_path / "own_scores.json").read_text())
-    np.testing.assert_allclose(kept["cohorts"]["all"]["first"], expected, rtol=1e-6)
+    np.testing.assert_allclose(np.array(kept["cohorts"]["all"]["first"], float), expected, rtol=1e-6)
+    assert "NaN" not in (tmp_path / "own_scores.json").read_text()
     page = report.write([tmp_path], tmp_path / "report").read_text()
     assert "## Clients on their own test rows" in page and (tmp_path / "report" / "own.png").stat().st_size > 10_000
 

@@ -27,11 +27,11 @@ def own_scores_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
 
 
 def plot_own_scores(
-    groups: Mapping[str, Sequence[Mapping[str, Mapping[str, Sequence[float]]]]], path: str | os.PathLike
+    groups: Mapping[str, Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]]], path: str | os.PathLike
 ) -> None:
     """Writes a panel per cohort and metric: every client's score on its own test rows, the worst client first.
 
-    groups: name -> for each seed, cohort -> metric -> a score of each client, NaN for one without test rows.
+    groups: name -> for each seed, cohort -> metric -> a score of each client, None for one without test rows.
     """
     known = dict.fromkeys((c, m) for seeds in groups.values() for seed in seeds for c, of in seed.items() for m in of)
     if not known:
@@ -51,6 +51,7 @@ def plot_own_scores(
             look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}
             dots = {"marker": "o", "markersize": 3} if len(values) <= 50 else {}
             (lines[name],) = panel.plot(share, values, linewidth=1.6, **look, **dots)
+        panel.set_xlim(0, 100)
         style(panel, f"own test rows: {cohort}", "clients (%), the worst first", quantity(metric))
     for panel in panels[len(known) :]:
         panel.set_axis_off()

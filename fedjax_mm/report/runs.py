@@ -37,8 +37,8 @@ class Run:
     split: Mapping[str, Any]
     costs: Mapping[str, Mapping[str, float]]
     rows: Sequence[Mapping[str, float]]
-    own_scores: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
-    """Cohort -> metric -> the last score of every client on its own test rows; NaN for a client that has none."""
+    own_scores: Mapping[str, Mapping[str, Sequence[float | None]]] = dataclasses.field(default_factory=dict)
+    """Cohort -> metric -> the last score of every client on its own test rows; None for a client that has none."""
 
 
 def load(directory: str | os.PathLike) -> Run:

@@ -16,7 +16,7 @@ class Progress:
     """
 
     def __init__(self, start: int, rounds: int, force: bool = False):
-        self.start, self.rounds, self.score = start, rounds, ""
+        self.start, self.rounds, self.score, self.scored = start, rounds, "", False  # a loss, until there is a score
         self.begun: float | None = None
         self.show: Callable[[int, str, str, float | None], None] | None = None
         self.close: Callable[[], None] = lambda: None
@@ -32,9 +32,10 @@ class Progress:
         # The first round is compiled too: speed counts from its end.
         speed = (done.number - self.start - 1) / (now - self.begun) if self.begun else 0.0
         self.begun = self.begun or now
-        scores = [key for key in row if key.startswith(("test/", "own/"))] or [k for k in row if k.endswith("/loss")]
-        if scores:
-            self.score = f"{scores[0]} {row[scores[0]]:.4g}"
+        scored = [key for key in row if key.startswith(("test/", "own/"))]
+        if shown := scored or ([key for key in row if key.endswith("/loss")] if not self.scored else []):
+            self.score = f"{shown[0]} {row[shown[0]]:.4g}"
+        self.scored |= bool(scored)
         if self.show:
             left = (self.rounds - done.number) / speed if speed else None
             self.show(done.number, _speed(speed), self.score, left)

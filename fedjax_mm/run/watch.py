@@ -7,6 +7,8 @@ to the row. It may end the run by raising `StopRun`: the round is still logged a
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_mm import _lazy, costs
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
@@ -75,7 +77,7 @@ class OwnScores:
             return {}
         each = own_scores(done.method, done.state, self.data)
         if self.files and each:
-            plain = {name: {key: v.tolist() for key, v in of.items()} for name, of in each.items()}
+            plain = {name: {key: _or_none(values) for key, values in of.items()} for name, of in each.items()}
             self.files.write("own_scores.json", {"round": done.number, "cohorts": plain})
         scored = summary(each)
         if scored:
@@ -150,6 +152,11 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in metrics.items():
         row |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": float(value)}
     return row
+
+
+def _or_none(values: np.ndarray) -> list[float | None]:
+    """The numbers, None in the place of NaN, which JSON does not have."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _under(name: str, values: Mapping[str, float]) -> dict[str, float]:
