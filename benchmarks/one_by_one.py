@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.federate import Method
+from fedjax_mm.local import STEP_NAME
 from fedjax_mm.types import ClientData, Each, FedState, Mean, PyTree, RoundData
 
 
@@ -139,7 +140,7 @@ def _is_loop(eqn) -> bool:
 
 def _has_step(jaxpr) -> bool:
     inside = lambda eqn: jax.extend.core.jaxprs_in_params(eqn.params)
-    return any(eqn.params.get("name") == "client_step" or any(map(_has_step, inside(eqn))) for eqn in jaxpr.eqns)
+    return any(eqn.params.get("name") == STEP_NAME or any(map(_has_step, inside(eqn))) for eqn in jaxpr.eqns)
 
 
 def _is_variable(v) -> bool:
