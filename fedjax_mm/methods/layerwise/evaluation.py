@@ -121,8 +121,8 @@ def client_score(
     >>> params["depth"] = params["image"]  # the same row then has the same embedding in both
     >>> nothing = jax.tree.map(lambda x: None, params)
     >>> arrays = {"image": jnp.eye(2), "depth": jnp.eye(2)}
-    >>> client_score(config, encoders, Download(params, nothing), (), arrays, jnp.ones(2))
-    {'i2t_r1': Array([100., 100.], dtype=float32)}
+    >>> client_score(config, encoders, Download(params, nothing), (), arrays, jnp.ones(2))["i2t_r1"].tolist()
+    [100.0, 100.0]
     """
     params = trees.merge(download.sent, download.held)
     rows = {m: _first_of_several(arrays[m], encoder) for m, encoder in encoders.items()}
