@@ -117,7 +117,8 @@ class Files:
     def __call__(self, done: Round, row: Row) -> None:
         if done.first_of_stage:
             prefix = f"{done.stage.name}/" if self.several else ""
-            if any(f"{prefix}{name}" not in self.files.read("costs.json", {}) for name in done.method.cohorts):
+            known = self.files.read("costs.json", {})
+            if any(f"{prefix}{name}" not in known for name in done.method.cohorts):
                 cost = costs.of(done.method, done.data, done.whole)
                 self.files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
         self.files.append(row)
