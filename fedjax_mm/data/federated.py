@@ -120,14 +120,15 @@ class FederatedData:
     def population(self) -> Population:
         """The cohorts, their clients, and the shapes of what these own: all that a method is built from."""
         shapes = lambda arrays: {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for k, x in arrays.items()}
-        tables = {name: table.get("classes") for name, table in self.split().items()}
-        cohorts = {
-            name: CohortPopulation(
-                len(cohort.counts), shapes(cohort.arrays), None if tables[name] is None else np.array(tables[name])
-            )
-            for name, cohort in self.cohorts.items()
-        }
-        return Population(cohorts, None if self.public is None else shapes(self.public))
+        cohorts = {}
+        for name, table in self.split().items():
+            cohort, classes = self.cohorts[name], table.get("classes")
+            classes = None if classes is None else np.array(classes)
+            ranges = _ranges(cohort.arrays, _owned_rows(cohort))
+            cohorts[name] = CohortPopulation(len(cohort.counts), shapes(cohort.arrays), classes, ranges)
+        if self.public is None:
+            return Population(cohorts)
+        return Population(cohorts, shapes(self.public), _ranges(self.public, slice(None)))
 
     def split(self) -> dict[str, dict]:
         """Returns which client owns what, as plain lists by cohort, which `report.plot_split` takes.
@@ -140,8 +141,9 @@ class FederatedData:
         for name, cohort in self.cohorts.items():
             table[name] = {"examples": cohort.counts.tolist(), "arrays": sorted(cohort.arrays)}
             if "label" in cohort.arrays and np.ndim(cohort.arrays["label"]) == 1:
-                labels, parts = np.asarray(cohort.arrays["label"]), np.split(cohort.rows, cohort.offsets[1:-1])
-                table[name]["classes"] = split_table(parts, labels, int(labels.max()) + 1).tolist()
+                labels = np.asarray(cohort.arrays["label"])
+                parts = np.split(np.arange(len(cohort.rows)), cohort.offsets[1:-1])
+                table[name]["classes"] = split_table(parts, labels[cohort.rows], int(labels.max()) + 1).tolist()
             if cohort.test_counts is not None:
                 table[name]["test"] = cohort.test_counts.tolist()
         return table
@@ -226,6 +228,22 @@ def pooled(data: FederatedData) -> FederatedData:
     arrays = {k: v for k, v in arrays.items() if not (k.startswith("has_") and v.all())}
     everything = {"pooled": [np.arange(len(next(iter(arrays.values()))))]}
     return FederatedData.from_arrays(arrays, everything, public=data.public, on_device=data.on_device)
+
+
+def _owned_rows(cohort: CohortExamples) -> np.ndarray:
+    """The rows that clients train on or are tested on."""
+    return cohort.rows if cohort.test_rows is None else np.concatenate([cohort.rows, cohort.test_rows])
+
+
+def _ranges(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, tuple[int, int]]:
+    """(least, greatest) of every array of integers in these rows; pictures in bytes are left out, being many."""
+    found = {}
+    for key, array in arrays.items():
+        if np.issubdtype(array.dtype, np.integer) and not (array.dtype == np.uint8 and array.ndim > 2):
+            values = np.asarray(array)[rows]
+            if values.size:
+                found[key] = (int(values.min()), int(values.max()))
+    return found
 
 
 def _length(name: str, arrays: Arrays) -> int:
