@@ -186,8 +186,7 @@ def _staged() -> Method:
 
 
 TINY = {
-    "fedavg": lambda: Tiny(_fedavg(server_optimizer="adam", server_lr=0.1, prox=0.1), _data()),
-    "fedavg_personal_head": lambda: Tiny(_fedavg(shared=("a", "b")), _data()),
+    "fedavg": lambda: Tiny(_fedavg(server_optimizer="adam", server_lr=0.1, prox=0.1, shared=("a", "b")), _data()),
     "fedmekt": _fedmekt,
     "mmfl": _mmfl,
     "layerwise": _layerwise,
