@@ -170,8 +170,8 @@ def cohort_pass(
 ) -> tuple[Upload, PyTree, Metrics]:
     """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
-    A participant whose upload or new state is not finite is left out: its state stays as it was, its upload has
-    weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means over them.
+    A participant whose upload, as it is summed, or new state is not finite is left out: its state stays as it was, its
+    upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means over them.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
@@ -187,7 +187,8 @@ def cohort_pass(
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
         sent = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
-        counts = present & trees.all_finite((sent, new))
+        summed = {slot: _scaled(*one) if isinstance(one, Mean) else one.value for slot, one in sent.items()}
+        counts = present & trees.all_finite((summed, new))
         w = jnp.where(counts, weight, 0.0)
         means, each = {}, {}
         for slot, (value, slot_weight) in sent.items():

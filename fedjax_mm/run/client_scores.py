@@ -19,8 +19,9 @@ OwnScores = Mapping[str, Mapping[str, np.ndarray]]  # cohort -> metric -> [N], N
 def own_scores(method: Method, state: FedState, data: FederatedData) -> OwnScores:
     """Each client's score on its own test rows: {cohort: {metric: [N]}}, NaN for a client that has none.
 
-    A client's model is what it would be sent now, with the state that it keeps: a personal model is scored on the data
-    of the client it belongs to. A cohort without `score`, or without test rows, is left out.
+    A score that is not finite is infinite, so that it is not taken for that of a client without test rows. A client's
+    model is what it would be sent now, with the state that it keeps: a personal model is scored on the data of the
+    client it belongs to. A cohort without `score`, or without test rows, is left out.
     """
     given = {name: cohort.score for name, cohort in method.cohorts.items() if cohort.score is not None}
     given = {name: score for name, score in given.items() if data.cohorts[name].test_rows is not None}
@@ -57,6 +58,8 @@ def summary(scores: OwnScores) -> dict[str, float]:
         less_is_better = metric.endswith(("loss", "error"))
         for name, values in of.items():
             known = values[~np.isnan(values)]
+            if not np.isfinite(known).all():  # then no number says how clients do
+                known = np.full(1, np.nan)
             row[f"own/{name}/{metric}"] = float(known.mean())
             row[f"own/{name}/{metric}_p10"] = float(np.percentile(known, 90 if less_is_better else 10))
             row[f"own/{name}/{metric}_worst"] = float(known.max() if less_is_better else known.min())
@@ -74,7 +77,11 @@ def _score(
         own, seen, real = client
         values = score(download, own, seen, real)
         total = real.sum()
-        mean = lambda x: jnp.where(total > 0, (x * real).sum() / jnp.maximum(total, 1), jnp.nan)
+
+        def mean(x):
+            value = jnp.where(real > 0, x, 0).sum() / jnp.maximum(total, 1)
+            return jnp.where(total > 0, jnp.where(jnp.isfinite(value), value, jnp.inf), jnp.nan)
+
         return {key: mean(x.astype(jnp.float32)) for key, x in values.items()}
 
     return jax.lax.map(one, (clients, arrays, mask))

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import stages
+from fedjax_mm import stages, trees
 from fedjax_mm.federate import Method
-from fedjax_mm.run import client_state
+from fedjax_mm.run import client_state, digests
+from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import Folder, RunDirectory
 from fedjax_mm.run.rounds import Inputs
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import Key, OverClients
+from fedjax_mm.types import FedState, Key, Metrics, OverClients, RoundData
 
 Chunk = int | Mapping[str, int] | str | None
 
@@ -25,7 +26,8 @@ class Compiler(NamedTuple):
     """How the rounds of a run are compiled.
 
     chunk: of every stage's map over clients, or "auto"; None: as its method says. folder: where a stage's chunks are
-    remembered. streamed: the state has the states of the participants alone.
+    remembered. streamed: the state has the states of the participants alone. files: of the run, which belong to the
+    stages' programs. claimed: the names of stages whose programs are compared.
     """
 
     chunk: Chunk
@@ -33,10 +35,13 @@ class Compiler(NamedTuple):
     init_key: Key
     streamed: bool
     folder: Callable[[Stage], RunDirectory | Folder | None]
+    files: RunDirectory | None
+    claimed: set[str]
     log: Callable[[str], None]
 
     def now(self, stage: Stage, inputs: Inputs, begun: Future | None) -> Callable:
         """The stage's round for these inputs. begun: what `ahead` gave for it."""
+        self.claim(stage, inputs.data)
         if begun is None:
             if isinstance(self.chunk, str):
                 chunk = chosen_chunks(stage.method, *inputs, self.mesh, self.folder(stage), self.log)
@@ -50,6 +55,20 @@ class Compiler(NamedTuple):
             waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
         self.log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
         return step
+
+    def claim(self, stage: Stage, data: RoundData) -> None:
+        """Compares the stage's program over all processes, and with the one that the run's directory belongs to.
+
+        data: of any round of the run. Raises ValueError in every process where one of them differs.
+        """
+        if stage.name in self.claimed or self.files is None and jax.process_count() == 1:
+            return
+        self.claimed.add(stage.name)
+        digest = program(stage.method, self.init_key, data)
+        agree({"method": digest})
+        files = self.files
+        if files is not None:
+            all_or_none(lambda: files.claim_program(stage.name, digest) if jax.process_index() == 0 else None)
 
     def ahead(self, later: Stage, inputs: Inputs) -> Future | None:
         """The round of a later stage, which a thread is compiling; None where its chunks are still to be measured."""
@@ -88,8 +107,22 @@ def ahead(stage: Stage, before: Inputs, init_key: Key, over: OverClients, stream
     return step
 
 
+def program(method: Method, init_key: Key, data: RoundData) -> str:
+    """The digest of a method's round, however clients are mapped and wherever their states are kept."""
+    state = jax.eval_shape(method.init, init_key)
+    cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data._replace(cohorts=cohorts))
+    return digests.of_program(jax.jit(method._replace(over=OverClients()).round).lower(state, shapes, init_key))
+
+
 def _compile(stage: Stage, inputs: Inputs, over: OverClients) -> tuple[jax.stages.Compiled, float]:
-    """(the compiled round, the seconds that took)."""
+    """(the compiled round, which also says whether the server's new state is finite, the seconds that took)."""
+    method = stage.method._replace(over=over)
+
+    def round(state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics], jax.Array]:
+        new, metrics = method.round(state, data, key)
+        return new, metrics, trees.all_finite(new.server)
+
     begun = time.perf_counter()
-    step = jax.jit(stage.method._replace(over=over).round, donate_argnums=0).lower(*inputs).compile()
+    step = jax.jit(round, donate_argnums=0).lower(*inputs).compile()
     return step, time.perf_counter() - begun

@@ -23,8 +23,8 @@ read by way of memory. A run may go on with another choice.
 """
 
 import contextlib
+import json
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,14 +33,17 @@ from jax.sharding import Mesh
 
 from fedjax_mm import clients, stages
 from fedjax_mm.data import FederatedData
-from fedjax_mm.data.federated import CohortExamples
 from fedjax_mm.federate import Method
+from fedjax_mm.run import digests
+from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.placement import OffDevice, States, client_states, on_mesh
+from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import Folder, RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.run.rounds import rounds as rounds_of
+from fedjax_mm.run.signals import Interruption
 from fedjax_mm.run.watch import (
     Board,
     Every,
@@ -51,7 +54,8 @@ from fedjax_mm.run.watch import (
     Scores,
     StopRun,
     Watcher,
-    check_diverged,
+    divergence,
+    finite,
     flat,
 )
 from fedjax_mm.stages import Stage
@@ -77,6 +81,7 @@ def train(
     config: Any = None,
     tensorboard: bool = False,
     progress: bool | None = None,
+    peer_timeout: float | None = 60.0,
     log: Callable[[str], None] = print,
 ) -> FedState:
     """The FedState after `rounds` rounds; this file's head says more of the directory, scores, watchers and states.
@@ -91,19 +96,38 @@ def train(
     client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
     progress: whether a bar is shown. None: where the output is a terminal or a notebook.
+    peer_timeout: of several processes that share a directory, one of which nothing is heard for so many seconds ends
+        them all. None: they wait for it.
 
-    Raises ValueError for settings that do not fit the data or the directory, FloatingPointError when every
-    participant of a round diverged, OSError when a file cannot be written (what was saved before stays).
+    Raises ValueError for arguments that are no such thing or do not fit the data or the directory; FloatingPointError
+    when every participant of a round diverged or the server's state is not finite; OSError when a file cannot be read
+    or written (what was saved before stays).
     """
-    plan = stages.plan(method, rounds)
-    clients.choose(data.sizes, per_round, 0, seed)  # bad settings fail before anything is written
-    files = None if directory is None else RunDirectory(directory, _settings(data, plan, per_round, seed, config))
+    given = {k: v for k, v in locals().items() if k not in ("method", "data")}
+
+    def check():
+        plan = check_arguments(method, data, **given)
+        kept = directory is not None or jax.process_count() > 1
+        return plan, _settings(data, plan, per_round, seed, config) if kept else {}
+
+    plan, settings = all_or_none(check)
+    agree({"data": json.dumps(settings.get("data")), "settings": json.dumps(settings)})
+    files = None if directory is None else all_or_none(lambda: RunDirectory(directory, settings, log))
     mesh = clients.make_mesh(devices) if isinstance(devices, int) else devices or plan[0].method.over.mesh
-    job = _Job(plan, rounds or sum(stage.rounds for stage in plan), on_mesh(data, mesh), per_round, seed, files, log)
-    scored = _scored(job, test, evaluate or {}, evaluate_every or job.rounds)
+    stop = Interruption()
     with contextlib.ExitStack() as closing:
+        if files:
+            closing.callback(files.close)
+            closing.enter_context(watched_peers(files.path / "peers", peer_timeout))
+            files.open_checkpoints()
+            closing.enter_context(stop)
+        total = rounds or sum(stage.rounds for stage in plan)
+        job = _Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
+        scored = _scored(job, test, evaluate or {}, evaluate_every or total)
         show = lambda start: _shown(job, start, checkpoint_every, tensorboard, progress, closing)
-        return _run(job, client_states(client_state, mesh), chunk, mesh, [*scored, *watch], show)
+        state = _run(job, client_states(client_state, mesh), chunk, mesh, [*scored, *watch], show)
+    stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
+    return state
 
 
 class _Job(NamedTuple):
@@ -116,6 +140,7 @@ class _Job(NamedTuple):
     seed: int
     files: RunDirectory | None
     log: Callable[[str], None]
+    stop: Interruption
 
     @property
     def several(self) -> bool:
@@ -143,33 +168,47 @@ def _run(
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.write("split.json", job.data.split())
-    state = _first(job, states, keys[0])
+    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), job.log)
+    state = _first(job, states, keys[0], compiler)
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
         return state
-    watchers = [*watchers, *show(int(state.round))]
-    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.log)
+    shown = show(int(state.round))
     for done in rounds_of(job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh):
-        row, stopped = _watched(done, watchers, job.several)
+        stopped = _watched(done, watchers, shown, job)
         state = done.whole
-        check_diverged(row, job.data.sizes)
-        if stopped is not None:
-            job.log(f"stopped after round {done.number}: {stopped}")
+        if stopped:
             break
     return state
 
 
-def _first(job: _Job, states: States, init_key: jax.Array) -> FedState:
+def _first(job: _Job, states: States, init_key: jax.Array, compiler: Compiler) -> FedState:
     """The state that the run starts or goes on from."""
-    # The stage a checkpoint was written in.
-    at = stages.index(job.plan, max(0, job.files.saved_round - 1) if job.files else 0)
-    state = states.first(job.plan[at].method, init_key)
-    return states.restored(state, job.files.restore(state, job.log)) if job.files else state
+    first: list[FedState] = []
+
+    def like(round: int) -> FedState:
+        """A state as the checkpoint of that round has it."""
+        first[:] = [states.first(job.plan[stages.index(job.plan, max(0, round - 1))].method, init_key)]
+        return first[0]
+
+    if not job.files:
+        return like(0)
+    for last in job.files.checkpoints.rounds[:1]:  # before they are read: they are of this program, or damaged
+        for stage in job.plan[: stages.index(job.plan, last - 1) + 1]:
+            if stage.rounds:
+                compiler.claim(stage, job.feed(0))
+    saved = job.files.checkpoints.restore(like, job.log)
+    job.files.cut_log(0 if saved is None else int(saved.round))
+    if saved is None:
+        return like(0)
+    job.log(f"resuming {job.files.path.name} after round {int(saved.round)}")
+    return states.restored(first[0], saved)
 
 
 def _scored(job: _Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
     """The watchers that give scores, which the user's own watchers find in the row."""
-    return [Scores(evaluate, test, every, job.log), OwnScores(job.data, every, job.files, job.log)]
+    own = OwnScores(job.data, every, job.files, job.log)
+    return [LeftOut(job.data.sizes, job.log), Scores(evaluate, test, every, job.log), own]
 
 
 def _shown(
@@ -181,9 +220,8 @@ def _shown(
     closing: contextlib.ExitStack,
 ) -> list[Watcher]:
     """The watchers that log, save and show the row as all others leave it; they are closed with the run."""
-    watchers: list[Watcher] = [LeftOut(job.data.sizes, job.log)]
+    watchers: list[Watcher] = []
     if job.files:
-        closing.callback(job.files.close)
         watchers.append(Files(job.files, checkpoint_every or max(1, job.rounds // 10), job.several))
         if tensorboard and jax.process_index() == 0:
             watchers.append(Board(job.files, start))
@@ -195,29 +233,39 @@ def _shown(
     return watchers
 
 
-def _watched(done: Round, watchers: Sequence[Watcher], several: bool) -> tuple[dict[str, float], StopRun | None]:
-    """(the round's row of the log, with what every watcher adds; what a watcher stopped the run with)."""
-    row = {"round": done.number, **({"stage": done.stage_number} if several else {}), **flat(done.metrics)}
+def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: _Job) -> bool:
+    """Makes the round's row of the log, with what every watcher adds, and shows it; whether the run stops here.
+
+    Raises FloatingPointError, when the row is written, where the round must not be saved.
+    """
+    row: dict[str, float] = {"round": done.number, **({"stage": done.stage_number} if job.several else {})}
+    row |= flat(done.metrics)
     row["seconds"] = round(done.seconds, 4)
+    if problem := divergence(done, job.data.sizes):
+        watchers[0](done, row)
+        if job.files:
+            job.files.append(finite(row, job.log))
+        raise problem
     stopped = None
     for watcher in watchers:
         try:
             row |= watcher(done, row) or {}
         except StopRun as stop:
-            stopped, done = stop, done._replace(last=True)  # so that the round is saved
-    return row, stopped
+            stopped, done = stop, done._replace(last=True)
+    job.stop.begin()
+    stopping = any_of(stopped is not None or job.stop.signal is not None)
+    row = finite(row, job.log)
+    for watcher in shown:
+        watcher(done._replace(last=done.last or stopping), row)  # so that the round is saved
+    if stopped is not None:
+        job.log(f"stopped after round {done.number}: {stopped}")
+    return stopping
 
 
 def _settings(
     data: FederatedData, plan: Sequence[Stage], per_round: int | Mapping[str, int], seed: int, config: Any
 ) -> dict[str, Any]:
-    """What a directory belongs to."""
-    owners = {name: zlib.crc32(_owned(cohort)) for name, cohort in data.cohorts.items()}
-    settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "owners": owners, "config": config}
-    return settings | ({"stages": {stage.name: stage.rounds for stage in plan}} if len(plan) > 1 else {})
-
-
-def _owned(cohort: CohortExamples) -> bytes:
-    """Which rows each client owns, and holds out."""
-    parts = (cohort.rows, cohort.offsets, cohort.test_rows, cohort.test_offsets)
-    return b"".join(part.tobytes() for part in parts if part is not None)
+    """What a directory belongs to, as JSON has it."""
+    several = {stage.name: stage.rounds for stage in plan} if len(plan) > 1 else None
+    settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "stages": several, "config": config}
+    return {k: digests.plain(v, k) for k, v in settings.items()} | {"data": digests.of_data(data)}

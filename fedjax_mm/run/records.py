@@ -1,18 +1,22 @@
-"""The files of a run: settings, log and checkpoints, each written whole or not at all."""
+"""The files of a run: settings and log, each written whole or not at all, and named where it is damaged."""
 
-import dataclasses
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
-from fedjax_mm.types import FedState
+from fedjax_mm.run.checkpoints import Checkpoints
+
+GLOBBED = "*?[]"  # Orbax looks for a checkpoint's files by patterns
+Log = Callable[[str], None]
 
 
 class Folder(NamedTuple):
@@ -24,15 +28,34 @@ class Folder(NamedTuple):
         """Writes a JSON file whole or not at all."""
         if jax.process_index() == 0:
             temporary = self.path / f"{name}.tmp"
-            temporary.write_text(json.dumps(content, indent=1))
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
             temporary.replace(self.path / name)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The mapping that a JSON file holds, or None where there is no file.
+
+        Raises ValueError, with the file's name, where it is damaged.
+        """
+        return read_json(self.path / name) if (self.path / name).exists() else None
+
+    def read_or_rebuild(self, name: str, log: Log) -> dict[str, Any]:
+        """What `read` gives; nothing, with a line of the log, where the file is missing or damaged and is made anew."""
+        try:
+            return self.read(name) or {}
+        except ValueError as error:
+            log(f"{error}; it is made anew")
+            return {}
 
 
 class RunDirectory:
-    """The files of one run."""
+    """The files of one run, which holds a lock on them until `close`.
 
-    def __init__(self, directory: str | os.PathLike, settings: Mapping[str, Any]):
-        self.path, settings = pathlib.Path(directory).absolute(), _plain(settings)
+    Raises ValueError where the directory belongs to another run, or a run is writing to it now, and OSError where it
+    cannot be written. settings: plain values, as digests.plain gives them. log: what is said of damaged files.
+    """
+
+    def __init__(self, directory: str | os.PathLike, settings: Mapping[str, Any], log: Log = print):
+        self.path, self.log, self._lock = pathlib.Path(directory).absolute(), log, None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f"writable{jax.process_index()}.tmp"  # its own: processes share the directory
@@ -40,18 +63,55 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise OSError(f"cannot write to {self.path} ({error.strerror}); give another directory") from error
-        config = self.path / "config.json"
-        if config.exists():
-            _compare(config, settings)
-        else:
-            self.write("config.json", {**settings, "versions": versions(), "device": device()})
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self.checkpoints = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+        if jax.process_index() == 0:
+            self._lock = _locked(self.path / "lock")
+            try:
+                self._claim(settings)
+            except ValueError:
+                self._lock.close()
+                raise
 
-    @property
-    def saved_round(self) -> int:
-        """How many rounds the last checkpoint has behind it; 0 where there is none."""
-        return self.checkpoints.latest_step() or 0
+    def open_checkpoints(self) -> None:
+        """Looks for checkpoints; all processes do this together."""
+        self.checkpoints = Checkpoints(self.path)
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        """Compares the settings with those of the run that the directory holds, or begins one."""
+        if (held := Folder(self.path).read("config.json")) is None:
+            if any((self.path / "checkpoints").glob("[0-9]*")):
+                raise ValueError(
+                    f"{self.path} has checkpoints and no config.json, so that nobody knows of what run; bring the file "
+                    "back, or give another directory"
+                )
+            self.write("config.json", {**settings, "programs": {}, "versions": versions(), "device": device()})
+            return
+        refuse = lambda what, was: ValueError(
+            f"{self.path} holds another run: {what} ({was}); give another directory or the same {what.split()[0]}"
+        )
+        for what, keys in (("data differ", ("data",)), ("settings differ", [key for key in settings if key != "data"])):
+            differs = _differences({k: held.get(k) for k in keys}, {k: settings[k] for k in keys})
+            if differs:
+                raise refuse(what, "; ".join(differs))
+
+    def claim_program(self, stage: str, digest: str) -> None:
+        """Compares the digest of a stage's lowered round with that of the run that the directory holds, or keeps it.
+
+        Raises ValueError where it is another one. Programs of other versions or platforms cannot be compared.
+        """
+        held = Folder(self.path).read("config.json") or {}
+        programs, name = held.get("programs", {}), stage or "round"
+        if name not in programs:
+            self.write("config.json", {**held, "programs": {**programs, name: digest}})
+        elif held.get("versions") != versions() or held.get("device", "").split()[2:] != device().split()[2:]:
+            if programs[name] != digest:
+                self.log(
+                    f"{self.path.name} was begun with other versions or on another device; its program is not compared"
+                )
+        elif programs[name] != digest:
+            raise ValueError(
+                f"{self.path} holds another run: the program of {'its rounds' if not stage else stage} differs (the "
+                "method, its models or its rates changed); give another directory or the same method"
+            )
 
     def folder(self, name: str) -> Folder:
         """A folder within this one."""
@@ -62,94 +122,121 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         Folder(self.path).write(name, content)
 
-    def read(self, name: str, default: Any) -> Any:
-        """The content of a JSON file, or `default` where it is not there."""
-        file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else default
+    def read_or_rebuild(self, name: str) -> dict[str, Any]:
+        """As `Folder.read_or_rebuild`."""
+        return Folder(self.path).read_or_rebuild(name, self.log)
 
     def add(self, name: str, content: Mapping[str, Any]) -> None:
         """Adds keys to a JSON file, in place of those of the same names."""
-        self.write(name, {**self.read(name, {}), **content})
+        self.write(name, {**self.read_or_rebuild(name), **content})
 
-    def append(self, row: Mapping[str, float]) -> None:
+    def append(self, row: Mapping[str, float | None]) -> None:
         """Adds a line to metrics.jsonl."""
         if jax.process_index() == 0:
             try:
                 with open(self.path / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(json.dumps(row, allow_nan=False) + "\n")
             except OSError as error:
                 raise OSError(
                     f"could not write round {row['round']} to {self.path / 'metrics.jsonl'} ({error.strerror}); free "
                     "some space and run again to go on from the last checkpoint"
                 ) from error
 
-    def save(self, state: FedState) -> None:
-        """Writes a checkpoint; the previous one stays until this one is complete."""
-        step = int(state.round)
-        if self.checkpoints.latest_step() == step:
-            return
-        try:
-            self.checkpoints.save(step, args=ocp.args.StandardSave(state))
-            self.checkpoints.wait_until_finished()
-        except (OSError, ValueError) as error:
-            shutil.rmtree(self.path / "checkpoints" / str(step), ignore_errors=True)
-            raise OSError(
-                f"could not write the checkpoint of round {step} to {self.path} ({error}); the last complete one is "
-                f"of round {self.checkpoints.latest_step() or 0}: free some space and run again to go on from there"
-            ) from error
-
-    def restore(self, like: FedState, log: Callable[[str], None]) -> FedState:
-        """The state of the last checkpoint, or `like` where there is none; later lines of the log are cut off."""
-        step = self.checkpoints.latest_step()
-        if step is not None:
-            try:
-                like = cast(FedState, self.checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
-            except Exception as error:
-                raise OSError(
-                    f"the checkpoint {self.path / 'checkpoints' / str(step)} cannot be read ({error}); remove that "
-                    "folder to go on from the one before"
-                ) from error
-            log(f"resuming {self.path.name} after round {step}")
+    def cut_log(self, after: int) -> None:
+        """Takes the lines behind round `after` off the log. Of a log with damaged lines a copy is kept."""
         rows = self.path / "metrics.jsonl"
-        if rows.exists() and jax.process_index() == 0:
-            kept = [row for row in read_metrics(self.path) if row["round"] <= (step or 0)]
-            temporary = self.path / "metrics.jsonl.tmp"
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            temporary.replace(rows)
-        return like
+        if jax.process_index() != 0 or not rows.exists():
+            return
+        whole, damaged = _read_lines(rows)
+        kept = {row["round"]: row for row in whole if row["round"] <= after}
+        if damaged:
+            shutil.copy(rows, copy := rows.with_suffix(".jsonl.damaged"))
+            self.log(f"{rows} has {damaged} damaged lines, which are left out; a copy is in {copy.name}")
+        if gaps := [r for r in range(1, after + 1) if r not in kept]:
+            shown = ", ".join(map(str, gaps[:5])) + (", ..." if len(gaps) > 5 else "")
+            self.log(f"{rows} has no line for {len(gaps)} of the {after} rounds before ({shown})")
+        temporary = rows.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(kept[r]) + "\n" for r in sorted(kept)))
+        temporary.replace(rows)
 
     def close(self) -> None:
-        self.checkpoints.close()
+        """Ends the use of the directory, so that another run may have it."""
+        if hasattr(self, "checkpoints"):
+            self.checkpoints.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def check_name(what: str, name: Any) -> None:
+    """Raises ValueError where a name cannot be part of the names of files."""
+    text = str(name) if isinstance(name, str | os.PathLike) else ""
+    if not text or text in (".", "..") or any(c in GLOBBED or ord(c) < 32 for c in text) or "://" in text:
+        raise ValueError(f"{what} is {name!r}; give a name or path without any of the characters {' '.join(GLOBBED)}")
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The mapping that a JSON file holds. Raises ValueError, with the file's name, where it does not hold one."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}); bring it back from a copy or give another directory") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file} is damaged (it holds no mapping); bring it back from a copy or give another directory"
+        )
+    return content
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a last line cut off by a kill is left out."""
-    rows = []
-    for line in (pathlib.Path(directory) / "metrics.jsonl").read_text().splitlines():
+    """The rows of a run's metrics.jsonl, without what is null; lines that are damaged or cut off are left out."""
+    rows = _read_lines(pathlib.Path(directory) / "metrics.jsonl")[0]
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def _read_lines(file: pathlib.Path) -> tuple[list[dict[str, float]], int]:
+    """(the whole rows, how many lines are damaged); a last line that a kill cut off is not counted."""
+    rows, damaged = [], 0
+    *lines, last = file.read_bytes().split(b"\n")
+    for line in (*lines, last):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and type(row.get("round")) is int:
+            rows.append(row)
+        elif line is not last:
+            damaged += 1
+    return rows, damaged
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
+def _locked(file: pathlib.Path) -> IO[str]:
+    """The file, open and locked until it is closed or the process ends. Raises ValueError where a run has it."""
+    lock = open(file, "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ValueError(
+            f"a run is writing to {file.parent} now ({holder}); wait for it, stop it, or give another directory"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    with contextlib.suppress(OSError):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+    return lock
 
-    def as_plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        return str(value)
 
-    return json.loads(json.dumps(settings, default=as_plain))
-
-
-def _compare(config: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    held = json.loads(config.read_text())
-    differs = [key for key in settings if held.get(key) != settings[key]]
-    if differs:
-        was = "; ".join(f"{key} was {held.get(key)}, now {settings[key]}" for key in differs)
-        raise ValueError(f"{config.parent} holds another run ({was}); give another directory or the same settings")
+def _differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two trees of plain values, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*was, *now])
+        parts = [_differences(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
+        return [line for part in parts for line in part]
+    return [] if was == now else [f"{name} was {was}, now {now}"]
 
 
 def versions() -> dict[str, str]:

@@ -57,6 +57,8 @@ class Round(NamedTuple):
     """The state after the round over all devices, with the states of all clients, as a checkpoint has it."""
     mesh: Mesh | None
     """The devices that `whole` lies on; None: one."""
+    finite: bool
+    """Whether the server's new state is finite."""
 
     @property
     def method(self) -> Method:
@@ -101,13 +103,14 @@ def rounds(
             if end < until:
                 later = compiler.ahead(plan[stages.index(plan, end)], Inputs(state, data, round_key))
         begun = time.perf_counter()
-        state, metrics = step(state, data, round_key)
+        state, metrics, finite = step(state, data, round_key)
         done, last = data, r + 1 == until
         coming = None if last else states.placed(feed(r + 1))  # laid out while this round computes
         fetched = None if coming is None else states.prefetch(coming)
-        metrics = jax.device_get(metrics)
+        metrics, finite = jax.device_get((metrics, finite))
         state = states.exchange(state, done, coming, fetched)
         seconds = time.perf_counter() - begun
         first = entered or r == start
-        yield Round(r + 1, last, metrics, seconds, plan[at], at + 1, first, done, states.whole(state), mesh)
+        whole = states.whole(state)
+        yield Round(r + 1, last, metrics, seconds, plan[at], at + 1, first, done, whole, mesh, bool(finite))
         data = coming if coming is not None else data

@@ -1,10 +1,11 @@
 """`chunk="auto"`: timing each cohort's map over clients on the real round, and keeping the fastest that fits."""
 
 import dataclasses
-import json
 import os
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,14 +67,13 @@ def chosen_chunks(
     log: Callable[[str], None],
 ) -> dict[str, int]:
     """The best chunk of every cohort: what `files` remembers in chunk.json, else measured now and kept there."""
-    path = files.path / "chunk.json" if files else None
-    if path and path.exists():
-        seconds = json.loads(path.read_text())
-    else:
+    seconds = Folder(files.path).read_or_rebuild("chunk.json", log) if files else {}
+    if not _is_measured(seconds, method.cohorts):
         seconds = tune_chunks(method, state, data, key, mesh)
         if files:
             files.write("chunk.json", seconds)
-    best = [int(min(seconds[name], key=lambda chunk: seconds[name][chunk])) for name in method.cohorts]
+    # Where nothing could be measured, not even one client at a time fits; compiling it says what is missing.
+    best = [int(min(seconds[name], key=lambda chunk: seconds[name][chunk], default=1)) for name in method.cohorts]
     if jax.process_count() > 1:  # all hosts must compile the same program
         best = [int(b) for b in multihost_utils.broadcast_one_to_all(np.array(best))]
     chosen = dict(zip(method.cohorts, best, strict=True))
@@ -83,8 +83,24 @@ def chosen_chunks(
     return chosen
 
 
+def _is_measured(seconds: Mapping[str, Any], cohorts: Iterable[str]) -> bool:
+    """Whether what chunk.json holds says a time for some chunk of every cohort."""
+    times = [seconds.get(name) for name in cohorts]
+    return all(
+        isinstance(of, dict)
+        and of
+        and all(c.isdigit() and int(c) > 0 and type(s) in (int, float) for c, s in of.items())
+        for of in times
+    )
+
+
 def _free_bytes() -> float:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:  # with what the system keeps of files and gives back when asked
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.8 * available

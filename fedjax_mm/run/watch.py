@@ -4,6 +4,7 @@ A watcher is a function `watch(done, row)` of a finished round and the row of th
 to the row. It may end the run by raising `StopRun`: the round is still logged and saved.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -98,14 +99,17 @@ class LeftOut:
                 self.log(f"round {done.number}: left out {number:.0f} clients of {name}, update not finite")
 
 
-def check_diverged(row: Row, cohorts: Iterable[str]) -> None:
-    """Raises FloatingPointError where a round left out everybody who took part."""
-    left_out = sum(row[f"{name}/left_out"] for name in cohorts)
-    if left_out and not sum(row[f"{name}/clients"] for name in cohorts):
-        raise FloatingPointError(
-            f"round {row['round']}: the update of every participant ({left_out:.0f}) is not finite; lower the learning "
-            "rate or look for bad values in the data"
+def divergence(done: Round, cohorts: Iterable[str]) -> FloatingPointError | None:
+    """Why a run must not go on: everybody who took part was left out, or the server's new state is not finite."""
+    total = lambda metric: sum(float(done.metrics[name][metric]) for name in cohorts)
+    cure = "lower the learning rate or look for bad values in the data"
+    if total("left_out") and not total("clients"):
+        return FloatingPointError(
+            f"round {done.number}: the update of every participant ({total('left_out'):.0f}) is not finite; {cure}"
         )
+    if not done.finite:
+        return FloatingPointError(f"round {done.number}: the server's new state is not finite; {cure}")
+    return None
 
 
 class Files:
@@ -117,13 +121,13 @@ class Files:
     def __call__(self, done: Round, row: Row) -> None:
         if done.first_of_stage:
             prefix = f"{done.stage.name}/" if self.several else ""
-            known = self.files.read("costs.json", {})
-            if any(f"{prefix}{name}" not in known for name in done.method.cohorts):
+            known = self.files.read_or_rebuild("costs.json")
+            if any(not isinstance(known.get(f"{prefix}{name}"), dict) for name in done.method.cohorts):
                 cost = costs.of(done.method, done.data, done.whole)
                 self.files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
         self.files.append(row)
         if is_due(done, self.checkpoint_every):
-            self.files.save(done.whole)
+            self.files.checkpoints.save(done.whole)
 
 
 class Board:
@@ -136,7 +140,8 @@ class Board:
 
     def __call__(self, done: Round, row: Row) -> None:
         for name, value in row.items():
-            self.writer.add_scalar(name, value, done.number)
+            if value is not None:
+                self.writer.add_scalar(name, value, done.number)
 
     def close(self) -> None:
         self.writer.close()
@@ -155,9 +160,18 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return row
 
 
+def finite(row: Row, log: Callable[[str], None]) -> dict[str, Any]:
+    """The row with None for numbers that are not finite; where there are any, "not_finite" says how many."""
+    bad = [key for key, value in row.items() if not math.isfinite(value)]
+    if not bad:
+        return dict(row)
+    log(f"round {row['round']}: not finite: {', '.join(bad)}")
+    return {**row, **dict.fromkeys(bad), "not_finite": len(bad)}
+
+
 def _or_none(values: np.ndarray) -> list[float | None]:
-    """The numbers, None in the place of NaN, which JSON does not have."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
+    """The numbers, None in the place of what is not finite, which JSON does not have."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _under(name: str, values: Mapping[str, float]) -> dict[str, float]:

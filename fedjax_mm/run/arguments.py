@@ -1,0 +1,163 @@
+"""The arguments of `run.train`, checked in one place: each is what it should be, or refused in one sentence."""
+
+import numbers
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+from jax.sharding import Mesh
+
+from fedjax_mm import clients, stages
+from fedjax_mm.data import FederatedData
+from fedjax_mm.federate import Method
+from fedjax_mm.run.records import check_name
+from fedjax_mm.run.watch import Every
+from fedjax_mm.stages import Stage
+
+PLACES = ("device", "host")  # of clients' states, beside a folder
+
+
+def check_arguments(
+    method: Any,
+    data: Any,
+    *,
+    rounds: Any,
+    per_round: Any,
+    seed: Any,
+    directory: Any,
+    test: Any,
+    evaluate: Any,
+    evaluate_every: Any,
+    watch: Any,
+    checkpoint_every: Any,
+    chunk: Any,
+    devices: Any,
+    client_state: Any,
+    config: Any,
+    tensorboard: Any,
+    progress: Any,
+    peer_timeout: Any,
+    log: Any,
+) -> Sequence[Stage]:
+    """The stages of the run. Raises ValueError, which names the argument, where one is not what `run.train` takes."""
+    if not isinstance(data, FederatedData):
+        raise ValueError(f"data is {_shown(data)}; give a FederatedData, as FederatedData.from_arrays makes it")
+    plan = _plan(method, None if rounds is None else check_whole("rounds", rounds))
+    for stage in plan:
+        _check_fit(stage.method, data)
+    check_whole("seed", seed, 0, 2**63 - 1)
+    clients.choose(data.sizes, per_round, 0, seed)
+    if not (sum(per_round.values()) if isinstance(per_round, Mapping) else per_round):
+        raise ValueError(f"per_round is {per_round}, so that nobody ever takes part; give at least one client")
+    if directory is not None:
+        _check_path("directory", directory)
+    for name, value in {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}.items():
+        if value is not None:
+            check_whole(name, value)
+    _check_chunk(chunk, data)
+    if isinstance(devices, Mesh):
+        if devices.axis_names != (clients.AXIS,):
+            raise ValueError(f"devices is a mesh with axes {devices.axis_names}; it must have the one axis 'clients'")
+    elif devices is not None:
+        check_whole("devices", devices, 1, jax.device_count())
+    if client_state not in PLACES:
+        _check_folder_of_states(client_state)
+    if test is not None and not isinstance(test, Mapping):
+        raise ValueError(f"test is {_shown(test)}; give a mapping from names to arrays")
+    _check_scores(evaluate)
+    if isinstance(watch, str) or not isinstance(watch, Iterable) or not all(map(callable, watch)):
+        raise ValueError(f"watch is {_shown(watch)}; give a list of functions of (done, row)")
+    if not (peer_timeout is None or _is_number(peer_timeout) and peer_timeout > 0):
+        raise ValueError(f"peer_timeout is {_shown(peer_timeout)}; give seconds above 0, or None to wait for ever")
+    for name, value in {"tensorboard": tensorboard, "progress": progress}.items():
+        if not (isinstance(value, bool) or name == "progress" and value is None):
+            raise ValueError(f"{name} is {_shown(value)}; give True or False")
+    if not callable(log):
+        raise ValueError(f"log is {_shown(log)}; give a function of a line of text, such as print")
+    return plan
+
+
+def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """The value. Raises ValueError where it is not a whole number from `least` to `most`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or int(value) < least or (most is not None and int(value) > most):
+        most_said = " on" if most is None else f" to {most}"
+        raise ValueError(f"{name} is {_shown(value)}; it must be a whole number from {least}{most_said}")
+    return int(value)
+
+
+def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
+    several = isinstance(method, Sequence) and not isinstance(method, Method | str)
+    if not (isinstance(method, Method) or several and all(isinstance(stage, Stage) for stage in method)):
+        raise ValueError(f"method is {_shown(method)}; give a Method, as `build` makes it, or a list of Stage")
+    if several:
+        for stage in cast(Sequence[Stage], method):
+            check_name("the name of a stage", stage.name)
+            check_whole(f"the number of rounds of stage {stage.name}", stage.rounds, 0)
+    plan = stages.plan(method, rounds)
+    for stage in plan:
+        for name in stage.method.cohorts:
+            check_name("the name of a cohort", name)
+    return plan
+
+
+def _check_fit(method: Method, data: FederatedData) -> None:
+    """Raises ValueError where the method was built for other clients than the data has."""
+    built = {name: cohort.size for name, cohort in method.cohorts.items()}
+    if built != data.sizes:
+        raise ValueError(
+            f"the method was built for {built} clients, and the data has {data.sizes}; build it from the data that it "
+            "trains on"
+        )
+
+
+def _check_path(name: str, path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name} is {_shown(path)}; give the path of a folder")
+    check_name(name, os.path.abspath(path) if "://" not in os.fspath(path) and os.fspath(path) else path)
+
+
+def _check_folder_of_states(where: Any) -> None:
+    """A path is taken; a bare word that names no folder may be a misspelt "device" or "host"."""
+    if isinstance(where, str) and not os.path.dirname(where) and not os.path.isdir(where) or where is None:
+        raise ValueError(f"client_state is {where!r}; give 'device', 'host', or a folder as a path, such as './states'")
+    _check_path("client_state", where)
+
+
+def _check_chunk(chunk: Any, data: FederatedData) -> None:
+    if isinstance(chunk, Mapping):
+        if set(chunk) != set(data.sizes):
+            raise ValueError(f"chunk names cohorts {sorted(map(str, chunk))}; the data has {sorted(data.sizes)}")
+        for name, number in chunk.items():
+            check_whole(f"chunk of {name}", number)
+    elif isinstance(chunk, str):
+        if chunk != "auto":
+            raise ValueError(f"chunk is {chunk!r}; give a number of clients from 1 on, or 'auto'")
+    elif chunk is not None:
+        check_whole("chunk", chunk)
+
+
+def _check_scores(evaluate: Any) -> None:
+    if evaluate is None:
+        return
+    if not isinstance(evaluate, Mapping):
+        raise ValueError(f"evaluate is {_shown(evaluate)}; give a mapping from names to scores")
+    for name, score in evaluate.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"evaluate names a score {name!r}; give it a name that is text")
+        if isinstance(score, Every):
+            check_whole(f"the period of evaluate[{name!r}]", score.rounds)
+            score = score.score
+        if not isinstance(score, Callable):
+            raise ValueError(f"evaluate[{name!r}] is {_shown(score)}; give a function of the FedState, or run.Every")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is shown in an error: itself where that is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= 60 and " at 0x" not in text else f"of type {type(value).__name__}"
