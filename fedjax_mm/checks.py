@@ -1,0 +1,104 @@
+"""Checks of single arguments: each returns the value, or raises a ValueError that names the argument and the cure."""
+
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+NUMBERS = (np.integer, np.floating)
+
+
+def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """Returns a whole number in least..most as an int. No bool, float or text is one; a 0-d array of integers is.
+
+    >>> check_whole("chunk", np.int64(3), least=1)
+    3
+    """
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:  # what Python and its libraries say of anything that is no whole number
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        upper = "upwards" if most is None else f"to {most}"
+        raise ValueError(f"{name} is {say(value)}; give a whole number from {least} {upper}")
+    return number
+
+
+def check_number(name: str, value: Any, least: float = -np.inf, most: float = np.inf, above: float = -np.inf) -> float:
+    """Returns a finite number in least..most, and above `above`, as a float. No bool or text is one.
+
+    >>> check_number("alpha", 1, above=0)
+    1.0
+    """
+    is_scalar = isinstance(value, numbers.Real) or (hasattr(value, "dtype") and np.ndim(value) == 0)
+    try:
+        number = float(value) if is_scalar and is_numeric(value) else np.nan
+    except OverflowError:  # an int beyond the floats
+        number = np.nan
+    if not (np.isfinite(number) and least <= number <= most and number > above):
+        bounds = [f"above {above:g}"] * (above > -np.inf) + [f"at least {least:g}"] * (least > -np.inf)
+        bounds += [f"at most {most:g}"] * (most < np.inf)
+        raise ValueError(f"{name} is {say(value)}; give a finite number {' and '.join(bounds)}".rstrip())
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns True or False; nothing else is taken for one of them, "False" and 0 least of all."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {say(value)}; give True or False")
+    return bool(value)
+
+
+def check_array(name: str, value: Any, kinds: tuple[type, ...] = NUMBERS, shape: str | None = None) -> np.ndarray:
+    """Returns an array on the host, of one of the NumPy `kinds`. shape: such as "[M, D]", of which the axes count.
+
+    >>> check_array("labels", [0, 1], kinds=(np.integer,), shape="[M]").tolist()
+    [0, 1]
+    """
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # of any kind: it is the value's own `__array__` that fails
+        raise ValueError(f"{name} is a {type(value).__name__} that makes no array; give {shape or 'one'}") from error
+    if shape is not None and array.ndim != shape.count(",") + 1:
+        raise ValueError(f"{name} has the shape {array.shape}; it must be {shape}")
+    if array.size and not is_numeric(array, kinds):
+        wanted = " or ".join({np.integer: "integers", np.floating: "floats", np.bool_: "booleans"}[k] for k in kinds)
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; it must hold {wanted}")
+    return array
+
+
+def check_names(name: str, value: Any) -> tuple[str, ...]:
+    """Returns different names as a tuple, such as those of modalities; of a text each letter is one."""
+    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, Mapping) else None
+    if not names or any(not isinstance(one, str) or not one for one in names) or len(set(names)) < len(names):
+        raise ValueError(f"{name} is {say(value)}; give a list of one or more different names")
+    return names
+
+
+def check_mapping(name: str, value: Any, what: str) -> Mapping:
+    """Returns a mapping; `what` says from what to what."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {say(value)}; give a mapping from {what}")
+    return value
+
+
+def is_numeric(value: Any, kinds: tuple[type, ...] = NUMBERS) -> bool:
+    """Whether a Python number or an array is of one of the NumPy `kinds`; those of bfloat16 are floats."""
+    if not hasattr(value, "dtype"):
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
+def say(value: Any) -> str:
+    """A value as an error names it: an array by its type and shape, anything long cut short.
+
+    >>> say(np.zeros((2, 3))), say("three")
+    ('a float64 array (2, 3)', "'three'")
+    """
+    if hasattr(value, "dtype") and np.ndim(value):
+        return f"a {value.dtype} array {np.shape(value)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
