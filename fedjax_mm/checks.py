@@ -11,7 +11,7 @@ import numpy as np
 NUMBERS = (np.integer, np.floating)
 
 
-def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+def check_whole(name: str, value: Any, least: int | None = 0, most: int | None = None) -> int:
     """Returns a whole number in least..most as an int. No bool, float or text is one; a 0-d array of integers is.
 
     >>> check_whole("chunk", np.int64(3), least=1)
@@ -21,9 +21,10 @@ def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) 
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:  # what Python and its libraries say of anything that is no whole number
         number = None
-    if number is None or number < least or (most is not None and number > most):
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
         upper = "upwards" if most is None else f"to {most}"
-        raise ValueError(f"{name} is {say(value)}; give a whole number from {least} {upper}")
+        bounds = "" if least is None else f" from {least} {upper}"
+        raise ValueError(f"{name} is {say(value)}; give a whole number{bounds}")
     return number
 
 
@@ -68,6 +69,39 @@ def check_array(name: str, value: Any, kinds: tuple[type, ...] = NUMBERS, shape:
         wanted = " or ".join({np.integer: "integers", np.floating: "floats", np.bool_: "booleans"}[k] for k in kinds)
         raise ValueError(f"{name} is {array.dtype} {array.shape}; it must hold {wanted}")
     return array
+
+
+def check_traced(name: str, value: Any, shape: str | None = None) -> None:
+    """Checks the type and the axes of an array that may be traced by JAX; its values are not looked at."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape") or not is_numeric(value, (*NUMBERS, np.bool_)):
+        raise ValueError(f"{name} is {say(value)}; give an array of numbers{shape and f' {shape}' or ''}")
+    if shape is not None and len(value.shape) != len(shape.strip("[]").split(",")) * (shape != "[]"):
+        raise ValueError(f"{name} has rank {len(value.shape)}, with the shape {value.shape}; it must be {shape}")
+
+
+def check_scalar(name: str, value: Any, above: float = -np.inf) -> None:
+    """Checks a number that may be traced by JAX: its type, and where it is a Python number its value."""
+    if hasattr(value, "dtype"):
+        check_traced(name, value, "[]")
+    else:
+        check_number(name, value, above=above)
+
+
+def check_length(name: str, arrays: Iterable[Any], shape: str) -> int:
+    """Returns the length that arrays, which may be traced, have in common. shape: such as "[M, ...]", for the error."""
+    arrays = list(arrays)
+    lengths = {x.shape[0] if getattr(x, "shape", ()) else None for x in arrays}
+    length = lengths.pop() if len(lengths) == 1 else None
+    if length is None:
+        shapes = [getattr(x, "shape", say(x)) for x in arrays]
+        raise ValueError(f"{name} has leaves {say(shapes)}; give arrays {shape} of one length")
+    return length
+
+
+def check_callable(name: str, value: Any, what: str) -> None:
+    """Checks a function; `what` says from what to what."""
+    if not callable(value):
+        raise ValueError(f"{name} is {say(value)}; give a function {what}")
 
 
 def check_names(name: str, value: Any) -> tuple[str, ...]:
