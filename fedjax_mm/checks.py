@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+WORDS = {np.integer: "integers", np.floating: "floats", np.bool_: "booleans", np.str_: "texts"}
 NUMBERS = (np.integer, np.floating)
 
 
@@ -66,7 +67,7 @@ def check_array(name: str, value: Any, kinds: tuple[type, ...] = NUMBERS, shape:
     if shape is not None and array.ndim != shape.count(",") + 1:
         raise ValueError(f"{name} has the shape {array.shape}; it must be {shape}")
     if array.size and not is_numeric(array, kinds):
-        wanted = " or ".join({np.integer: "integers", np.floating: "floats", np.bool_: "booleans"}[k] for k in kinds)
+        wanted = " or ".join(WORDS[kind] for kind in kinds if kind in WORDS)
         raise ValueError(f"{name} is {array.dtype} {array.shape}; it must hold {wanted}")
     return array
 
