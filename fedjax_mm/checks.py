@@ -5,15 +5,19 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 WORDS = {np.integer: "integers", np.floating: "floats", np.bool_: "booleans", np.str_: "texts"}
+MOST = 2**31 - 1  # what the int32 of a device holds
 NUMBERS = (np.integer, np.floating)
 
 
-def check_whole(name: str, value: Any, least: int | None = 0, most: int | None = None) -> int:
+def check_whole(name: str, value: Any, least: int | None = 0, most: int | None = MOST) -> int:
     """Returns a whole number in least..most as an int. No bool, float or text is one; a 0-d array of integers is.
+
+    least, most: None is no bound.
 
     >>> check_whole("chunk", np.int64(3), least=1)
     3
@@ -22,10 +26,13 @@ def check_whole(name: str, value: Any, least: int | None = 0, most: int | None =
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:  # what Python and its libraries say of anything that is no whole number
         number = None
-    if number is None or (least is not None and number < least) or (most is not None and number > most):
-        upper = "upwards" if most is None else f"to {most}"
-        bounds = "" if least is None else f" from {least} {upper}"
-        raise ValueError(f"{name} is {say(value)}; give a whole number{bounds}")
+    large = number is not None and most is not None and number > most
+    if number is None or large or (least is not None and number < least):
+        bounds = (
+            "" if least is None else f" from {least} upwards" if most in (MOST, None) else f" from {least} to {most}"
+        )
+        width = " that 32 bits hold" if large and most == MOST else ""
+        raise ValueError(f"{name} is {say(value)}; give a whole number{bounds}{width}")
     return number
 
 
@@ -67,15 +74,17 @@ def check_array(name: str, value: Any, kinds: tuple[type, ...] = NUMBERS, shape:
     if shape is not None and array.ndim != shape.count(",") + 1:
         raise ValueError(f"{name} has the shape {array.shape}; it must be {shape}")
     if array.size and not is_numeric(array, kinds):
-        wanted = " or ".join(WORDS[kind] for kind in kinds if kind in WORDS)
-        raise ValueError(f"{name} is {array.dtype} {array.shape}; it must hold {wanted}")
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; it must hold {_words(kinds)}")
     return array
 
 
-def check_traced(name: str, value: Any, shape: str | None = None) -> None:
+def check_traced(
+    name: str, value: Any, shape: str | None = None, kinds: tuple[type, ...] = (*NUMBERS, np.bool_)
+) -> None:
     """Checks the type and the axes of an array that may be traced by JAX; its values are not looked at."""
-    if not hasattr(value, "dtype") or not hasattr(value, "shape") or not is_numeric(value, (*NUMBERS, np.bool_)):
-        raise ValueError(f"{name} is {say(value)}; give an array of numbers{shape and f' {shape}' or ''}")
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, jax.ShapeDtypeStruct)
+    if not is_array or not is_numeric(value, kinds):
+        raise ValueError(f"{name} is {say(value)}; give an array of {_words(kinds)}{f' {shape}' if shape else ''}")
     if shape is not None and len(value.shape) != len(shape.strip("[]").split(",")) * (shape != "[]"):
         raise ValueError(f"{name} has rank {len(value.shape)}, with the shape {value.shape}; it must be {shape}")
 
@@ -83,9 +92,28 @@ def check_traced(name: str, value: Any, shape: str | None = None) -> None:
 def check_scalar(name: str, value: Any, above: float = -np.inf) -> None:
     """Checks a number that may be traced by JAX: its type, and where it is a Python number its value."""
     if hasattr(value, "dtype"):
-        check_traced(name, value, "[]")
+        check_traced(name, value, "[]", NUMBERS)
+    elif isinstance(value, int) and abs(value) > MOST:
+        raise ValueError(f"{name} is {say(value)}; give a number that 32 bits hold")
     else:
         check_number(name, value, above=above)
+
+
+def check_leaves(name: str, tree: Any) -> None:
+    """Checks that the leaves of a tree are arrays, which may be traced, or Python numbers."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, int) and not isinstance(leaf, bool):
+            check_whole(f"a leaf of {name}", leaf, least=-MOST)
+        elif not isinstance(leaf, jax.Array | bool | float):
+            check_traced(f"a leaf of {name}", leaf)
+
+
+def check_key(name: str, value: Any) -> None:
+    """Checks a random key of JAX, which may be traced."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and (dtype != np.uint32 or len(shape or ()) != 1):
+        raise ValueError(f"{name} is {say(value)}; give a random key, as jax.random.key makes it")
 
 
 def check_length(name: str, arrays: Iterable[Any], shape: str) -> int:
@@ -107,7 +135,10 @@ def check_callable(name: str, value: Any, what: str) -> None:
 
 def check_names(name: str, value: Any) -> tuple[str, ...]:
     """Returns different names as a tuple, such as those of modalities; of a text each letter is one."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, Mapping) else None
+    try:
+        names = None if isinstance(value, Mapping) else tuple(value)
+    except TypeError:  # what cannot be gone through
+        names = None
     if not names or any(not isinstance(one, str) or not one for one in names) or len(set(names)) < len(names):
         raise ValueError(f"{name} is {say(value)}; give a list of one or more different names")
     return names
@@ -137,3 +168,7 @@ def say(value: Any) -> str:
         return f"a {value.dtype} array {np.shape(value)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _words(kinds: tuple[type, ...]) -> str:
+    return " or ".join(WORDS[kind] for kind in kinds if kind in WORDS)

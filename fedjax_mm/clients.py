@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from fedjax_mm.checks import check_callable, check_length, check_mapping, check_whole
+from fedjax_mm.checks import check_callable, check_leaves, check_length, check_mapping, check_whole, say
 from fedjax_mm.types import PyTree
 
 AXIS = "clients"
@@ -53,12 +53,13 @@ def map_reduce(
     (100.0, [1.0, 4.0, 9.0, 16.0])
     """
     check_callable("one", one, "(shared, client) -> (total, each)")
-    chunk, total_clients = (
-        check_whole("chunk", chunk, least=1),
-        check_length("clients", jax.tree.leaves(clients), "[C, ...]"),
-    )
+    leaves = jax.tree.leaves(clients)
+    check_leaves("clients", leaves)
+    chunk, total_clients = check_whole("chunk", chunk, least=1), check_length("clients", leaves, "[C, ...]")
     if not total_clients:
         raise ValueError("clients has leaves of length 0; give at least one client")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {say(mesh)}; give what make_mesh returns, or None")
     devices = mesh.size if mesh is not None else 1
     if total_clients % (chunk * devices):
         raise ValueError(f"{total_clients} clients do not divide into chunks of {chunk} on {devices} devices")
@@ -130,7 +131,9 @@ def choose(
     """
     check_mapping("sizes", sizes, "cohort to its number of clients")
     sizes = {name: check_whole(f"the number of clients of {name}", size) for name, size in sizes.items()}
-    rng = np.random.default_rng([check_whole("seed", seed), check_whole("round", round), 0x636C69])
+    rng = np.random.default_rng(
+        [check_whole("seed", seed, most=None), check_whole("round", round, most=None), 0x636C69]
+    )
     if isinstance(per_round, Mapping):
         if set(per_round) != set(sizes):
             named = sorted(map(str, per_round))

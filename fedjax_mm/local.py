@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_mm.checks import check_callable, check_flag, check_length, check_mapping, check_traced, check_whole, say
+from fedjax_mm.checks import (
+    check_callable,
+    check_flag,
+    check_key,
+    check_leaves,
+    check_length,
+    check_mapping,
+    check_traced,
+    check_whole,
+    say,
+)
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
@@ -111,6 +121,8 @@ def local_steps(
     check_callable("step", step, "(carry, batch, key) -> (carry, metrics)")
     if not isinstance(data, ClientData):
         raise ValueError(f"data is {say(data)}; give a ClientData, as FederatedData.client and whole make it")
+    check_key("key", key)
+    check_leaves("carry", carry)
     batch_size, epochs = _check_steps(batch_size, epochs)
     drop_last, shuffle = check_flag("drop_last", drop_last), check_flag("shuffle", shuffle)
     most = data.rows.shape[0]

@@ -1,12 +1,13 @@
 """Splitting, joining and growing parameter trees, and counting their bytes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.checks import check_callable, say
+from fedjax_mm.checks import check_callable, check_traced, say
 from fedjax_mm.types import PyTree
 
 
@@ -21,7 +22,8 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     >>> trainable, frozen
     ({'head': 2.0, 'trunk': None}, {'head': None, 'trunk': 1.0})
     """
-    wrong = [x for x in jax.tree.leaves(mask, is_leaf=lambda x: x is None) if not isinstance(x, bool | np.bool_)]
+    _leaves(tree)
+    wrong = [x for x in _leaves(mask, lambda x: x is None) if not isinstance(x, bool | np.bool_)]
     if wrong:
         raise ValueError(f"mask has a leaf {say(wrong[0])}; each must be True or False")
     try:
@@ -59,6 +61,7 @@ def path_mask(tree: PyTree, trains: Callable[[str], bool]) -> PyTree:
     {'trunk': {'bias': True, 'kernel': False}}
     """
     check_callable("trains", trains, "of a path such as 'image/layer_3/kernel'")
+    _leaves(tree)
     name = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(trains(name(path))), tree)
 
@@ -103,7 +106,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     >>> bool(all_finite({"w": jnp.ones(3)})), bool(all_finite({"w": jnp.array([1.0, jnp.nan])}))
     (True, False)
     """
-    floats = [x for x in _arrays(tree) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
+    floats = [jnp.asarray(x) for x in _arrays(tree, whole=True) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
     if not floats:
         return jnp.array(True)
 
@@ -123,19 +126,27 @@ def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
     >>> where(jnp.array(False), {"w": jnp.ones(2)}, {"w": jnp.zeros(2)})["w"].tolist()
     [0.0, 0.0]
     """
-    kinds = [[(np.shape(x), x.dtype) for x in _arrays(tree)] for tree in (a, b)]
+    check_traced("condition", condition, "[]", (np.bool_, np.integer))
+    kinds = [[(np.shape(x), x.dtype) for x in _arrays(tree, whole=True)] for tree in (a, b)]
     if jax.tree.structure(a) != jax.tree.structure(b) or kinds[0] != kinds[1]:
         raise ValueError("a and b are different trees; they must agree in their structure, shapes and dtypes")
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), a, b)
 
 
-def _arrays(tree: PyTree) -> list:
-    """The leaves; ValueError where one is no array."""
-    leaves = jax.tree.leaves(tree)
+def _arrays(tree: PyTree, whole: bool = False) -> list:
+    """The leaves; ValueError where one is no array, which a shape is neither where they must be whole."""
+    leaves = _leaves(tree)
     for leaf in leaves:
-        if not hasattr(leaf, "dtype"):
+        if not hasattr(leaf, "dtype") or (whole and isinstance(leaf, jax.ShapeDtypeStruct)):
             raise ValueError(f"the tree has a leaf {say(leaf)}; each must be an array")
     return leaves
+
+
+def _leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list:
+    try:
+        return jax.tree.leaves(tree, is_leaf=is_leaf)
+    except ValueError as error:  # of keys that have no order
+        raise ValueError(f"the tree has a dict whose keys are of several types: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

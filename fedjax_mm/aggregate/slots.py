@@ -79,11 +79,13 @@ def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
     [2. 3.]
     """
     check_traced("weight", weight, "[C]")
+    for leaf in jax.tree.leaves(stack):
+        check_traced("a leaf of stack", leaf)
     shapes = [np.shape(x) for x in jax.tree.leaves(stack)]
     if any(shape[:1] != weight.shape for shape in shapes):
         raise ValueError(f"stack has leaves {shapes}; each must be [C, ...] for the {weight.shape[0]} weights")
     _check_default([shape[1:] for shape in shapes], stack, default)
-    weight = valid(weight)
+    weight, stack = valid(weight), jax.tree.map(jnp.asarray, stack)
     total = jnp.sum(weight)
     share = weight / jnp.where(total > 0, total, 1)
 
@@ -118,6 +120,8 @@ def _check_slot(name: str, found: Mean | Each) -> None:
 
 def _check_default(shapes: list[tuple], tree: PyTree, default: PyTree) -> None:
     """default: the same tree as the mean, whose leaves have these shapes."""
+    for leaf in jax.tree.leaves(default):
+        check_traced("a leaf of default", leaf)
     found = [np.shape(x) for x in jax.tree.leaves(default)]
     if jax.tree.structure(tree) != jax.tree.structure(default) or found != shapes:
         raise ValueError(f"default is {say(default)} with leaves {found}; it must be the tree of the mean, {shapes}")

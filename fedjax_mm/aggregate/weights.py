@@ -8,10 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mm.aggregate.slots import valid
-from fedjax_mm.checks import check_flag, check_scalar, check_traced, check_whole
+from fedjax_mm.checks import check_flag, check_scalar, check_traced, check_whole, say
 
 
 def contrastive_weights(
@@ -38,7 +39,7 @@ def contrastive_weights(
     [[98.0, 98.0], [2.0, 2.0]]
     """
     _check_reps(reps, weight, anchors)
-    items = reps.shape[1]
+    reps, items = jnp.asarray(reps), reps.shape[1]
     check_scalar("temperature", temperature, above=0)
     check_flag("exclude_match", exclude_match)
     block = check_whole("block", block, least=1)
@@ -47,7 +48,9 @@ def contrastive_weights(
     scores = functools.partial(_match_scores, exclude_match=exclude_match, block=block)
     fixed = (jnp.asarray(anchors), jnp.asarray(temperature, jnp.promote_types(reps.dtype, jnp.float32)))
     if mesh is None:
-        return _softmax(scores(jnp.asarray(reps), jnp.arange(items), *fixed), weight)
+        return _softmax(scores(reps, jnp.arange(items), *fixed), weight)
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {say(mesh)}; give what clients.make_mesh returns, or None")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"the mesh has the axes {mesh.axis_names}; give one with one axis, as clients.make_mesh does.")
     split, whole = PartitionSpec(None, *mesh.axis_names), PartitionSpec()
@@ -229,13 +232,13 @@ def _proportional(score: jax.Array, counts: jax.Array) -> jax.Array:
     return score / jnp.where(total > 0, total, 1)
 
 
-def _check_reps(reps: jax.Array, weight: jax.Array, anchors: jax.Array | None = None) -> None:
-    check_traced("reps", reps, "[C, P, D]")
+def _check_reps(reps: jax.Array, weight: jax.Array, *anchors: jax.Array) -> None:
+    check_traced("reps", reps, "[C, P, D]", (np.floating,))
     check_traced("weight", weight, "[C]")
-    if anchors is not None:
-        check_traced("anchors", anchors)
-    if weight.shape != reps.shape[:1] or (anchors is not None and anchors.shape != reps.shape[1:]):
-        others = "" if anchors is None else f", anchors {anchors.shape}"
+    for given in anchors:
+        check_traced("anchors", given, kinds=(np.floating,))
+    if weight.shape != reps.shape[:1] or any(given.shape != reps.shape[1:] for given in anchors):
+        others = "".join(f", anchors {given.shape}" for given in anchors)
         raise ValueError(
             f"reps {reps.shape}, weight {weight.shape}{others} do not fit; they must be [C, P, D], [C] and [P, D]."
         )

@@ -184,7 +184,8 @@ class FederatedData:
         Raises ValueError for other cohorts, for numbers that are no clients', and for a client that is named twice.
         """
         if set(check_mapping("chosen", chosen, "cohort to client numbers")) != set(self.cohorts):
-            raise ValueError(f"participants named for cohorts {sorted(chosen)}; the data has {sorted(self.cohorts)}")
+            named = sorted(map(str, chosen))
+            raise ValueError(f"participants named for cohorts {named}; the data has {sorted(self.cohorts)}")
         return RoundData({name: self._cohort_round(name, i) for name, i in chosen.items()}, self.public)
 
     def _cohort(self, name: str) -> CohortExamples:

@@ -11,7 +11,9 @@ Seed = int | np.random.Generator
 
 def draws(seed: Seed) -> np.random.Generator:
     """The generator of a seed. None, which would be another one every time, is refused."""
-    return seed if isinstance(seed, np.random.Generator) else np.random.default_rng(check_whole("seed", seed))
+    return (
+        seed if isinstance(seed, np.random.Generator) else np.random.default_rng(check_whole("seed", seed, most=None))
+    )
 
 
 def missing_modality(

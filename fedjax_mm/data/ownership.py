@@ -128,7 +128,7 @@ def _read_form(name: str, owned: Any) -> tuple[np.ndarray | None, list]:
         owned = array
     items = list(owned)
     if items and all(isinstance(one, str) or (not isinstance(one, Sequence) and np.ndim(one) == 0) for one in items):
-        return np.array([check_whole(f"a client number of {name}", one, -1) for one in items]), []
+        return np.array([check_whole(f"a client number of {name}", one, -1, most=None) for one in items]), []
     return None, items
 
 

@@ -208,6 +208,6 @@ def _check_clients(num_clients: int, num_examples: int) -> int:
 
 
 def _check_parts(parts: Sequence[np.ndarray]) -> Parts:
-    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str | bytes):
+    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str | bytes) or getattr(parts, "ndim", 1) == 0:
         raise ValueError(f"parts is {say(parts)}; give a list of row numbers per client")
     return [check_array(f"part {j}", part, (np.integer,), "[M]") for j, part in enumerate(parts)]

@@ -49,7 +49,7 @@ def classification(labels: np.ndarray, predictions: np.ndarray, num_classes: int
     >>> classification(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]), num_classes=2)["accuracy"]
     0.75
     """
-    labels, predictions = _check_pair(labels, predictions, num_classes)
+    labels, predictions = _check_pair(labels, predictions, check_whole("num_classes", num_classes, least=1))
     return _scores(labels, predictions, np.arange(num_classes))
 
 
@@ -59,7 +59,7 @@ def precision_recall(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     >>> precision_recall(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]), num_classes=2)["macro_recall"]
     0.75
     """
-    labels, predictions = _check_pair(labels, predictions, num_classes)
+    labels, predictions = _check_pair(labels, predictions, check_whole("num_classes", num_classes, least=1))
     scores = precision_recall_fscore_support(
         labels, predictions, labels=np.arange(num_classes), average="macro", zero_division=EMPTY
     )
@@ -146,8 +146,7 @@ def check_classes(name: str, values: np.ndarray, num_classes: int | None) -> Non
     """Checks that an array, which is not empty, holds classes: integers in 0..num_classes-1, or from 0 upwards."""
     wanted = "from 0 upwards" if num_classes is None else ""
     if num_classes is not None:
-        last = check_whole("num_classes", num_classes, least=1) - 1
-        wanted = f"in 0..{last}, num_classes being {num_classes}"
+        wanted = f"in 0..{num_classes - 1}, num_classes being {num_classes}"
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{name} holds {values.dtype}; it must hold integers {wanted}.")
     if values.min() < 0 or (num_classes is not None and values.max() >= num_classes):

@@ -29,7 +29,7 @@ def retrieval_recall(
     """
     image, text, owner = _pairs(image, text, text_to_image)
     images = np.arange(len(image))
-    if not isinstance(ks, Sequence | np.ndarray) or isinstance(ks, str):
+    if not isinstance(ks, Sequence | np.ndarray) or isinstance(ks, str) or getattr(ks, "ndim", 1) == 0:
         raise ValueError(f"ks is {say(ks)}; give one or more numbers of results")
     ks = [check_whole("a number of ks", k, least=None) for k in ks]
     if len(ks) == 0 or min(ks) < 1:

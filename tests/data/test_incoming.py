@@ -93,7 +93,9 @@ def test_nested_lists_are_arrays(on_device):
     )
     seen = data.client("all", 1)
     assert seen.arrays["x"].dtype == jnp.float32 and seen.arrays["label"].dtype == jnp.int32
-    assert np.asarray(seen.arrays["x"])[seen.rows].tolist() == X[3:].tolist() and data.public["x"].shape == (1, 1)
+    assert np.asarray(seen.arrays["x"])[seen.rows].tolist() == X[3:].tolist() and np.shape(
+        (data.public or {})["x"]
+    ) == (1, 1)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64, np.float16, jnp.bfloat16, np.uint8, bool])
@@ -122,9 +124,9 @@ def test_numbers_that_32_bits_do_not_hold_are_refused_by_row(dtype, value, there
     array = np.zeros((6, 2), dtype)
     array[4, 1] = value
     said = f"array 'v' has {np.dtype(dtype)} values in 1 examples, first in row 4, that {there}"
-    for settings in ({}, {"public": {"v": array}}):
+    for public in (None, {"v": array}):
         with pytest.raises(ValueError, match=said):
-            FederatedData.from_arrays({"v": X if settings else array}, ROWS, on_device=on_device, **settings)
+            FederatedData.from_arrays({"v": X if public else array}, ROWS, on_device=on_device, public=public)
 
 
 def test_with_64_bits_on_the_device_they_are_taken():
@@ -207,4 +209,4 @@ def test_participants_that_there_are_not_are_refused(call, said):
 
 def test_nobody_may_take_part_many_times():
     data = FederatedData.from_arrays({"x": X}, ROWS)
-    assert data.round({"all": [2, 0, 2]}).cohorts["all"].count.tolist() == [3, 0, 0]
+    assert data.round({"all": np.array([2, 0, 2])}).cohorts["all"].count.tolist() == [3, 0, 0]
