@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from fedjax_mm.checks import check_callable, check_leaves, check_length, check_mapping, check_whole, say
 from fedjax_mm.types import PyTree
 
 AXIS = "clients"
@@ -24,7 +25,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
     ('clients',)
     """
     available = jax.devices()
-    devices = len(available) if devices is None else devices
+    devices = len(available) if devices is None else check_whole("devices", devices, least=1)
     if not 1 <= devices <= len(available):
         raise ValueError(f"asked for {devices} devices, but JAX sees {len(available)}")
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:devices])
@@ -43,14 +44,22 @@ def map_reduce(
     `chunk` clients run in one vmap, the chunks run in a scan that carries the running sum, and the scan runs on every
     device of the mesh. C must be a multiple of chunk x devices. With several devices client i goes to device i modulo
     their number (clients come sorted by length, so each gets its share of the long ones): the stacked outputs follow
-    that order, so carry in them whatever must stay together.
+    that order, so carry in them whatever must stay together. Raises ValueError for other numbers, and for leaves of
+    different lengths.
 
     >>> one = lambda shared, client: (shared * client, client**2)
     >>> total, each = map_reduce(one, 10.0, jnp.array([1.0, 2.0, 3.0, 4.0]), chunk=2)
     >>> float(total), each.tolist()
     (100.0, [1.0, 4.0, 9.0, 16.0])
     """
-    total_clients = jax.tree.leaves(clients)[0].shape[0]
+    check_callable("one", one, "(shared, client) -> (total, each)")
+    leaves = jax.tree.leaves(clients)
+    check_leaves("clients", leaves)
+    chunk, total_clients = check_whole("chunk", chunk, least=1), check_length("clients", leaves, "[C, ...]")
+    if not total_clients:
+        raise ValueError("clients has leaves of length 0; give at least one client")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {say(mesh)}; give what make_mesh returns, or None")
     devices = mesh.size if mesh is not None else 1
     if total_clients % (chunk * devices):
         raise ValueError(f"{total_clients} clients do not divide into chunks of {chunk} on {devices} devices")
@@ -113,20 +122,26 @@ def choose(
         each cohort keeps min(number, N) places). A mapping draws its number from each cohort.
 
     The draw is without replacement and a function of (seed, round) alone. A cohort always keeps at least one place,
-    which may be empty. Raises ValueError where `per_round` asks for more clients than there are.
+    which may be empty. Raises ValueError where `per_round` is no whole number, asks for more clients than there are,
+    or for none of all cohorts: nothing would train.
 
     >>> chosen = choose({"image": 10, "text": 5}, {"image": 3, "text": 0}, round=0, seed=0)
     >>> chosen["image"].shape, chosen["text"].tolist()  # nobody of the 5 is number 5
     ((3,), [5])
     """
-    rng = np.random.default_rng([seed, round, 0x636C69])
+    check_mapping("sizes", sizes, "cohort to its number of clients")
+    sizes = {name: check_whole(f"the number of clients of {name}", size) for name, size in sizes.items()}
+    rng = np.random.default_rng(
+        [check_whole("seed", seed, most=None), check_whole("round", round, most=None), 0x636C69]
+    )
     if isinstance(per_round, Mapping):
         if set(per_round) != set(sizes):
-            raise ValueError(f"per_round names cohorts {sorted(per_round)}; the data has {sorted(sizes)}")
-        _check_number(sizes, per_round)
+            named = sorted(map(str, per_round))
+            raise ValueError(f"per_round names cohorts {named}; the data has {sorted(sizes)}")
+        per_round = _check_number(sizes, per_round)
         chosen = {name: np.sort(rng.permutation(n)[: per_round[name]]) for name, n in sizes.items()}
         return {name: _fill(who, max(1, per_round[name]), sizes[name]) for name, who in chosen.items()}
-    _check_number({"all cohorts": sum(sizes.values())}, {"all cohorts": per_round})
+    per_round = _check_number({"all cohorts": sum(sizes.values())}, {"all cohorts": per_round})["all cohorts"]
     among_all = rng.permutation(sum(sizes.values()))[:per_round]
     chosen, start = {}, 0
     for name, n in sizes.items():
@@ -140,9 +155,13 @@ def _fill(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
     return np.pad(who, (0, places - len(who)), constant_values=nobody).astype(np.int32)
 
 
-def _check_number(sizes: Mapping[str, Any], per_round: Mapping[str, int]) -> None:
-    for name, number in per_round.items():
-        if not 0 <= number <= sizes[name]:
+def _check_number(sizes: Mapping[str, int], per_round: Mapping[str, Any]) -> dict[str, int]:
+    numbers = {name: check_whole(f"per_round of {name}", number) for name, number in per_round.items()}
+    for name, number in numbers.items():
+        if number > sizes[name]:
             raise ValueError(
                 f"per_round asks for {number} clients of {name}, which has {sizes[name]}; ask for at most {sizes[name]}"
             )
+    if not any(numbers.values()):
+        raise ValueError(f"per_round asks for no client of {' and '.join(numbers)}; ask for at least one")
+    return numbers

@@ -9,6 +9,7 @@ import jax.extend.core
 import numpy as np
 
 from fedjax_mm import trees
+from fedjax_mm.checks import check_callable, check_number, say
 from fedjax_mm.federate import Method, transformed
 from fedjax_mm.local import STEP_NAME
 from fedjax_mm.types import ClientData, Download, FedState, PyTree, RoundData
@@ -47,6 +48,9 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     >>> of(federate(server, {"all": Cohort(2, lambda key: (), update)}), data.round({"all": np.arange(2)}))
     {'all': Cost(bytes_down=20, bytes_up=8, bytes_held=0, flops=None, xla_flops=None, peak_bytes=None)}
     """
+    for name, value, kind in (("method", method, Method), ("data", data, RoundData), ("state", state, FedState)):
+        if not isinstance(value, kind) and not (name == "state" and state is None):
+            raise ValueError(f"{name} is {say(value)}; give a {kind.__name__}")
     before = jax.eval_shape(method.init, jax.random.key(0)) if state is None else state
     before, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (before, data))
     downloads = jax.eval_shape(method.server.download, before.server, data.public)
@@ -62,6 +66,10 @@ def matmul_flops(function: Callable, *args: PyTree) -> float:
     >>> matmul_flops(lambda a, b: a @ b, a, b)  # 2 * 2 * 3 * 4
     48.0
     """
+    check_callable("function", function, "of the args")
+    for leaf in jax.tree.leaves(args):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            check_number("a leaf of args", leaf)
     return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 

@@ -10,8 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from fedjax_mm.checks import (
+    check_callable,
+    check_flag,
+    check_key,
+    check_leaves,
+    check_length,
+    check_mapping,
+    check_traced,
+    check_whole,
+    say,
+)
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
@@ -52,6 +64,10 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     >>> float(masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([1.0, 1.0, 0.0])))
     2.0
     """
+    check_traced("values", values)
+    check_traced("mask", mask, "[B]")
+    if np.shape(values)[:1] != np.shape(mask):
+        raise ValueError(f"values {values.shape} and mask {mask.shape} do not fit; they must be [B, ...] and [B]")
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
     return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
 
@@ -62,7 +78,7 @@ def whole(arrays: Arrays) -> ClientData:
     >>> whole({"x": jnp.zeros((3, 2))}).rows.tolist()
     [0, 1, 2]
     """
-    total = len(next(iter(arrays.values())))
+    total = _count(arrays)
     rows = jnp.arange(total, dtype=jnp.int32)
     return ClientData(arrays, rows, jnp.int32(total), jnp.float32(1), public=None, uniform=True)
 
@@ -73,6 +89,8 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
     [30, 10]
     """
+    _count(arrays)
+    check_traced("rows", rows)
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)
 
 
@@ -100,8 +118,13 @@ def local_steps(
     >>> float(total), round(float(metrics["rows"]), 3)  # batches of 2, 2 and 1 examples, three times
     (30.0, 1.667)
     """
-    if batch_size < 1 or epochs < 0:
-        raise ValueError(f"batch_size must be at least 1 and epochs at least 0, got {batch_size} and {epochs}")
+    check_callable("step", step, "(carry, batch, key) -> (carry, metrics)")
+    if not isinstance(data, ClientData):
+        raise ValueError(f"data is {say(data)}; give a ClientData, as FederatedData.client and whole make it")
+    check_key("key", key)
+    check_leaves("carry", carry)
+    batch_size, epochs = _check_steps(batch_size, epochs)
+    drop_last, shuffle = check_flag("drop_last", drop_last), check_flag("shuffle", shuffle)
     most = data.rows.shape[0]
     count = most if data.uniform else data.count
     steps = count // batch_size if drop_last else -(-count // batch_size)
@@ -133,6 +156,17 @@ def local_steps(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
     return carry, jax.tree.map(lambda x: x / jnp.maximum(epochs * steps, 1), total)
+
+
+def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:
+    batch_size, epochs = check_whole("batch_size", batch_size, least=None), check_whole("epochs", epochs, least=None)
+    if batch_size < 1 or epochs < 0:
+        raise ValueError(f"batch_size must be at least 1 and epochs at least 0, got {batch_size} and {epochs}")
+    return batch_size, epochs
+
+
+def _count(arrays: Arrays) -> int:
+    return check_length("arrays", check_mapping("arrays", arrays, "name to array").values(), "[M, ...]")
 
 
 def _named(step: Step) -> Step:

@@ -5,10 +5,11 @@ the row is real. A masked row is neither an anchor nor a candidate; its values m
 is real, the loss and its gradient are 0. Means are over the real rows.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from fedjax_mm.checks import check_scalar, check_traced, say
 
 
 def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float, *, mask: jax.Array | None = None) -> jax.Array:
@@ -53,7 +54,8 @@ def soft_contrastive(
     170
     """
     _same_shape(image=image, text=text)
-    chex.assert_rank([scale, shift], 0)
+    check_scalar("scale", scale)
+    check_scalar("shift", shift)
     real = _real(mask, image.shape[:1])
     image, text = _clean(image, real), _clean(text, real)
     # One matmul instead of B^2 differences (13 times faster at B = 128, D = 512, and no [B, B, D] array); in full
@@ -83,6 +85,9 @@ def inter_modal(
     >>> round(float(inter_modal(jnp.array([[9.0, 0.0]]), anchors, jnp.array([0]), temperature=1.0)), 3)
     0.0
     """
+    check_traced("index", index)
+    check_traced("reps", reps)
+    check_traced("anchors", anchors)
     if reps.ndim != 2 or anchors.ndim != 2 or reps.shape[1] != anchors.shape[1]:
         raise ValueError(
             f"reps {reps.shape} and anchors {anchors.shape} do not fit; they must be [B, D] and [P, D] with one D."
@@ -141,6 +146,8 @@ def distill(
     >>> float(distill(teacher, teacher, temperature=2.0)), bool(distill(teacher, -teacher, temperature=2.0) > 0)
     (0.0, True)
     """
+    check_traced("teacher_logits", teacher_logits)
+    check_traced("student_logits", student_logits)
     if teacher_logits.shape != student_logits.shape or teacher_logits.ndim == 0:
         raise ValueError(
             f"teacher_logits {teacher_logits.shape} and student_logits {student_logits.shape} differ; "
@@ -168,6 +175,9 @@ def unit(x: jax.Array) -> jax.Array:
     [[0.6 0.8]
      [0.  0. ]]
     """
+    check_traced("x", x)
+    if x.ndim == 0:
+        raise ValueError(f"x is {say(x)}; give rows [..., D]")
     return x * jax.lax.rsqrt(jnp.maximum(_square(x), 1e-12))[..., None]
 
 
@@ -178,6 +188,7 @@ def _square(x: jax.Array) -> jax.Array:
 def _real(mask: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
     if mask is None:
         return jnp.ones(shape, bool)
+    check_traced("mask", mask)
     if mask.shape != shape:
         raise ValueError(f"mask is {mask.shape}; it must be {shape}, one number per row, > 0 where the row is real.")
     return mask > 0
@@ -188,6 +199,8 @@ def _mean(loss: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def _same_shape(**arrays: jax.Array) -> None:
+    for name, x in arrays.items():
+        check_traced(name, x)
     shapes = {name: x.shape for name, x in arrays.items()}
     if len(set(shapes.values())) != 1 or any(x.ndim != 2 for x in arrays.values()):
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -195,6 +208,4 @@ def _same_shape(**arrays: jax.Array) -> None:
 
 
 def _check_temperature(temperature: jax.Array | float) -> None:
-    chex.assert_rank(temperature, 0)
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0.")
+    check_scalar("temperature", temperature, above=0)

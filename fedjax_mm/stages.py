@@ -6,9 +6,10 @@ A stage begins with the parameters that the server had at the end of the stage b
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_mm import trees
+from fedjax_mm.checks import check_whole, say
 from fedjax_mm.federate import Method
 from fedjax_mm.types import FedState
 
@@ -32,6 +33,7 @@ def blocks(depth: int, stages: int) -> list[range]:
     >>> blocks(6, 3)
     [range(0, 2), range(2, 4), range(4, 6)]
     """
+    depth, stages = check_whole("depth", depth, least=1), check_whole("stages", stages)
     if stages < 1 or depth % stages:
         raise ValueError(f"{depth} layers cannot be cut into {stages} equal blocks; the stages must divide the depth")
     size = depth // stages
@@ -44,6 +46,7 @@ def uniform(stages: int, rounds: int) -> tuple[int, ...]:
     >>> uniform(3, 7)
     (2, 2, 3)
     """
+    stages, rounds = check_whole("stages", stages, least=1), check_whole("rounds", rounds)
     return tuple(rounds * (s + 1) // stages - rounds * s // stages for s in range(stages))
 
 
@@ -52,12 +55,16 @@ def enter(before: FedState, fresh: FedState) -> FedState:
 
     The server keeps the value of every leaf that it had, and the number of rounds goes on. New leaves and the clients'
     own states have the values of `fresh`, the first state of the new stage's method. A server's state is a nested dict.
-    Raises ValueError where a leaf changed its shape.
+    A leaf that the new method lacks is dropped. Raises ValueError where a leaf changed its shape, or a leaf became a
+    dict or the reverse.
 
     >>> before = FedState({"layer_0": 0.5}, {}, 10)
     >>> enter(before, FedState({"layer_0": 0.0, "layer_1": 0.0}, {}, 0))
     FedState(server={'layer_0': 0.5, 'layer_1': 0.0}, clients={}, round=10)
     """
+    for name, state in (("before", before), ("fresh", fresh)):
+        if not isinstance(state, FedState):
+            raise ValueError(f"{name} is {say(state)}; give a FedState")
     return dataclasses.replace(fresh, server=trees.grow(before.server, fresh.server), round=before.round)
 
 
@@ -73,10 +80,13 @@ def plan(method: Method | Sequence[Stage], rounds: int | None) -> list[Stage]:
     [('one', 0), ('two', 5)]
     """
     if isinstance(method, Method):
-        if rounds is None or rounds < 1:
+        if rounds is None or check_whole("rounds", rounds, least=None) < 1:
             raise ValueError(f"rounds must be at least 1, got {rounds}")
-        return [Stage("", method, rounds)]
-    given = list(method)
+        return [Stage("", method, int(rounds))]
+    given = _check_stages(method)
+    if odd := [stage.name for stage in given if not isinstance(stage.method, Method)]:
+        raise ValueError(f"the stages {odd} have no Method; give each what a build returns")
+    rounds = None if rounds is None else check_whole("rounds", rounds)
     names, numbers = [stage.name for stage in given], [stage.rounds for stage in given]
     if len(set(names)) < len(names):
         raise ValueError(f"stages need names of their own, got {names}")
@@ -94,5 +104,16 @@ def index(stages: Sequence[Stage], round: int) -> int:
     >>> [index(stages, round) for round in (0, 1, 2, 9)]
     [0, 0, 2, 2]
     """
+    _check_stages(stages)
+    check_whole("round", round)
     ends = itertools.accumulate(stage.rounds for stage in stages)
     return next((i for i, end in enumerate(ends) if round < end), len(stages) - 1)
+
+
+def _check_stages(stages: Any) -> list[Stage]:
+    given = list(stages) if isinstance(stages, Sequence) else [stages]
+    for stage in given:
+        if not isinstance(stage, Stage) or not isinstance(stage.name, str):
+            raise ValueError(f"a stage is {say(stage)}; give a Method, or a list of Stage(name, method, rounds)")
+        check_whole(f"rounds of stage {stage.name!r}", stage.rounds, least=None)
+    return given

@@ -1,10 +1,13 @@
 """Splitting, joining and growing parameter trees, and counting their bytes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_mm.checks import check_callable, check_traced, say
 from fedjax_mm.types import PyTree
 
 
@@ -12,13 +15,21 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     """Splits `tree` into (trainable, frozen) by a mask of booleans, a whole tree or a prefix of it as optax takes them.
 
     Both halves keep the structure; a leaf that belongs to the other half is None, which JAX skips. Differentiating
-    the first half alone freezes the second: it has no gradient, no optimiser state and no upload.
+    the first half alone freezes the second: it has no gradient, no optimiser state and no upload. Raises ValueError for
+    a mask of another structure, or whose leaves are no booleans.
 
     >>> trainable, frozen = partition({"trunk": 1.0, "head": 2.0}, {"trunk": False, "head": True})
     >>> trainable, frozen
     ({'head': 2.0, 'trunk': None}, {'head': None, 'trunk': 1.0})
     """
-    mask = jax.tree.broadcast(mask, tree)
+    _leaves(tree)
+    wrong = [x for x in _leaves(mask, lambda x: x is None) if not isinstance(x, bool | np.bool_)]
+    if wrong:
+        raise ValueError(f"mask has a leaf {say(wrong[0])}; each must be True or False")
+    try:
+        mask = jax.tree.broadcast(mask, tree)
+    except ValueError as error:
+        raise ValueError(f"mask is neither the whole tree nor a prefix of it: {_line(error)}") from error
     pick = lambda wanted: jax.tree.map(lambda m, x: x if bool(m) == wanted else None, mask, tree)
     return pick(True), pick(False)
 
@@ -26,10 +37,21 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 def merge(a: PyTree, b: PyTree) -> PyTree:
     """The tree that `partition` split: a leaf of `b` wherever `a` has None.
 
+    Raises ValueError where both have a leaf at the same place, or one of them lacks a place of the other.
+
     >>> merge({"trunk": None, "head": 2.0}, {"trunk": 1.0, "head": None})
     {'head': 2.0, 'trunk': 1.0}
     """
-    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
+
+    def pick(x, y):
+        if x is not None and jax.tree.leaves(y):
+            raise ValueError(f"both trees have a leaf at one place, {say(x)} and {say(y)}; one of them must be None")
+        return y if x is None else x
+
+    try:
+        return jax.tree.map(pick, a, b, is_leaf=lambda x: x is None)
+    except ValueError as error:
+        raise ValueError(f"the trees are no halves of one tree: {_line(error)}") from error
 
 
 def path_mask(tree: PyTree, trains: Callable[[str], bool]) -> PyTree:
@@ -38,6 +60,8 @@ def path_mask(tree: PyTree, trains: Callable[[str], bool]) -> PyTree:
     >>> path_mask({"trunk": {"bias": 1.0, "kernel": 2.0}}, lambda path: path.endswith("/bias"))
     {'trunk': {'bias': True, 'kernel': False}}
     """
+    check_callable("trains", trains, "of a path such as 'image/layer_3/kernel'")
+    _leaves(tree)
     name = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(trains(name(path))), tree)
 
@@ -45,16 +69,25 @@ def path_mask(tree: PyTree, trains: Callable[[str], bool]) -> PyTree:
 def grow(old: PyTree, fresh: PyTree) -> PyTree:
     """`fresh`, with the leaves that `old` has too taken from `old`: what was learned stays, new layers are attached.
 
-    Raises ValueError where both have a leaf and its shape changed.
+    A leaf of `old` that `fresh` lacks is dropped. Raises ValueError where a leaf changed its shape, and where a leaf
+    became a dict or the reverse.
 
     >>> grow({"layer_0": 5.0}, {"layer_0": 0.0, "layer_1": 0.1})
     {'layer_0': 5.0, 'layer_1': 0.1}
     """
-    if isinstance(fresh, dict):
-        return {k: grow(old[k], v) if isinstance(old, dict) and k in old else v for k, v in fresh.items()}
-    if jnp.shape(old) != jnp.shape(fresh):
-        shapes = f"{jnp.shape(old)} into {jnp.shape(fresh)}"
-        raise ValueError(f"cannot grow a leaf of shape {shapes}; only new keys may appear")
+    return _grow(old, fresh, "the tree")
+
+
+def _grow(old: PyTree, fresh: PyTree, place: str) -> PyTree:
+    if isinstance(fresh, dict) and isinstance(old, dict):
+        under = lambda key: f"{key}" if place == "the tree" else f"{place}/{key}"
+        return {k: _grow(old[k], v, under(k)) if k in old else v for k, v in fresh.items()}
+    if jax.tree.structure(old) != jax.tree.structure(fresh):
+        raise ValueError(f"cannot grow {place} from {say(old)} into {say(fresh)}; only new keys of a dict may appear")
+    for was, new in zip(jax.tree.leaves(old), jax.tree.leaves(fresh), strict=True):
+        if np.shape(was) != np.shape(new):
+            shapes = f"{np.shape(was)} into {np.shape(new)}"
+            raise ValueError(f"cannot grow a leaf of shape {shapes}, at {place}; only new keys may appear")
     return old
 
 
@@ -64,7 +97,7 @@ def size_bytes(tree: PyTree) -> int:
     >>> size_bytes({"w": jnp.zeros((3, 4)), "half": jax.ShapeDtypeStruct((5,), jnp.bfloat16)})  # 48 + 10
     58
     """
-    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in _arrays(tree))
 
 
 def all_finite(tree: PyTree) -> jax.Array:
@@ -73,7 +106,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     >>> bool(all_finite({"w": jnp.ones(3)})), bool(all_finite({"w": jnp.array([1.0, jnp.nan])}))
     (True, False)
     """
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
+    floats = [jnp.asarray(x) for x in _arrays(tree, whole=True) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
     if not floats:
         return jnp.array(True)
 
@@ -88,9 +121,33 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
-    """`a` where the condition [] holds, else `b`, leaf by leaf.
+    """`a` where the condition [] holds, else `b`, leaf by leaf. Raises ValueError where they are different trees.
 
     >>> where(jnp.array(False), {"w": jnp.ones(2)}, {"w": jnp.zeros(2)})["w"].tolist()
     [0.0, 0.0]
     """
+    check_traced("condition", condition, "[]", (np.bool_, np.integer))
+    kinds = [[(np.shape(x), x.dtype) for x in _arrays(tree, whole=True)] for tree in (a, b)]
+    if jax.tree.structure(a) != jax.tree.structure(b) or kinds[0] != kinds[1]:
+        raise ValueError("a and b are different trees; they must agree in their structure, shapes and dtypes")
     return jax.tree.map(lambda x, y: jax.lax.select(condition, x, y), a, b)
+
+
+def _arrays(tree: PyTree, whole: bool = False) -> list:
+    """The leaves; ValueError where one is no array, which a shape is neither where they must be whole."""
+    leaves = _leaves(tree)
+    for leaf in leaves:
+        if not hasattr(leaf, "dtype") or (whole and isinstance(leaf, jax.ShapeDtypeStruct)):
+            raise ValueError(f"the tree has a leaf {say(leaf)}; each must be an array")
+    return leaves
+
+
+def _leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list:
+    try:
+        return jax.tree.leaves(tree, is_leaf=is_leaf)
+    except ValueError as error:  # of keys that have no order
+        raise ValueError(f"the tree has a dict whose keys are of several types: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -77,3 +77,30 @@ def test_more_participants_than_clients_is_an_error(per_round, message):
 def test_more_devices_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="asked for 64 devices, but JAX sees 4"):
         clients.make_mesh(64)
+
+
+@pytest.mark.parametrize("number", [True, 2.5, 2.0, "3", -1, np.nan, None, [1], np.array([1, 2])])
+def test_a_number_of_participants_that_is_none_is_refused(number):
+    for per_round in (number, {"A": number, "B": 1}):
+        with pytest.raises(ValueError, match="per_round of .* is .*; give a whole number from 0 upwards"):
+            clients.choose({"A": 10, "B": 5}, per_round, 0, 0)
+
+
+@pytest.mark.parametrize("per_round", [0, {"A": 0, "B": 0}])
+def test_a_round_of_nobody_is_refused(per_round):
+    with pytest.raises(ValueError, match="asks for no client of .*; ask for at least one"):
+        clients.choose({"A": 10, "B": 5}, per_round, 0, 0)
+
+
+@pytest.mark.parametrize("number", [0, -2, 1.0, "auto", True, None])
+def test_chunks_and_devices_are_whole_numbers(number):
+    with pytest.raises(ValueError, match=f"chunk is {number!r}; give a whole number from 1"):
+        clients.map_reduce(lambda s, c: (c, c), 0.0, jnp.arange(4.0), chunk=number)
+    if number is not None:
+        with pytest.raises(ValueError, match=f"devices is {number!r}; give a whole number from 1"):
+            clients.make_mesh(number)
+
+
+def test_clients_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"leaves \[\(4,\), \(2,\)\]; give arrays \[C, ...\] of one length"):
+        clients.map_reduce(lambda s, c: (c[0], c), 0.0, (jnp.arange(4.0), jnp.arange(2.0)), chunk=2)

@@ -99,3 +99,24 @@ def test_order_does_not_depend_on_the_largest_client():
 def test_bad_settings_are_errors():
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         local_steps(lambda c, b, k: (c, {}), 0.0, client(np.arange(3)), jax.random.key(0), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 2.0}, "batch_size is 2.0; give a whole number"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"batch_size": "2"}, "batch_size is '2'"),
+        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"epochs": None}, "epochs is None"),
+        ({"epochs": -1}, "epochs at least 0"),
+        ({"drop_last": "no"}, "drop_last is 'no'; give True or False"),
+        ({"shuffle": 1}, "shuffle is 1; give True or False"),
+    ],
+)
+def test_settings_of_another_type_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        local_steps(
+            lambda c, b, k: (c, {}), 0.0, client(np.arange(3)), jax.random.key(0), **({"batch_size": 2} | settings)
+        )

@@ -64,3 +64,54 @@ def test_all_finite_sees_one_bad_number_and_ignores_integers():
     assert trees.all_finite(())
     assert trees.all_finite({"empty": jnp.zeros((3, 0)), "half": jnp.full((2, 100), 6e4, jnp.float16)})
     assert not trees.all_finite({"empty": jnp.zeros((3, 0)), "half": jnp.full((2, 100), jnp.inf, jnp.float16)})
+
+
+@pytest.mark.parametrize(
+    ("old", "fresh"),
+    [
+        ({"a": {}}, {"a": 0.0}),
+        ({"a": 0.0}, {"a": {}}),
+        ({"a": {"b": 1.0}}, {"a": 0.0}),
+        ({"a": 0.0}, {"a": {"b": 1.0}}),
+        ({"x": {"y": {"a": 0.0}}}, {"x": {"y": {"a": {"b": 1.0}}}}),
+        ({"x": {"y": {"a": {"b": 0.0}}}}, {"x": {"y": {"a": 1.0}}}),
+        (0.0, {"a": 0.0}),
+        ({"a": 0.0}, 0.0),
+        ({"a": (0.0, 1.0)}, {"a": (0.0, {"b": 1.0})}),
+        ({"a": (0.0,)}, {"a": (0.0, 1.0)}),
+        ({"a": None}, {"a": 0.0}),
+    ],
+)
+def test_a_leaf_that_becomes_a_dict_or_the_reverse_is_refused_at_every_depth(old, fresh):
+    with pytest.raises(ValueError, match="cannot grow .* from .* into"):
+        trees.grow(old, fresh)
+
+
+def test_grow_keeps_what_was_learned_in_other_containers_too():
+    old, fresh = ({"a": (1.0, {"b": 2.0})}, {"a": (0.0, {"b": 0.0}), "c": 3.0})
+    assert trees.grow(old, fresh) == {"a": (1.0, {"b": 2.0}), "c": 3.0}
+    with pytest.raises(ValueError, match=r"shape \(3,\) into \(4,\), at a"):
+        trees.grow({"a": (jnp.zeros(3),)}, {"a": (jnp.zeros(4),)})
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: trees.merge({"a": 1.0}, {"a": 2.0}), "both trees have a leaf at one place"),
+        (lambda: trees.merge({"a": 1.0}, {"a": {"b": 2.0}}), "both trees have a leaf at one place"),
+        (lambda: trees.merge({"a": None}, {"a": 1.0, "b": 2.0}), "no halves of one tree"),
+        (lambda: trees.merge({"a": None, "b": 1.0}, {"a": 1.0}), "no halves of one tree"),
+        (lambda: trees.partition(PARAMS, {"lower": True}), "neither the whole tree nor a prefix"),
+        (lambda: trees.partition(PARAMS, {"lower": "False", "upper": True}), "a leaf 'False'; each must be True or"),
+        (lambda: trees.partition(PARAMS, {"lower": 0, "upper": True}), "a leaf 0"),
+        (lambda: trees.partition(PARAMS, {"lower": None, "upper": True}), "a leaf None"),
+        (lambda: trees.path_mask(PARAMS, "upper"), "trains is 'upper'; give a function"),
+        (lambda: trees.size_bytes({"a": 1.0}), "a leaf 1.0; each must be an array"),
+        (lambda: trees.all_finite({"a": "x"}), "a leaf 'x'"),
+        (lambda: trees.where(jnp.array(True), {"a": jnp.ones(2)}, {"b": jnp.ones(2)}), "different trees"),
+        (lambda: trees.where(jnp.array(True), {"a": jnp.ones(2)}, {"a": jnp.ones(3)}), "different trees"),
+    ],
+)
+def test_trees_that_do_not_fit_are_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

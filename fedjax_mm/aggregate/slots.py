@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_mm.checks import check_mapping, check_traced, say
 from fedjax_mm.types import Each, Mean, PyTree, Upload
 
 
@@ -14,18 +15,24 @@ def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
 
     uploads: {cohort: {slot: Mean | Each}}. An Each has leaves [sum of C, ...] and weight [sum of C], the cohorts in the
     order of `uploads`. A Mean is the weighted mean of the cohorts' means with their total weight; its value is 0 where
-    this weight is 0. Raises KeyError where no cohort has the slot, and ValueError where cohorts disagree about its
-    kind, tree or shapes.
+    this weight is 0. Raises ValueError where no cohort has the slot, and where cohorts disagree about its kind, tree or
+    shapes.
 
     >>> sent = {"A": Mean(jnp.array([1.0]), jnp.float32(3)), "B": Mean(jnp.array([5.0]), jnp.float32(1))}
     >>> slot = collect({cohort: {"w": mean} for cohort, mean in sent.items()}, "w")
     >>> slot.value.tolist(), float(slot.weight)
     ([2.0], 4.0)
     """
+    for cohort, upload in check_mapping("uploads", uploads, "cohort to {slot: Mean or Each}").items():
+        check_mapping(f"the upload of {cohort}", upload, "slot to Mean or Each")
+    if not isinstance(slot, str):
+        raise ValueError(f"slot is {say(slot)}; give the name of a slot")
     sent = {cohort: upload[slot] for cohort, upload in uploads.items() if slot in upload}
     if not sent:
         known = sorted({name for upload in uploads.values() for name in upload})
-        raise KeyError(f"no cohort sent a slot '{slot}'; the slots sent are {known}.")
+        raise ValueError(f"no cohort sent a slot '{slot}'; the slots sent are {known}.")
+    for cohort, found in sent.items():
+        _check_slot(f"slot '{slot}' of '{cohort}'", found)
     kinds = {cohort: type(found) for cohort, found in sent.items()}
     if len(set(kinds.values())) != 1:
         found = ", ".join(f"{kind.__name__} from '{cohort}'" for cohort, kind in kinds.items())
@@ -38,7 +45,7 @@ def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
         )
     join = jnp.concatenate if each else jnp.stack
     value = jax.tree.map(lambda *leaves: join(leaves), *(found.value for found in sent.values()))
-    weight = join([found.weight for found in sent.values()])
+    weight = valid(join([found.weight for found in sent.values()]))
     if each:
         return Each(value, weight)
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), value)
@@ -54,9 +61,12 @@ def average(slot: Mean | Each, default: PyTree) -> PyTree:
     >>> average(slot._replace(weight=jnp.zeros(2)), default=jnp.array([9.0])).tolist()
     [9.0]
     """
+    _check_slot("slot", slot)
     if isinstance(slot, Each):
         return weighted_mean(slot.value, slot.weight, default)
-    return jax.tree.map(lambda leaf, other: jnp.where(slot.weight > 0, leaf, other), slot.value, default)
+    _check_default([np.shape(x) for x in jax.tree.leaves(slot.value)], slot.value, default)
+    sent = valid(slot.weight) > 0
+    return jax.tree.map(lambda leaf, other: jnp.where(sent, leaf, other), slot.value, default)
 
 
 def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
@@ -68,8 +78,14 @@ def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
     >>> print(weighted_mean(stack, jnp.array([3.0, 1.0]), default=jnp.zeros(2)))
     [2. 3.]
     """
-    chex.assert_rank(weight, 1)
-    chex.assert_tree_shape_prefix(stack, weight.shape)
+    check_traced("weight", weight, "[C]")
+    for leaf in jax.tree.leaves(stack):
+        check_traced("a leaf of stack", leaf)
+    shapes = [np.shape(x) for x in jax.tree.leaves(stack)]
+    if any(shape[:1] != weight.shape for shape in shapes):
+        raise ValueError(f"stack has leaves {shapes}; each must be [C, ...] for the {weight.shape[0]} weights")
+    _check_default([shape[1:] for shape in shapes], stack, default)
+    weight, stack = valid(weight), jax.tree.map(jnp.asarray, stack)
     total = jnp.sum(weight)
     share = weight / jnp.where(total > 0, total, 1)
 
@@ -81,6 +97,34 @@ def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
         return jnp.where(total > 0, summed, other).astype(leaf.dtype)
 
     return jax.tree.map(mean, stack, default)
+
+
+def valid(weight: jax.Array) -> jax.Array:
+    """The weights, 0 where one is below 0 or not finite.
+
+    >>> valid(jnp.array([2.0, -1.0, jnp.nan, jnp.inf])).tolist()
+    [2.0, 0.0, 0.0, 0.0]
+    """
+    return jnp.where((weight > 0) & jnp.isfinite(weight), weight, 0)
+
+
+def _check_slot(name: str, found: Mean | Each) -> None:
+    if not isinstance(found, Mean | Each):
+        raise ValueError(f"{name} is {say(found)}; it must be a Mean or an Each")
+    check_traced(f"the weight of {name}", found.weight, "[C]" if isinstance(found, Each) else "[]")
+    for leaf in jax.tree.leaves(found.value):
+        check_traced(f"a leaf of {name}", leaf)
+        if isinstance(found, Each) and leaf.shape[:1] != found.weight.shape:
+            raise ValueError(f"{name} has a leaf {leaf.shape} for {found.weight.shape[0]} weights; it must be [C, ...]")
+
+
+def _check_default(shapes: list[tuple], tree: PyTree, default: PyTree) -> None:
+    """default: the same tree as the mean, whose leaves have these shapes."""
+    for leaf in jax.tree.leaves(default):
+        check_traced("a leaf of default", leaf)
+    found = [np.shape(x) for x in jax.tree.leaves(default)]
+    if jax.tree.structure(tree) != jax.tree.structure(default) or found != shapes:
+        raise ValueError(f"default is {say(default)} with leaves {found}; it must be the tree of the mean, {shapes}")
 
 
 def _shapes(tree: PyTree, skip: int) -> PyTree:

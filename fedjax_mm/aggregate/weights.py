@@ -6,10 +6,13 @@ or to 0 where nobody sent. `combine` applies the weights.
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+
+from fedjax_mm.aggregate.slots import valid
+from fedjax_mm.checks import check_flag, check_scalar, check_traced, check_whole, say
 
 
 def contrastive_weights(
@@ -36,15 +39,18 @@ def contrastive_weights(
     [[98.0, 98.0], [2.0, 2.0]]
     """
     _check_reps(reps, weight, anchors)
-    items = reps.shape[1]
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0.")
+    reps, items = jnp.asarray(reps), reps.shape[1]
+    check_scalar("temperature", temperature, above=0)
+    check_flag("exclude_match", exclude_match)
+    block = check_whole("block", block, least=1)
     if exclude_match and items < 2:
         raise ValueError(f"{items} public item leaves nothing to compare with; use 2 or more, or exclude_match=False.")
     scores = functools.partial(_match_scores, exclude_match=exclude_match, block=block)
     fixed = (jnp.asarray(anchors), jnp.asarray(temperature, jnp.promote_types(reps.dtype, jnp.float32)))
     if mesh is None:
-        return _softmax(scores(jnp.asarray(reps), jnp.arange(items), *fixed), weight)
+        return _softmax(scores(reps, jnp.arange(items), *fixed), weight)
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {say(mesh)}; give what clients.make_mesh returns, or None")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"the mesh has the axes {mesh.axis_names}; give one with one axis, as clients.make_mesh does.")
     split, whole = PartitionSpec(None, *mesh.axis_names), PartitionSpec()
@@ -102,8 +108,15 @@ def combine(weights: jax.Array, reps: jax.Array, default: jax.Array | None = Non
     >>> combine(jnp.array([[0.25], [0.75]]), jnp.array([[[4.0, 0.0]], [[0.0, 4.0]]])).tolist()
     [[1.0, 3.0]]
     """
-    chex.assert_rank([weights, reps], [2, 3])
-    chex.assert_equal_shape_prefix([weights, reps], 2)
+    check_traced("weights", weights, "[C, P]")
+    check_traced("reps", reps, "[C, P, D]")
+    if default is not None:
+        check_traced("default", default, "[P, D]")
+    if weights.shape != reps.shape[:2] or (default is not None and default.shape != reps.shape[1:]):
+        given = "" if default is None else f" and default {default.shape}"
+        raise ValueError(
+            f"weights {weights.shape}, reps {reps.shape}{given} do not fit; they must be [C, P], [C, P, D] and [P, D]"
+        )
 
     def add(total, client):
         share, rep = client
@@ -123,7 +136,7 @@ def mean_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     >>> mean_weights(jnp.ones((3, 1, 4)), jnp.array([20.0, 0.0, 10.0])).tolist()
     [[0.5], [0.0], [0.5]]
     """
-    _assert_reps(reps, weight)
+    _check_reps(reps, weight)
     return _proportional(jnp.ones(reps.shape[:2]), _sent(weight))
 
 
@@ -136,7 +149,7 @@ def size_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     >>> size_weights(jnp.ones((3, 1, 4)), jnp.array([30.0, 0.0, 10.0])).tolist()
     [[0.75], [0.0], [0.25]]
     """
-    _assert_reps(reps, weight)
+    _check_reps(reps, weight)
     return _proportional(jnp.broadcast_to(weight[:, None], reps.shape[:2]), _sent(weight))
 
 
@@ -149,7 +162,7 @@ def variance_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     >>> (100 * variance_weights(reps, jnp.ones(2))).round().tolist()  # in percent
     [[10.0], [90.0]]
     """
-    _assert_reps(reps, weight)
+    _check_reps(reps, weight)
     return _proportional(jnp.var(reps, axis=-1), _sent(weight))
 
 
@@ -180,7 +193,7 @@ def entropy_weights(reps: jax.Array, weight: jax.Array) -> jax.Array:
     >>> bool(weights[1, 0] > weights[0, 0])
     True
     """
-    _assert_reps(reps, weight)
+    _check_reps(reps, weight)
     log_p = jax.nn.log_softmax(reps, axis=-1)
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return _softmax(1 / jnp.maximum(entropy, 1e-6), weight)
@@ -200,7 +213,7 @@ def similarity_weights(reps: jax.Array, weight: jax.Array, anchors: jax.Array) -
 
 
 def _sent(weight: jax.Array) -> jax.Array:
-    return (weight > 0)[:, None]
+    return (valid(weight) > 0)[:, None]
 
 
 def _softmax(score: jax.Array, weight: jax.Array) -> jax.Array:
@@ -219,15 +232,13 @@ def _proportional(score: jax.Array, counts: jax.Array) -> jax.Array:
     return score / jnp.where(total > 0, total, 1)
 
 
-def _check_reps(reps: jax.Array, weight: jax.Array, anchors: jax.Array) -> None:
-    if reps.ndim != 3 or weight.shape != reps.shape[:1] or anchors.shape != reps.shape[1:]:
+def _check_reps(reps: jax.Array, weight: jax.Array, *anchors: jax.Array) -> None:
+    check_traced("reps", reps, "[C, P, D]", (np.floating,))
+    check_traced("weight", weight, "[C]")
+    for given in anchors:
+        check_traced("anchors", given, kinds=(np.floating,))
+    if weight.shape != reps.shape[:1] or any(given.shape != reps.shape[1:] for given in anchors):
+        others = "".join(f", anchors {given.shape}" for given in anchors)
         raise ValueError(
-            f"reps {reps.shape}, weight {weight.shape}, anchors {anchors.shape} do not fit; "
-            "they must be [C, P, D], [C] and [P, D]."
+            f"reps {reps.shape}, weight {weight.shape}{others} do not fit; they must be [C, P, D], [C] and [P, D]."
         )
-
-
-def _assert_reps(reps: jax.Array, weight: jax.Array) -> None:
-    """reps [C, P, D], weight [C]."""
-    chex.assert_rank([reps, weight], [3, 1])
-    chex.assert_equal_shape_prefix([reps, weight], 1)

@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_mm.checks import check_array, check_flag, check_mapping, check_whole, say
 from fedjax_mm.data import ownership
+from fedjax_mm.data.incoming import check_arrays, value_ranges
 from fedjax_mm.data.ownership import Owners
 from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
-
-RESERVED = "mask"  # local_steps adds it to every batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,11 @@ class FederatedData:
     ) -> "FederatedData":
         """Returns the federation of anyone's own arrays, with leaves [E, ...].
 
-        clients: a client number per example [E]; or a list of row numbers per client; or, for several cohorts, a
-            mapping from cohort to either. Then `arrays` may be a mapping from cohort to its arrays (what a cohort
-            lacks is simply not in it), or one mapping for all.
+        arrays: name -> array, or nested list, of booleans, integers or floats. A name is a text without a slash.
+        clients: a client number per example [E], as an array or a plain list; or a list of row numbers per client; or,
+            for several cohorts, a mapping from cohort to either. Then `arrays` may be a mapping from cohort to its
+            arrays (what a cohort lacks is simply not in it), or one mapping for all. A row may stand twice in one
+            list, and in the lists of several clients: it then counts as often.
         public: arrays [P, ...] that the server and all clients share.
         num_classes: if given, `label` is checked to lie in 0..num_classes-1.
         on_device: see the class.
@@ -85,30 +87,30 @@ class FederatedData:
             number per example -1 means that the example is nobody's: with `test` it may stand in `clients` too. A
             cohort that the mapping does not name has no test rows. `partition.hold_out` makes them.
 
-        Raises ValueError, naming the array, for unequal lengths, NaN or infinite values, rows or labels out of
-        range, and a cohort in which nobody owns an example. A client without examples is fine: it never counts.
+        Raises ValueError, naming the array, for unequal lengths, NaN or infinite values, numbers that the dtype on the
+        device does not hold (int64 beyond 32 bits), rows or labels out of range, and a cohort in which nobody owns an
+        example. A client without examples is fine: it never counts.
         Raises ValueError, naming the cohort, where `test` has another number of clients, a row out of range, or a row
         that a client of the cohort trains on.
         """
+        if num_classes is not None:
+            check_whole("num_classes", num_classes, least=1)
+        check_flag("on_device", on_device)
         several = isinstance(clients, Mapping)
         clients, test = ownership.name_cohorts(clients, test)
+        check_mapping("arrays", arrays, "name to array")
         nested = several and set(arrays) == set(clients) and all(isinstance(a, Mapping) for a in arrays.values())
         checked, cohorts = {}, {}
         for name, owned in clients.items():
-            own = arrays[name] if nested else arrays
-            for key, value in own.items():
-                if (key, id(value)) not in checked:  # cohorts that are given one array share one copy
-                    checked[key, id(value)] = _checked(key, value, num_classes if key == "label" else None, on_device)
-            own = {key: checked[key, id(value)] for key, value in own.items()}
-            length, own_test = _length(name, own), test.get(name)
+            own = check_arrays(name, arrays[name] if nested else arrays, num_classes, on_device, checked)
+            length, own_test = len(next(iter(own.values()))), test.get(name)
             rows, offsets = ownership.read_owners(name, owned, length, nobody=own_test is not None)
             cohorts[name] = CohortExamples(own, rows, offsets)
             if own_test is not None:
                 tested = ownership.read_test_owners(name, own_test, length, rows, offsets)
                 cohorts[name] = dataclasses.replace(cohorts[name], test_rows=tested[0], test_offsets=tested[1])
         if public is not None:
-            public = {k: _checked(k, v, num_classes if k == "label" else None, True) for k, v in public.items()}
-            _length("public", public)
+            public = check_arrays("public", public, num_classes, True, {})
         return cls(cohorts, public, on_device)
 
     @property
@@ -124,11 +126,11 @@ class FederatedData:
         for name, table in self.split().items():
             cohort, classes = self.cohorts[name], table.get("classes")
             classes = None if classes is None else np.array(classes)
-            ranges = _ranges(cohort.arrays, _owned_rows(cohort))
+            ranges = value_ranges(cohort.arrays, _owned_rows(cohort))
             cohorts[name] = CohortPopulation(len(cohort.counts), shapes(cohort.arrays), classes, ranges)
         if self.public is None:
             return Population(cohorts)
-        return Population(cohorts, shapes(self.public), _ranges(self.public, slice(None)))
+        return Population(cohorts, shapes(self.public), value_ranges(self.public, slice(None)))
 
     def split(self) -> dict[str, dict]:
         """Returns which client owns what, as plain lists by cohort, which `report.plot_split` takes.
@@ -154,9 +156,7 @@ class FederatedData:
         rows: int32 row numbers in the cohort's arrays, 0 where a client has fewer than T. mask: float32, 1 where a
         row is a client's own and 0 where it is padding. Raises ValueError where the cohort has no test rows.
         """
-        if cohort not in self.cohorts:
-            raise ValueError(f"there is no cohort {cohort!r}; the data has {sorted(self.cohorts)}")
-        examples = self.cohorts[cohort]
+        examples = self._cohort(cohort)
         if examples.test_rows is None or examples.test_counts is None:
             raise ValueError(f"clients of {cohort} have no test rows; give them with from_arrays(..., test=...)")
         real = np.arange(examples.test_counts.max()) < examples.test_counts[:, None]
@@ -165,8 +165,14 @@ class FederatedData:
         return rows, real.astype(np.float32)
 
     def client(self, cohort: str, number: int) -> ClientData:
-        """Returns what client `number` of a cohort sees, so that its update can be called by hand."""
-        part = self._cohort_round(cohort, np.array([number]))
+        """Returns what client `number` of a cohort sees, so that its update can be called by hand.
+
+        Raises ValueError for a cohort or a number that there is not.
+        """
+        last = len(self._cohort(cohort).counts) - 1
+        part = self._cohort_round(
+            cohort, np.array([check_whole(f"the number of a client of {cohort}", number, 0, last)])
+        )
         scalars = jnp.asarray(part.count[0]), jnp.asarray(part.weight[0])
         return ClientData(part.arrays, jnp.asarray(part.rows[0]), *scalars, self.public, part.uniform)
 
@@ -175,16 +181,27 @@ class FederatedData:
 
         chosen: client numbers [C] for each cohort; the number N stands for nobody. A client's weight is its number of
         examples. Participants are sorted by their number of examples, so that clients of like length share a chunk.
+        Raises ValueError for other cohorts, for numbers that are no clients', and for a client that is named twice.
         """
-        if set(chosen) != set(self.cohorts):
-            raise ValueError(f"participants named for cohorts {sorted(chosen)}; the data has {sorted(self.cohorts)}")
-        return RoundData({name: self._cohort_round(name, np.asarray(i)) for name, i in chosen.items()}, self.public)
+        if set(check_mapping("chosen", chosen, "cohort to client numbers")) != set(self.cohorts):
+            named = sorted(map(str, chosen))
+            raise ValueError(f"participants named for cohorts {named}; the data has {sorted(self.cohorts)}")
+        return RoundData({name: self._cohort_round(name, i) for name, i in chosen.items()}, self.public)
 
-    def _cohort_round(self, name: str, index: np.ndarray) -> CohortRound:
+    def _cohort(self, name: str) -> CohortExamples:
+        if not isinstance(name, str) or name not in self.cohorts:
+            raise ValueError(f"there is no cohort {name!r}; the data has {sorted(self.cohorts)}")
+        return self.cohorts[name]
+
+    def _cohort_round(self, name: str, chosen: np.ndarray) -> CohortRound:
         cohort = self.cohorts[name]
         counts = np.append(cohort.counts, 0)
+        index = check_array(f"participants of {name}", chosen, (np.integer,), "[C]")
         if len(index) and (index.min() < 0 or index.max() >= len(counts)):
             raise ValueError(f"cohort {name} has clients 0..{len(counts) - 2}, not {index.min()}..{index.max()}")
+        real = index[index < len(counts) - 1]
+        if len(np.unique(real)) < len(real):
+            raise ValueError(f"a client of {name} takes part twice in {say(chosen)}; name each once")
         index = index[np.argsort(-counts[index], kind="stable")].astype(np.int32)
         count, most = counts[index].astype(np.int32), counts.max()
         uniform = bool((cohort.counts == most).all())
@@ -215,6 +232,8 @@ def pooled(data: FederatedData) -> FederatedData:
     >>> {name: array.tolist() for name, array in pooled(data).cohorts["pooled"].arrays.items()}
     {'x': [1.0, 2.0, 3.0], 'y': [0.0, 0.0, 4.0], 'has_y': [False, False, True]}
     """
+    if not isinstance(data, FederatedData):
+        raise ValueError(f"data is {say(data)}; give a FederatedData")
     keys = dict.fromkeys(k for cohort in data.cohorts.values() for k in cohort.arrays)
     parts = {key: [] for key in keys} | {f"has_{key}": [] for key in keys}
     like = {k: v for cohort in data.cohorts.values() for k, v in cohort.arrays.items()}
@@ -233,43 +252,3 @@ def pooled(data: FederatedData) -> FederatedData:
 def _owned_rows(cohort: CohortExamples) -> np.ndarray:
     """The rows that clients train on or are tested on."""
     return cohort.rows if cohort.test_rows is None else np.concatenate([cohort.rows, cohort.test_rows])
-
-
-def _ranges(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, tuple[int, int]]:
-    """(least, greatest) of every array of integers in these rows; pictures in bytes are left out, being many."""
-    found = {}
-    for key, array in arrays.items():
-        if np.issubdtype(array.dtype, np.integer) and not (array.dtype == np.uint8 and array.ndim > 2):
-            values = np.asarray(array)[rows]
-            if values.size:
-                found[key] = (int(values.min()), int(values.max()))
-    return found
-
-
-def _length(name: str, arrays: Arrays) -> int:
-    lengths = {key: np.shape(a)[0] for key, a in arrays.items()}
-    if not lengths or len(set(lengths.values())) > 1:
-        raise ValueError(f"the arrays of {name} must have one common length, got {lengths}")
-    return next(iter(lengths.values()))
-
-
-def _checked(key: str, value: Any, num_classes: int | None, on_device: bool) -> jax.Array:
-    if key == RESERVED:
-        raise ValueError(f"an array may not be called {RESERVED!r}: every batch has one of that name; rename yours")
-    if np.ndim(value) == 0:
-        raise ValueError(f"array {key!r} is a scalar; its first axis must count examples")
-    if np.issubdtype(value.dtype, np.floating):
-        bad = ~np.isfinite(value).reshape(len(value), -1).all(1)
-        if bad.any():
-            rows = np.flatnonzero(bad)
-            raise ValueError(
-                f"array {key!r} has NaN or infinite values in {len(rows)} examples, first in row {rows[0]};"
-                " drop or fill them"
-            )
-    elif value.dtype.kind not in "iub":
-        raise ValueError(f"array {key!r} has dtype {value.dtype}; give numbers (tokenise text, number the classes)")
-    if num_classes is not None and len(value) and not (0 <= np.min(value) and np.max(value) < num_classes):
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, got {np.min(value)}..{np.max(value)}; renumber the classes"
-        )
-    return jnp.asarray(value) if on_device else value

@@ -4,11 +4,15 @@ A partition is a list of row numbers: a sorted int32 array for each client. No r
 hold all rows. `seed` is an integer or a `numpy.random.Generator`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-Seed = int | np.random.Generator
+from fedjax_mm.checks import check_array, check_flag, check_number, check_whole, say
+from fedjax_mm.data.missing import Seed, draws, missing_examples, missing_modality
+
+__all__ = ["by_group", "dirichlet", "hold_out", "iid", "missing_examples", "missing_modality", "shards", "split_table"]
+
 Parts = list[np.ndarray]
 
 DRAWS = 1000  # a Dirichlet split is drawn at most this often to reach the smallest size asked for
@@ -22,9 +26,13 @@ def iid(labels_or_num: np.ndarray | int, num_clients: int, seed: Seed) -> Parts:
     >>> [part.tolist() for part in iid(7, 3, seed=0)]
     [[2, 3, 4], [5, 6], [0, 1]]
     """
-    num = int(labels_or_num) if np.ndim(labels_or_num) == 0 else len(np.asarray(labels_or_num))
-    _check_clients(num_clients, num)
-    return _parts(np.array_split(np.random.default_rng(seed).permutation(num), num_clients))
+    if isinstance(labels_or_num, Sequence | np.ndarray) or hasattr(labels_or_num, "__array__"):
+        labels = check_array("labels_or_num", labels_or_num, (np.generic,))
+        num = check_whole("labels_or_num", labels) if labels.ndim == 0 else len(labels)
+    else:
+        num = check_whole("labels_or_num", labels_or_num)
+    num_clients = _check_clients(num_clients, num)
+    return _parts(np.array_split(draws(seed).permutation(num), num_clients))
 
 
 def dirichlet(
@@ -42,15 +50,15 @@ def dirichlet(
     [[4, 0], [1, 0], [1, 6]]
     """
     labels = _labels(labels)
-    _check_clients(num_clients, len(labels))
-    if not alpha > 0:
-        raise ValueError(f"alpha is {alpha}; it must be above 0 (0.1 is very skewed, 100 almost iid).")
+    num_clients = _check_clients(num_clients, len(labels))
+    alpha = check_number("alpha", alpha, above=0)  # 0.1 is very skewed, 100 almost iid
+    min_size, balanced = check_whole("min_size", min_size), check_flag("balanced", balanced)
     if min_size * num_clients > len(labels):
         raise ValueError(
             f"{num_clients} clients with {min_size} examples each need more than the {len(labels)} there are; "
             "lower min_size or num_clients."
         )
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     for _ in range(DRAWS):
         client = np.empty(len(labels), np.int64)  # the owner of each row
         sizes = np.zeros(num_clients, np.int64)
@@ -81,14 +89,14 @@ def shards(labels: np.ndarray, num_clients: int, shards_per_client: int, seed: S
     [[2, 2, 0], [0, 2, 2], [2, 0, 2]]
     """
     labels = _labels(labels)
-    _check_clients(num_clients, len(labels))
-    num_shards = num_clients * shards_per_client
+    num_clients = _check_clients(num_clients, len(labels))
+    num_shards = num_clients * check_whole("shards_per_client", shards_per_client)
     if not 0 < num_shards <= len(labels):
         raise ValueError(
             f"{num_clients} clients with {shards_per_client} shards each make {num_shards} shards of {len(labels)} "
             f"examples; choose shards_per_client from 1 to {len(labels) // num_clients}."
         )
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     rows = rng.permutation(len(labels))
     cut = np.array_split(rows[np.argsort(labels[rows], kind="stable")], num_shards)
     hands = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
@@ -105,17 +113,20 @@ def by_group(groups: np.ndarray, num_clients: int, seed: Seed) -> Parts:
     >>> [part.tolist() for part in by_group(np.array(["a", "b", "a", "c"]), 2, seed=0)]
     [[1, 3], [0, 2]]
     """
-    groups = np.asarray(groups)
-    if groups.ndim != 1:
-        raise ValueError(f"groups is {groups.shape}; it must be [M], one group per example.")
-    _check_clients(num_clients, len(groups))
-    names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    groups = check_array("groups", groups, (np.generic,), "[M]")
+    if groups.dtype.kind == "f" and not np.isfinite(groups).all():
+        raise ValueError("groups has NaN or infinite values; give each example a group")
+    num_clients = _check_clients(num_clients, len(groups))
+    try:
+        names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    except TypeError as error:  # of objects that have no order
+        raise ValueError(f"groups holds what cannot be sorted ({error}); give numbers or texts alone") from error
     if len(names) < num_clients:
         raise ValueError(
             f"{len(names)} groups cannot be given whole to {num_clients} clients; use at most {len(names)} clients, "
             "or iid or dirichlet, which tear groups apart."
         )
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     order = rng.permutation(len(names))
     load = np.zeros(num_clients, np.int64)
     client = np.empty(len(names), np.int64)
@@ -123,69 +134,6 @@ def by_group(groups: np.ndarray, num_clients: int, seed: Seed) -> Parts:
         client[group] = load.argmin()
         load[client[group]] += sizes[group]
     return _owned(rng.permutation(num_clients)[client][member], num_clients)
-
-
-def missing_modality(
-    num_clients: int, modalities: Sequence[str], holders: Mapping[tuple[str, ...], int], seed: Seed
-) -> dict[str, np.ndarray]:
-    """Returns {cohort: sorted client numbers}: which clients hold which modalities, drawn at random.
-
-    holders: {modalities: how many clients hold exactly these}, e.g. {("a",): 10, ("b",): 10, ("a", "b"): 10}. A cohort
-    is named by its modalities in the order of `modalities`, as "a", "b", "a+b"; a cohort of 0 clients is left out.
-    Raises ValueError unless the numbers add up to `num_clients` and every modality has a holder.
-
-    >>> cohorts = missing_modality(4, ("a", "b"), {("a",): 1, ("b", "a"): 3}, seed=0)
-    >>> {cohort: clients.tolist() for cohort, clients in cohorts.items()}
-    {'a': [2], 'a+b': [0, 1, 3]}
-    """
-    counts = {}
-    for subset, count in holders.items():
-        if not subset or not set(subset) <= set(modalities) or len(set(subset)) != len(subset):
-            raise ValueError(f"holders names {subset!r}; give one or more different ones of {tuple(modalities)}.")
-        cohort = "+".join(m for m in modalities if m in subset)
-        if cohort in counts or count < 0:
-            raise ValueError(
-                f"holders gives {count} clients to {subset!r}; give each set once, with 0 clients or more."
-            )
-        counts[cohort] = count
-    if sum(counts.values()) != num_clients:
-        raise ValueError(f"holders adds up to {sum(counts.values())} clients; it must add up to {num_clients}.")
-    counts = {cohort: count for cohort, count in counts.items() if count}
-    orphans = [m for m in modalities if not any(m in subset and count for subset, count in holders.items())]
-    if orphans:
-        raise ValueError(f"no client holds {orphans}; give each modality a holder or leave it out of modalities.")
-    order = np.random.default_rng(seed).permutation(num_clients).astype(np.int32)
-    return dict(zip(counts, _parts(np.split(order, np.cumsum(list(counts.values()))[:-1])), strict=True))
-
-
-def missing_examples(
-    num_examples: int, modalities: Sequence[str], rates: Mapping[str, float], seed: Seed
-) -> dict[str, np.ndarray]:
-    """Returns {modality: bool [M]}, True where an example has the modality.
-
-    rates: {modality: the chance, 0..1, that an example lacks it}, 0 where not named; modalities are independent. An
-    example that would lack all of them keeps one, drawn in proportion to 1 - rate, so that the fraction which lacks a
-    modality is a little below its rate.
-
-    >>> present = missing_examples(6, ("a", "b"), {"a": 0.5}, seed=1)
-    >>> {modality: mask.astype(int).tolist() for modality, mask in present.items()}
-    {'a': [0, 1, 1, 0, 0, 0], 'b': [1, 1, 1, 1, 1, 1]}
-    """
-    unknown = sorted(set(rates) - set(modalities))
-    if unknown:
-        raise ValueError(f"rates names {unknown}, which are not modalities; use {tuple(modalities)}.")
-    wrong = {m: rate for m, rate in rates.items() if not 0 <= rate <= 1}
-    if wrong:
-        raise ValueError(f"rates {wrong} are not chances; they must lie in 0..1.")
-    kept = np.array([1 - rates.get(m, 0.0) for m in modalities])
-    if not kept.sum() > 0:
-        raise ValueError("every modality has rate 1, so that examples would hold nothing; lower at least one rate.")
-    rng = np.random.default_rng(seed)
-    present = rng.random((num_examples, len(modalities))) < kept
-    spared = rng.choice(len(modalities), num_examples, p=kept / kept.sum())
-    empty = ~present.any(axis=1)
-    present[empty, spared[empty]] = True
-    return dict(zip(modalities, present.T.copy(), strict=True))
 
 
 def hold_out(parts: Sequence[np.ndarray], fraction: float, seed: Seed) -> tuple[Parts, Parts]:
@@ -198,12 +146,12 @@ def hold_out(parts: Sequence[np.ndarray], fraction: float, seed: Seed) -> tuple[
     >>> [part.tolist() for part in train], [part.tolist() for part in test]
     ([[0, 1, 3], [5]], [[2, 4], []])
     """
-    if not 0 < fraction < 1:
+    if not 0 < check_number("fraction", fraction) < 1:
         raise ValueError(f"fraction is {fraction}; give the share of each client's rows, above 0 and below 1.")
-    rng = np.random.default_rng(seed)
+    rng = draws(seed)
     train, test = [], []
-    for part in parts:
-        rows = rng.permutation(np.asarray(part))
+    for part in _check_parts(parts):
+        rows = rng.permutation(part)
         number = min(max(1, round(fraction * len(rows))), max(0, len(rows) - 1))
         test.append(rows[:number])
         train.append(rows[number:])
@@ -218,13 +166,16 @@ def split_table(parts: Parts, labels: np.ndarray, num_classes: int) -> np.ndarra
     >>> split_table([np.array([0, 1]), np.array([2])], np.array([0, 2, 2]), num_classes=3).tolist()
     [[1, 0, 1], [0, 0, 1]]
     """
-    labels = _labels(labels)
+    labels, parts = _labels(labels), _check_parts(parts)
+    num_classes = check_whole("num_classes", num_classes, least=1)
     if len(labels) and labels.max() >= num_classes:
         raise ValueError(
             f"labels go up to {labels.max()}; with num_classes {num_classes} the last is {num_classes - 1}."
         )
     owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     rows = np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
+        raise ValueError(f"parts name rows {rows.min()}..{rows.max()}; there are {len(labels)} labels")
     cells = np.bincount(owner * num_classes + labels[rows], minlength=len(parts) * num_classes)
     return cells.reshape(len(parts), num_classes)
 
@@ -238,7 +189,7 @@ def _owned(client: np.ndarray, num_clients: int) -> Parts:
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
-    labels = np.asarray(labels)
+    labels = check_array("labels", labels, (np.generic,))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
         raise ValueError(
             f"labels are {labels.dtype} {labels.shape}; they must be [M] integers from 0 upwards, "
@@ -247,8 +198,16 @@ def _labels(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _check_clients(num_clients: int, num_examples: int) -> None:
+def _check_clients(num_clients: int, num_examples: int) -> int:
+    num_clients = check_whole("num_clients", num_clients, least=None)
     if not 0 < num_clients <= num_examples:
         raise ValueError(
             f"{num_examples} examples cannot be given to {num_clients} clients; use from 1 to {num_examples} clients."
         )
+    return num_clients
+
+
+def _check_parts(parts: Sequence[np.ndarray]) -> Parts:
+    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str | bytes) or getattr(parts, "ndim", 1) == 0:
+        raise ValueError(f"parts is {say(parts)}; give a list of row numbers per client")
+    return [check_array(f"part {j}", part, (np.integer,), "[M]") for j, part in enumerate(parts)]

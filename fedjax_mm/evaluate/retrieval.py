@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import hypergeom
 
+from fedjax_mm.checks import check_array, check_mapping, check_number, check_whole, say
 from fedjax_mm.evaluate.classes import check_classes
 
 SAME = 1e-6  # cosines closer than this are a tie: it is what float32 rounding can put between equal pairs
@@ -28,6 +29,9 @@ def retrieval_recall(
     """
     image, text, owner = _pairs(image, text, text_to_image)
     images = np.arange(len(image))
+    if not isinstance(ks, Sequence | np.ndarray) or isinstance(ks, str) or getattr(ks, "ndim", 1) == 0:
+        raise ValueError(f"ks is {say(ks)}; give one or more numbers of results")
+    ks = [check_whole("a number of ks", k, least=None) for k in ks]
     if len(ks) == 0 or min(ks) < 1:
         raise ValueError(f"ks is {tuple(ks)}; give one or more numbers of results, each at least 1.")
     image, text = _unit(image), _unit(text)
@@ -50,6 +54,7 @@ def retrieval_folds(image: np.ndarray, text: np.ndarray, text_to_image: np.ndarr
     100.0
     """
     image, text, owner = _pairs(image, text, text_to_image)
+    folds = check_whole("folds", folds, least=None)
     size = len(image) // folds if folds > 0 else 0
     if not size:
         raise ValueError(f"{len(image)} images do not make {folds} folds; give 1 fold or more, and an image for each.")
@@ -70,6 +75,12 @@ def recall_sums(whole: Mapping[str, float], folds: Mapping[str, float]) -> dict[
     >>> recall_sums(perfect, perfect)
     {'rsum': 600.0, 'fold/rsum': 600.0, 'r1_sum': 400.0}
     """
+    keys = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    for name, scores in (("whole", whole), ("folds", folds)):
+        if missing := sorted(set(keys) - set(check_mapping(name, scores, "the names of recalls to percents"))):
+            raise ValueError(f"{name} has no {missing}; give the scores of retrieval_recall with ks=(1, 5, 10)")
+        for key in keys:
+            check_number(f"{key} of {name}", scores[key])
     rsum = lambda scores: sum(scores[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))
     r1_sum = sum(scores[f"{way}_r1"] for scores in (whole, folds) for way in ("i2t", "t2i"))
     return {"rsum": rsum(whole), "fold/rsum": rsum(folds), "r1_sum": r1_sum}
@@ -98,8 +109,9 @@ def zero_shot(image: np.ndarray, prompts: np.ndarray, labels: np.ndarray) -> dic
     >>> zero_shot(np.eye(2)[[0, 1, 1, 1]], prompts=np.eye(2), labels=np.array([0, 1, 1, 0]))
     {'zero_shot_accuracy': 0.75}
     """
-    image, prompts, labels = np.asarray(image), np.asarray(prompts), np.asarray(labels)
-    if image.ndim != 2 or prompts.ndim != 2 or image.shape[1] != prompts.shape[1] or labels.shape != image.shape[:1]:
+    image, prompts, labels = check_array("image", image), check_array("prompts", prompts), check_array("labels", labels)
+    fit = image.ndim == prompts.ndim == 2 and image.shape[1] == prompts.shape[1] and labels.shape == image.shape[:1]
+    if not fit or not len(labels) or not len(prompts):
         raise ValueError(
             f"image {image.shape}, prompts {prompts.shape}, labels {labels.shape} do not fit; "
             "they must be [I, D], [K, D] and [I]."
@@ -110,12 +122,15 @@ def zero_shot(image: np.ndarray, prompts: np.ndarray, labels: np.ndarray) -> dic
 
 
 def _pairs(image: np.ndarray, text: np.ndarray, text_to_image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, text, owner = np.asarray(image), np.asarray(text), np.asarray(text_to_image)
+    image, text = check_array("image", image), check_array("text", text)
+    owner = check_array("text_to_image", text_to_image, (np.integer,))
     if image.ndim != 2 or text.ndim != 2 or image.shape[1] != text.shape[1] or owner.shape != text.shape[:1]:
         raise ValueError(
             f"image {image.shape}, text {text.shape}, text_to_image {owner.shape} do not fit; "
             "they must be [I, D], [Q, D] and [Q]."
         )
+    if not len(image):
+        raise ValueError("image and text have no rows; give at least one of each.")
     if not np.array_equal(np.unique(owner), np.arange(len(image))):
         raise ValueError(
             f"text_to_image must name every image 0..{len(image) - 1} at least once and nothing else; "

@@ -10,6 +10,7 @@ raises DoesNotApply where it has nothing to say.
 
 from collections.abc import Iterable, Mapping
 
+from fedjax_mm.checks import check_flag, say
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.laws.absence import cohort_in_which_nobody_takes_part_leaves_its_parts_untouched
@@ -109,6 +110,9 @@ def check(
     order of participants does not matter  FAILED   0.25       1e-05    .server
     0 passed, 1 failed, 0 skipped
     """
+    if not isinstance(laws, Iterable) or getattr(laws, "ndim", 1) == 0 or not all(map(callable, laws := list(laws))):
+        raise ValueError(f"laws is {say(laws)}; give a list of laws, as laws.LAWS is")
+    check_flag("strict", strict)
     checked = make_case(method, data, per_round, seed, tolerance, rounding)
     report = Report(tuple(try_law(law, checked) for law in laws))
     if strict:

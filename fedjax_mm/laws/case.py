@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm import clients, costs, trees
+from fedjax_mm.checks import check_number, check_whole, say
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method, transformed
 from fedjax_mm.laws.deviation import rows
@@ -165,6 +166,10 @@ def make_case(
     """
     if not isinstance(method, Method):
         raise ValueError(f"the laws are about one Method, not {type(method).__name__}; check the method of each stage")
+    if not isinstance(data, FederatedData):
+        raise ValueError(f"data is {say(data)}; give a FederatedData")
+    seed = check_whole("seed", seed)
+    tolerance, rounding = check_number("tolerance", tolerance, 0), check_number("rounding", rounding, 0)
     sizes = {name: cohort.size for name, cohort in method.cohorts.items()}
     if sizes != data.sizes:
         raise ValueError(f"the method has cohorts of {sizes} clients; the data has {data.sizes}")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from fedjax_mm.checks import check_callable, say
 from fedjax_mm.laws.case import Case, DoesNotApply
 from fedjax_mm.laws.deviation import Deviation
 
@@ -80,6 +81,9 @@ class Report:
 
 def try_law(law: Law, case: Case) -> Result:
     """What the law finds. An error within it counts as a law that is broken."""
+    if not isinstance(case, Case):
+        raise ValueError(f"case is {say(case)}; give what make_case returns")
+    check_callable("law", law, "of a Case, as those in laws.LAWS")
     name = getattr(law, "__name__", str(law))
     try:
         found = law(case)
