@@ -1,4 +1,4 @@
-"""Pictures are read as they are shown: by EXIF's own definition of upright, and by the formula for what lies over white."""
+"""Pictures are read as they are shown: by EXIF's own definition of upright, and by the formula for lying over white."""
 
 import io
 import struct
@@ -62,7 +62,7 @@ def test_damaged_exif_leaves_a_picture_as_it_is_stored():
 
 
 def over_white(colour, alpha):
-    return np.round((colour * (alpha / 255.0) + 255.0 * (1 - alpha / 255.0)))
+    return np.round(colour * (alpha / 255.0) + 255.0 * (1 - alpha / 255.0))
 
 
 def test_transparent_parts_lie_over_white_and_opaque_ones_are_what_they_were():
