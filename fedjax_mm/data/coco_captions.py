@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedjax_mm.data import captions, images, prepared
+from fedjax_mm.data import captions, images, prepared, stored
 from fedjax_mm.data.captions import PER_IMAGE, Captioned
 
 if TYPE_CHECKING:
@@ -106,13 +106,15 @@ def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
 def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
     import tensorflow_datasets as tfds
 
-    infos = sorted((data_dir / "coco_captions").rglob("dataset_info.json"))
-    if not infos:
+    versions = [info.parent for info in (data_dir / "coco_captions").rglob("dataset_info.json")]
+    if not versions:
         raise FileNotFoundError(f"{data_dir}/coco_captions has no dataset_info.json; prepare it again with TFDS")
-    builder = tfds.builder_from_directory(infos[-1].parent)
+    folder = stored.newest(versions)
+    builder = stored.open_folder(folder)
     official = FOREIGN.get(split, split)
     if official not in builder.info.splits:
-        raise KeyError(f"{infos[-1].parent} has no split {official!r}; it has {sorted(builder.info.splits)}")
+        raise KeyError(f"{folder} has no split {official!r}; it has {sorted(builder.info.splits)}")
+    stored.check_records(builder.info.splits[official])
     source = prepared.source(builder, official, decoders={"image": tfds.decode.SkipDecoding()})
     # Picked from each row as it comes: the encoded photos of train alone are 13 GB.
     rows = [(int(row["image/id"]), row["image/filename"].decode(), row["captions"]["text"]) for row in source]
@@ -122,7 +124,7 @@ def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
         names,
         [_five([text.decode().strip() for text in rows[row][2]], rows[row][1]) for row in order],
         lambda place: source[order[place]]["image"],
-        prepared.fingerprint({"dataset_info.json": infos[-1]})[:16],
+        prepared.fingerprint({"dataset_info.json": folder / "dataset_info.json"})[:16],
     )
 
 

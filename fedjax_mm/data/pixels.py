@@ -32,11 +32,15 @@ REDUCIBLE = ("JPEG", "MPO")
 PROGRAMS = ("EPS", "WMF", "EMF")  # drawn by other programs from commands, not decoded
 
 
+class PictureError(ValueError):
+    """A picture is damaged or too large; the message names it."""
+
+
 @contextlib.contextmanager
 def opened(content: bytes, name: str | os.PathLike) -> Iterator["Image.Image"]:
     """Gives the picture of encoded bytes, not decoded yet.
 
-    Raises ValueError, with the picture's name, where it is no picture or, anywhere in the block, turns out to be cut
+    Raises PictureError, with the picture's name, where it is no picture or, anywhere in the block, turns out to be cut
     off or to claim too many pixels.
     """
     Image = _lazy.require("PIL.Image", "text")
@@ -46,9 +50,9 @@ def opened(content: bytes, name: str | os.PathLike) -> Iterator["Image.Image"]:
                 raise ValueError(f"{picture.format} is a drawing")
             yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, _TooLarge) as error:
-        raise ValueError(f"{name} claims more pixels than may be decoded ({error}); scale it down") from error
+        raise PictureError(f"{name} claims more pixels than may be decoded ({error}); scale it down") from error
     except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
-        raise ValueError(f"{name} is cut off or no picture ({error}); copy or download it again") from error
+        raise PictureError(f"{name} is cut off or no picture ({error}); copy or download it again") from error
 
 
 def size(picture: "Image.Image") -> tuple[int, int]:
@@ -56,14 +60,15 @@ def size(picture: "Image.Image") -> tuple[int, int]:
     return picture.size if _turn(picture) in SIDEWAYS else picture.size[::-1]
 
 
-def upright(picture: "Image.Image", smallest: tuple[int, int]) -> "Image.Image":
+def upright(picture: "Image.Image", smallest: tuple[int, int] | None = None) -> "Image.Image":
     """Returns an opened picture turned as its EXIF orientation says, in the mode that the file has.
 
     smallest: (height, width), upright; a JPEG that is more than twice as large is decoded at a reduced scale.
     Raises an error, before memory is taken, where more than MOST_PIXELS would be decoded.
     """
     turn = _turn(picture)
-    picture.draft("RGB", smallest if turn in SIDEWAYS else smallest[::-1])
+    if smallest is not None:
+        picture.draft("RGB", smallest if turn in SIDEWAYS else smallest[::-1])
     _check_pixels(picture)
     if turn not in TURNS:
         return picture

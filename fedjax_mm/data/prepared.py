@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from fedjax_mm.data import arguments, pixels, stored
+
 # tensorflow_datasets is imported inside the functions: it takes half a second, and most users of fedjax_mm.data
 # never come here.
 
@@ -24,13 +26,15 @@ def load(
     """Returns flat arrays of one split of a prepared dataset, in the order in which it is stored.
 
     name: a folder of data_dir, `cifar100` (its newest version) or `cifar100/3.0.2`. columns: None is all of them; what
-    is not asked for is not decoded. limit: how many examples from the first on; None is all.
-    The result is column -> [M, ...]: images uint8 [M, H, W, C], class labels int32 [M], texts [M] as NumPy strings.
+    is not asked for is not decoded. limit: at most so many examples, from the first on; None is all.
+    The result is column -> [M, ...]: images uint8 [M, H, W, C], upright; class labels and other numbers of 64 bits as
+    int32 [M]; texts [M] as NumPy strings.
     Raises FileNotFoundError (folder, dataset, record file), KeyError (split, column: with a list of what is there) or
-    ValueError (a record file is cut off; examples of different shapes, for which there is `examples`).
+    ValueError (a record file is cut off; a feature whose class is not TFDS's own; numbers that int32 does not hold;
+    examples of different shapes, for which there is `examples`).
     """
     rows = examples(name, data_dir, split, columns, limit)
-    return {column: _stack([row[column] for row in rows], column) for column in rows[0]}
+    return {column: stored.stack([row[column] for row in rows], column) for column in rows[0]}
 
 
 def examples(
@@ -41,27 +45,32 @@ def examples(
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns what `load` does as one dict per example: for recordings and other examples whose shapes differ."""
-    import tensorflow_datasets as tfds
-
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; give a number from 1 on, or None for the whole split")
-    builder = tfds.builder_from_directory(_version_folder(pathlib.Path(data_dir), name))
+    arguments.check_limit(limit=limit)
+    if not all(isinstance(text, str) and text for text in (name, split)):
+        raise ValueError(f"name is {name!r} and split {split!r}; give the names of a prepared dataset and of its split")
+    builder = stored.open_folder(_version_folder(arguments.check_folder("data_dir", data_dir), name))
     if split not in builder.info.splits:
         raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
-    features = sorted(cast(Mapping[str, Any], builder.info.features))
-    columns = features if columns is None else list(columns)
+    features = cast(Mapping[str, Any], builder.info.features)
+    if columns is not None:
+        arguments.check_names("columns", columns)
+    columns = sorted(features) if columns is None else list(columns)
     if unknown := sorted(set(columns) - set(features)):
-        raise KeyError(f"{name} has no column {unknown}; it has {features}")
-    _check_records(builder.info.splits[split])
-    skip = {column: tfds.decode.SkipDecoding() for column in features if column not in columns}
-    rows_of = source(builder, split, skip or None)
-    number = len(rows_of) if limit is None else min(limit, len(rows_of))
+        raise KeyError(f"{name} has no column {unknown}; it has {sorted(features)}")
+    stored.check_records(builder.info.splits[split])
     try:
+        rows_of = source(builder, split, stored.decoders(features, columns, name))
+        number = len(rows_of) if limit is None else min(limit, len(rows_of))
+        arguments.say_fewer(f"split {split!r} of {name}", len(rows_of), limit=limit)
         rows = rows_of.__getitems__(range(number))
-    except (RuntimeError, OSError) as error:
+    except pixels.PictureError:
+        raise
+    except Exception as error:  # of the record reader, of protocol buffers, of each feature's own decoder
         raise ValueError(
             f"a record of {name} in {builder.data_path} is damaged ({error}); copy or prepare it again"
         ) from error
+    if not rows:
+        raise ValueError(f"split {split!r} of {name} in {builder.data_path} has no examples; prepare it again")
     return [{column: row[column] for column in columns} for row in rows]
 
 
@@ -83,29 +92,7 @@ def _version_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
     if not versions:
         there = sorted({str(info.parents[1].relative_to(data_dir)) for info in data_dir.glob("*/*/dataset_info.json")})
         raise FileNotFoundError(f"{data_dir} has no prepared dataset {name!r}; it has {there}")
-    return max(versions, key=lambda version: [int(n) if n.isdigit() else -1 for n in version.name.split(".")])
-
-
-def _check_records(split: Any) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for path, length in zip(map(str, split.filepaths), split.shard_lengths, strict=True):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no record file {path}; copy or prepare the dataset again")
-        # A cut-off file loses its footer: the reader then counts 0 records, but hands out damaged ones when asked.
-        if (found := ArrayRecordReader(path).num_records()) != length:
-            raise ValueError(
-                f"{path} is cut off: {found} readable records where {length} are expected; copy or prepare it again"
-            )
-
-
-def _stack(values: list[Any], column: str) -> np.ndarray:
-    if isinstance(values[0], bytes):
-        return np.array([value.decode() for value in values])
-    if len({np.shape(value) for value in values}) > 1:
-        raise ValueError(f"the examples differ in the shape of {column!r} and fit no array; read them with `examples`")
-    stacked = np.stack(values)
-    return stacked.astype(np.int32) if stacked.dtype == np.int64 else stacked
+    return stored.newest(versions)
 
 
 def cache_dir() -> pathlib.Path:
