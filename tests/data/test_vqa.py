@@ -53,6 +53,22 @@ def test_normalise():
         "A": "a",
         "yes/no": "yes no",
         "theatre": "theatre",
+        "U.S.A.": "usa",
+        "11 a.m.": "11 am",
+        "5 p.m.": "5 pm",
+        "1,000-2,000": "10002000",  # a comma between digits: every mark goes without a space
+        "1,000 - 2,000": "1000 2000",
+        "10-20": "10 20",
+        "red/white, blue/green": "red white blue green",  # only the comma stands beside a space
+        "red / white/blue": "red whiteblue",  # this mark stands beside one somewhere
+        "-5": "5",
+        "left -\nright-hand": "left righthand",
+        "st. john's": "st john's",
+        "v1.5.": "v1.5",
+        ".5": ".5",
+        "No.5": "no.5",
+        "a.b": "ab",
+        "the": "the",
     }.items():
         assert vqa.normalise(raw) == clean
         assert vqa.normalise(clean) == clean
