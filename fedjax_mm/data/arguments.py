@@ -40,7 +40,7 @@ def check_names(name: str, value: Any, known: Sequence[str] = ()) -> None:
 def check_folder(name: str, value: Any) -> pathlib.Path:
     """Returns an argument that is a path; raises ValueError where it is none."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ValueError(f"{name} is {value!r}; give the path of a folder, as text or as pathlib.Path")
+        raise ValueError(f"{name} is {value!r}; give the path, as text or as pathlib.Path")
     return pathlib.Path(value)
 
 
