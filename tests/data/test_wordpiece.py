@@ -111,9 +111,7 @@ def test_only_ends_of_lines_end_a_token(tmp_path):
 def test_a_vocabulary_that_would_be_misread_is_refused(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*wordpiece.SPECIAL, "[unused1]", "Paris", "the"]))
-    with pytest.raises(
-        ValueError, match="of a cased model: 1 of 8 tokens have capitals, as 'Paris'.*tokenizer.json"
-    ):
+    with pytest.raises(ValueError, match="of a cased model: 1 of 8 tokens have capitals, as 'Paris'.*tokenizer.json"):
         wordpiece.load(path)
     path.write_text("\n".join([*wordpiece.SPECIAL, "[unused1]", "paris", "the", "paris"]))
     with pytest.raises(ValueError, match="has the token 'paris' in lines 7 and 9"):
