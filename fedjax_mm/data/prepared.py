@@ -3,14 +3,16 @@
 import hashlib
 import os
 import pathlib
+import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from fedjax_mm.data import arguments, pixels, stored
+
+LARGEST_MEMBER = 2**29  # bytes of one file in a downloaded archive; the largest that is known has 40 million
 
 # tensorflow_datasets is imported inside the functions: it takes half a second, and most users of fedjax_mm.data
 # never come here.
@@ -141,6 +143,7 @@ def raw_files(
     asked. Otherwise they are downloaded. urls: name -> address of single files, or the address of one archive of all.
     """
     import requests  # TFDS brings it
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
     required, optional = list(required), list(optional)
@@ -154,6 +157,10 @@ def raw_files(
         # Without a network TFDS would try each address ten times, for minutes: ask once beforehand.
         requests.head(urls if isinstance(urls, str) else next(iter(urls.values())), timeout=20)
         fetched = dl_manager.download(urls)
+    except NonMatchingChecksumError as error:
+        raise ValueError(
+            f"what was downloaded is not what {source} had ({error}); try again, or get the files by hand"
+        ) from error
     except (OSError, DownloadError) as error:
         raise ConnectionError(
             f"download failed ({error}); put the raw files of {source} in a folder and give it as data_dir"
@@ -164,17 +171,36 @@ def raw_files(
 
 
 def _unzip(archive: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """Returns a folder with those members of a zip, wherever they lie in it; TFDS's own extractor needs TensorFlow."""
-    folder = archive.with_suffix(".members")
+    """Returns a folder with those members of a zip, wherever they lie in it; TFDS's own extractor needs TensorFlow.
+
+    Only the last part of a member's path is used, and only where it is one of the names.
+    """
+    names, folder = set(names), archive.with_suffix(".members")
     folder.mkdir(exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                if (name := pathlib.PurePosixPath(member.filename).name) in names:
-                    (folder / name).write_bytes(opened.read(member))
-    except (zipfile.BadZipFile, zlib.error) as error:
+            found = [member for member in opened.infolist() if pathlib.PurePosixPath(member.filename).name in names]
+            _check_members(found, folder)
+            for member in found:
+                with opened.open(member) as content:
+                    with open(folder / pathlib.PurePosixPath(member.filename).name, "wb") as file:
+                        shutil.copyfileobj(content, file)  # at most the size that was checked
+    except Exception as error:  # of zipfile and of each way to compress
         raise ValueError(f"{archive} is cut off or damaged ({error}); delete it, and it is downloaded again") from error
     return folder
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], folder: pathlib.Path) -> None:
+    sizes: dict[str, tuple[int, int]] = {}
+    for member in members:
+        name, content = pathlib.PurePosixPath(member.filename).name, (member.file_size, member.CRC)
+        if sizes.setdefault(name, content) != content:
+            raise ValueError(f"it has two different files {name}")
+        if member.file_size > LARGEST_MEMBER:
+            raise ValueError(f"{member.filename} claims {member.file_size} bytes")
+    needed, free = sum(size for size, _ in sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"its files need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
 
 
 def prepare(

@@ -1,6 +1,8 @@
 import io
 import json
 import shutil
+import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -315,6 +317,44 @@ def test_a_damaged_description_is_named(copy, name, content):
 def test_a_wrong_argument_is_named(data_dir, wrong, message):
     with pytest.raises(ValueError, match=message):
         prepared.load(**{"name": "toy", "data_dir": data_dir, "split": "train", **wrong})
+
+
+def archive(path, *members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members:
+            file.writestr(name, content)
+    return path
+
+
+def test_only_what_is_asked_for_leaves_an_archive(tmp_path):
+    members = (("deep/a.log", "one"), ("../b.log", "two"), ("/etc/c.log", "three"), ("__MACOSX/._a.log", "no"))
+    folder = prepared._unzip(archive(tmp_path / "a.zip", *members), ("a.log", "b.log"))
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"a.log": "one", "b.log": "two"}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.members", "a.zip"]
+
+
+def test_an_archive_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
+    bomb = archive(tmp_path / "a.zip", ("a.log", bytes(10**6)))
+    assert bomb.stat().st_size < 2000
+    monkeypatch.setattr(prepared, "LARGEST_MEMBER", 10**6 - 1)
+    with pytest.raises(ValueError, match="a.zip is .*a.log claims 1000000 bytes"):
+        prepared._unzip(bomb, ("a.log",))
+    monkeypatch.setattr(prepared, "LARGEST_MEMBER", 10**6)
+    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**6 - 1))
+    with pytest.raises(ValueError, match="a.zip is .*need 0.0 GB and 0.0 GB are free"):
+        prepared._unzip(bomb, ("a.log",))
+    assert list((tmp_path / "a.members").iterdir()) == []
+    two = archive(tmp_path / "b.zip", ("x/a.log", "one"), ("y/a.log", "two"))
+    with pytest.raises(ValueError, match="b.zip is .*two different files a.log"):
+        prepared._unzip(two, ("a.log",))
+
+
+def test_downloads_are_encrypted_on_their_way():
+    from fedjax_mm.data.mhealth import mhealth_dataset_builder as mhealth
+    from fedjax_mm.data.opportunity import opportunity_dataset_builder as opportunity
+    from fedjax_mm.data.ur_fall import ur_fall_dataset_builder as ur_fall
+
+    assert all(builder.URL.startswith("https://") for builder in (mhealth, opportunity, ur_fall))
 
 
 def test_the_real_sets(shared_data):
