@@ -57,7 +57,9 @@ def opened(content: bytes, name: str | os.PathLike) -> Iterator["Image.Image"]:
 
 def size(picture: "Image.Image") -> tuple[int, int]:
     """Returns the (height, width) that an opened picture has when it is upright, in full scale."""
-    return picture.size if _turn(picture) in SIDEWAYS else picture.size[::-1]
+    sideways = _turn(picture) in SIDEWAYS
+    width, height = picture.size
+    return (width, height) if sideways else (height, width)
 
 
 def upright(picture: "Image.Image", smallest: tuple[int, int] | None = None) -> "Image.Image":
@@ -68,7 +70,8 @@ def upright(picture: "Image.Image", smallest: tuple[int, int] | None = None) -> 
     """
     turn = _turn(picture)
     if smallest is not None:
-        picture.draft("RGB", smallest if turn in SIDEWAYS else smallest[::-1])
+        height, width = smallest
+        picture.draft("RGB", (height, width) if turn in SIDEWAYS else (width, height))
     _check_pixels(picture)
     if turn not in TURNS:
         return picture

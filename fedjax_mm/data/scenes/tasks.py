@@ -45,7 +45,8 @@ def scene(
     Questions are of all types. Client "circle-square-triangle" sees these alone, its neighbour squares, triangles and
     crosses. Questions may be asked about a shape that does not occur.
     """
-    if places not in range(1, len(SHAPES) + 1):
+    arguments.check_whole(1, places=places)
+    if places > len(SHAPES):
         raise ValueError(f"places is {places!r}; it can be 1 to {len(SHAPES)}")
     sources = {}
     for place in range(places):
