@@ -122,7 +122,10 @@ def photo_problem(
     parts = ("pretraining", "train", "test")
     image = {k: {"image": wide(cifar[k]["image"]), "label": cifar[k]["label"]} for k in parts}
     text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
-    pairs = rng.permutation(len(captions))[: numbers.both * numbers.per_client]
+    taken = numbers.both * numbers.per_client
+    _check_enough("Flickr8k's train", len(captions), "--numbers.both times --numbers.per-client", taken)
+    _check_enough(f"{public}'s {tested}", len(images[tested]), "--numbers.test", numbers.test)
+    pairs = rng.permutation(len(captions))[:taken]
     both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions[pairs])}
     shared = {"image": images["public"], "text": tokens(named["public"][:, 0])}
     test = {"image": images[tested][: numbers.test], "text": tokens(named[tested][: numbers.test])}
@@ -140,10 +143,17 @@ def photo_problem(
     return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
 
 
+def _check_enough(what: str, there: int, argument: str, asked: int) -> None:
+    if asked > there:
+        raise ValueError(f"{argument} asks for {asked} examples, and {what} has {there}; ask for fewer")
+
+
 def _coco(folder: pathlib.Path, public: int, side: int, length: int, rng: np.random.Generator):
     """({split: images}, {split: captions}) of COCO: so many public ones of its train, and "valid"."""
     coco = coco_captions.load(folder, ("train", "valid"), image=side, length=length)
-    chosen = np.sort(rng.permutation(len(coco.captions["train"])))[:public]
+    there = len(coco.captions["train"])
+    _check_enough("COCO's train", there, "--numbers.public", public)
+    chosen = np.sort(rng.permutation(there)[:public])
     images = {"public": coco.splits["train"]["image"][chosen], "valid": coco.splits["valid"]["image"]}
     return images, {"public": coco.captions["train"][chosen], "valid": coco.captions["valid"]}
 
@@ -161,11 +171,13 @@ def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, number
         if name == NEWS:
             whole, tested = _read(whole), _read(tested)
         total, train = len(whole["label"]), clients * numbers.per_client
-        before, order = np.split(np.random.default_rng(0).permutation(total), [min(numbers.pretraining, total // 2)])
+        _check_enough(f"half of {name}", total // 2, "--numbers.pretraining", numbers.pretraining)
+        before, order = np.split(np.random.default_rng(0).permutation(total), [numbers.pretraining])
         order = rng.permutation(order)
         rows = order[train : train + numbers.test] if split != "test" else rng.permutation(len(tested["label"]))
-        if len(order) < train or not len(rows):
-            raise ValueError(f"{name} has {len(order)} training examples besides {len(before)}; {train} are asked for")
+        asked = train if split == "test" else train + numbers.test
+        _check_enough(f"{name}, besides {len(before)} to pretrain on,", len(order), "--numbers", asked)
+        _check_enough(f"the test of {name}", len(rows), "--numbers.test", numbers.test)
         take = lambda arrays, rows: {k: v[rows] for k, v in arrays.items()}
         parts = {"pretraining": take(whole, before), "train": take(whole, order[:train])}
         found.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from fedjax_mm.data import audio, images
+from fedjax_mm.data import arguments, audio, images
 from fedjax_mm.data.dataset import Dataset
 
 SOURCE = "https://zenodo.org/records/3828124"
@@ -34,9 +34,11 @@ def load(
     is cut off.
     Source: Hu 2020 (ECCV), arXiv 2005.08449; the split of LW-FedMML (arXiv 2407.15426, its code).
     """
-    if not 0 <= valid < 1:
-        raise ValueError(f"valid is {valid}; give the share of train that it takes, from 0 to below 1")
-    photos, sounds = _pairs(pathlib.Path(data_dir))
+    arguments.check_whole(0, seed=seed)
+    arguments.check_whole(1, image=image, mels=mels, frames=frames)
+    if isinstance(valid, bool) or not isinstance(valid, int | float) or not 0 <= valid < 1:
+        raise ValueError(f"valid is {valid!r}; give the share of train that it takes, from 0 to below 1")
+    photos, sounds = _pairs(arguments.check_folder("data_dir", data_dir))
     classes = tuple(sorted({path.parent.name for path in photos}))
     version = images.listing([*photos, *sounds])
     photo_cache = images.cache_file(cache_dir, "advance_image", image, version)

@@ -4,15 +4,19 @@ import math
 import os
 import pathlib
 import struct
+import threading
 import warnings
 
 import numpy as np
 from scipy import signal
 from scipy.io import wavfile
 
+from fedjax_mm.data import arguments
+
 MEAN, STD = -4.2677393, 4.5689974  # of log-mel features of AudioSet
 LOWEST_HZ = 20.0
 PREEMPHASIS = 0.97
+WARNINGS = threading.Lock()  # Python's filters of warnings are one for all threads, and loaders read in several
 FLOOR = float(np.finfo(np.float32).eps)
 
 
@@ -37,6 +41,8 @@ def log_mel(
     >>> log_mel(tone, frames=64, mels=32).shape
     (64, 32)
     """
+    arguments.check_whole(100, rate=rate)
+    arguments.check_whole(1, frames=frames, mels=mels)
     waveform = np.asarray(waveform)
     if waveform.ndim != 1 or waveform.dtype.kind != "f":
         raise ValueError(
@@ -72,8 +78,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
     from_rate, to_rate: samples a second.
     """
-    if from_rate < 1 or to_rate < 1:
-        raise ValueError(f"cannot resample from {from_rate} to {to_rate} samples a second; both must be positive")
+    arguments.check_whole(1, from_rate=from_rate, to_rate=to_rate)
     if from_rate == to_rate:
         return waveform
     common = math.gcd(from_rate, to_rate)
@@ -83,17 +88,22 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """Returns (waveform, samples a second) of a wav file; the waveform [T] float32 in -1..1 is its channels' mean.
 
-    Raises FileNotFoundError, or ValueError where it is cut off or no wav file.
+    Raises FileNotFoundError, or ValueError where it is cut off, no wav file, or holds no sound.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with warnings.catch_warnings():
+        _check_length(path)
+        with WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of other programs
             warnings.filterwarnings("error", "Reached EOF prematurely")  # else it hands out what there is
             rate, samples = wavfile.read(path)
-    except (ValueError, EOFError, struct.error, wavfile.WavFileWarning) as error:
+        if rate < 1 or not samples.size:
+            raise ValueError(f"{samples.size} samples at {rate} a second")
+        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+            raise ValueError("samples that are no numbers")
+    except Exception as error:  # SciPy has another for each damaged field of a header
         raise ValueError(f"{path} is cut off or no wav file ({error}); copy or download it again") from error
     if samples.dtype == np.uint8:
         waveform = (samples.astype(np.float32) - 128) / 128
@@ -102,3 +112,16 @@ def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     else:
         waveform = samples.astype(np.float32)
     return (waveform.mean(1) if waveform.ndim == 2 else waveform), rate
+
+
+def _check_length(path: pathlib.Path) -> None:
+    """Raises ValueError where a chunk of the file reaches over its end, which SciPy does not always see."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        order = {b"RIFF": "<", b"RIFX": ">"}.get(file.read(4))
+        file.seek(12)
+        while order and len(head := file.read(8)) == 8:
+            end = file.tell() + struct.unpack(order + "I", head[4:])[0]
+            if end > size:
+                raise ValueError(f"chunk {head[:4]!r} ends at byte {end} of {size}")
+            file.seek(end + end % 2)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedjax_mm.data import arrays, audio, prepared
+from fedjax_mm.data import arguments, arrays, audio, prepared
 from fedjax_mm.data.dataset import Dataset
 
 SPOKEN = pathlib.Path("spoken_digit") / "spoken_digit_8khz.npz"
@@ -37,9 +37,13 @@ def load(
     where there are fewer pictures of a digit than pairs ask for.
     Source: Vielzeuf 2018 (CentralNet, arXiv 1808.07275) pairs MNIST and spoken digits thus.
     """
-    if unknown := sorted(set(pairs) - set(RECORDINGS)):
+    arguments.check_whole(0, seed=seed)
+    arguments.check_whole(1, mels=mels, frames=frames)
+    if not isinstance(pairs, Mapping):
+        raise ValueError(f"pairs is {pairs!r}; give a mapping from split to a number of pairs")
+    if unknown := [split for split in pairs if split not in RECORDINGS]:
         raise ValueError(f"pairs names {unknown}; the splits are {', '.join(RECORDINGS)}")
-    data_dir = pathlib.Path(data_dir)
+    data_dir = arguments.check_folder("data_dir", data_dir)
     spoken = arrays.load_npz(data_dir / SPOKEN, ("audio", "offsets", "label", "index", "sample_rate"))
     features = _features(spoken, data_dir / SPOKEN, mels, frames)
     mnist = {split: prepared.load("mnist", data_dir / "tfds", split, ("image", "label")) for split in ("train", "test")}
@@ -59,8 +63,12 @@ def load(
 
 def _features(spoken: Mapping[str, np.ndarray], path: pathlib.Path, mels: int, frames: int) -> np.ndarray:
     """Log-mel features of every recording, [recordings, frames, mels]."""
-    offsets, rate = spoken["offsets"], int(spoken["sample_rate"])
-    if offsets[-1] != len(spoken["audio"]):
+    if spoken["audio"].dtype != np.int16 or spoken["audio"].ndim != 1 or spoken["sample_rate"].size != 1:
+        raise ValueError(f"{path} must have `audio` [T] int16 and one `sample_rate`, not {spoken['audio'].dtype}")
+    offsets, rate = arrays.as_int32(spoken["offsets"], f"{path}: `offsets`"), int(spoken["sample_rate"])
+    if (offsets.ndim, *map(len, (spoken["label"], spoken["index"]))) != (1, len(offsets) - 1, len(offsets) - 1):
+        raise ValueError(f"{path}: `label` and `index` must have one number for each recording between two `offsets`")
+    if offsets[0] != 0 or (np.diff(offsets) < 1).any() or offsets[-1] != len(spoken["audio"]):
         raise ValueError(f"{path}: `audio` has {len(spoken['audio'])} samples, `offsets` count {offsets[-1]}")
     waveform = spoken["audio"].astype(np.float32) / 32768
     recordings = (waveform[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True))
@@ -105,6 +113,6 @@ def _mnist_split(split: str) -> str:
 
 def _in_turn(number: int) -> np.ndarray:
     """The digits 0, 1, .., 9, 0, .. of so many pairs."""
-    if number < 1:
-        raise ValueError(f"pairs asks for {number} pairs; give 1 or more, or leave the split out")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"pairs asks for {number!r} pairs; give 1 or more, or leave the split out")
     return np.arange(number, dtype=np.int32) % DIGITS

@@ -1,7 +1,6 @@
 """COCO captions: photos of everyday scenes with five captions each, too many for the memory."""
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedjax_mm.data import captions, images, prepared
+from fedjax_mm.data import arguments, captions, images, prepared, stored
 from fedjax_mm.data.captions import PER_IMAGE, Captioned
+from fedjax_mm.data.text_files import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,24 +35,25 @@ def load(
     TFDS's prepared `coco_captions` (array_record; its splits are Karpathy's of 2014, with `test` and `restval` too).
     splits: some of train, valid (and test, restval). image: pixels of a side; photos are squashed to a square.
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
-    first split named. limit: how many photos of each split, from the first on in the order of COCO's ids.
+    first split named. limit: at most so many photos of each split, from the first on in the order of COCO's ids.
     cache_dir: where the decoded photos are kept, written at the first call (None: the user's cache); 224 x 224 pixels
     of train2017 take 17.8 GB.
 
     A photo has five to seven captions; `text` [I, 5, length] int32 holds the first five.
     Raises FileNotFoundError, KeyError (no such split) or ValueError naming the file that is missing or damaged.
     """
-    data_dir = pathlib.Path(data_dir)
+    arguments.check_whole(1, image=image)
+    arguments.check_whole(3, length=length)
+    arguments.check_limit(limit=limit)
+    arguments.check_names("splits", splits)
+    data_dir = arguments.check_folder("data_dir", data_dir)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}; get train2017, val2017 and annotations from {SOURCE}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; give a number from 1 on, or None for all photos")
-    if isinstance(splits, str) or not splits:
-        raise ValueError(f"splits is {splits!r}; give a tuple of names, as ('train', 'valid')")
     read = _prepared if (data_dir / "coco_captions").is_dir() else _official
     pictures, texts, names = {}, {}, {}
     for split in splits:
         photos = read(data_dir, split, limit)
+        arguments.say_fewer(f"split {split!r} of {data_dir}", len(photos.names), limit=limit)
         path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
         row = functools.partial(_decode, photos, image)
         pictures[split] = images.memory_map(path, len(photos.names), row)
@@ -81,14 +82,16 @@ def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
         raise FileNotFoundError(
             f"{data_dir} has neither coco_captions prepared by TFDS nor annotations/{path.name}; get it from {SOURCE}"
         )
+    listed = parse_json(path.read_bytes(), path, f"get it again from {SOURCE}")
     try:
-        listed = json.loads(path.read_bytes())
         names = {entry["id"]: entry["file_name"] for entry in listed["images"]}
         texts = {number: [] for number in sorted(names)}
         for entry in listed["annotations"]:
             texts[entry["image_id"]].append(entry["caption"].strip())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is cut off or no list of captions ({error!r}); get it again from {SOURCE}") from error
+        if not all(isinstance(name, str) and os.path.basename(name) == name for name in names.values()):
+            raise ValueError("a file_name that is no name of a file")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no list of captions ({error!r}); get it again from {SOURCE}") from error
     ids = list(texts)[:limit]
     there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     if missing := [names[i] for i in ids if names[i] not in there]:
@@ -106,13 +109,15 @@ def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
 def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
     import tensorflow_datasets as tfds
 
-    infos = sorted((data_dir / "coco_captions").rglob("dataset_info.json"))
-    if not infos:
+    versions = [info.parent for info in (data_dir / "coco_captions").rglob("dataset_info.json")]
+    if not versions:
         raise FileNotFoundError(f"{data_dir}/coco_captions has no dataset_info.json; prepare it again with TFDS")
-    builder = tfds.builder_from_directory(infos[-1].parent)
+    folder = stored.newest(versions)
+    builder = stored.open_folder(folder)
     official = FOREIGN.get(split, split)
     if official not in builder.info.splits:
-        raise KeyError(f"{infos[-1].parent} has no split {official!r}; it has {sorted(builder.info.splits)}")
+        raise KeyError(f"{folder} has no split {official!r}; it has {sorted(builder.info.splits)}")
+    stored.check_records(builder.info.splits[official])
     source = prepared.source(builder, official, decoders={"image": tfds.decode.SkipDecoding()})
     # Picked from each row as it comes: the encoded photos of train alone are 13 GB.
     rows = [(int(row["image/id"]), row["image/filename"].decode(), row["captions"]["text"]) for row in source]
@@ -122,7 +127,7 @@ def _prepared(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:
         names,
         [_five([text.decode().strip() for text in rows[row][2]], rows[row][1]) for row in order],
         lambda place: source[order[place]]["image"],
-        prepared.fingerprint({"dataset_info.json": infos[-1]})[:16],
+        prepared.fingerprint({"dataset_info.json": folder / "dataset_info.json"})[:16],
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fedjax_mm.data import arguments
 from fedjax_mm.data.dataset import Dataset
 
 PROPORTIONS = {"test": 0.25, "valid": 0.10, "proxy": 0.15, "labelled": 0.10}
@@ -24,6 +25,9 @@ def load(form: str = "image", seed: int = 0, proportions: Mapping[str, float] = 
     """
     if form not in ("image", "sequence"):
         raise ValueError(f'form is {form!r}; it can be "image" or "sequence"')
+    arguments.check_whole(0, seed=seed)
+    if not isinstance(proportions, Mapping) or not all(isinstance(share, float) for share in proportions.values()):
+        raise ValueError(f"proportions is {proportions!r}; give a mapping from split to a share between 0 and 1")
     from sklearn.datasets import load_digits
 
     digits = cast(Any, load_digits())

@@ -3,12 +3,16 @@
 import hashlib
 import os
 import pathlib
+import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+
+from fedjax_mm.data import arguments, pixels, stored
+
+LARGEST_MEMBER = 2**29  # bytes of one file in a downloaded archive; the largest that is known has 40 million
 
 # tensorflow_datasets is imported inside the functions: it takes half a second, and most users of fedjax_mm.data
 # never come here.
@@ -24,13 +28,15 @@ def load(
     """Returns flat arrays of one split of a prepared dataset, in the order in which it is stored.
 
     name: a folder of data_dir, `cifar100` (its newest version) or `cifar100/3.0.2`. columns: None is all of them; what
-    is not asked for is not decoded. limit: how many examples from the first on; None is all.
-    The result is column -> [M, ...]: images uint8 [M, H, W, C], class labels int32 [M], texts [M] as NumPy strings.
+    is not asked for is not decoded. limit: at most so many examples, from the first on; None is all.
+    The result is column -> [M, ...]: images uint8 [M, H, W, C], upright; class labels and other numbers of 64 bits as
+    int32 [M]; texts [M] as NumPy strings.
     Raises FileNotFoundError (folder, dataset, record file), KeyError (split, column: with a list of what is there) or
-    ValueError (a record file is cut off; examples of different shapes, for which there is `examples`).
+    ValueError (a record file is cut off; a feature whose class is not TFDS's own; numbers that int32 does not hold;
+    examples of different shapes, for which there is `examples`).
     """
     rows = examples(name, data_dir, split, columns, limit)
-    return {column: _stack([row[column] for row in rows], column) for column in rows[0]}
+    return {column: stored.stack([row[column] for row in rows], column) for column in rows[0]}
 
 
 def examples(
@@ -41,27 +47,32 @@ def examples(
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns what `load` does as one dict per example: for recordings and other examples whose shapes differ."""
-    import tensorflow_datasets as tfds
-
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; give a number from 1 on, or None for the whole split")
-    builder = tfds.builder_from_directory(_version_folder(pathlib.Path(data_dir), name))
+    arguments.check_limit(limit=limit)
+    if not all(isinstance(text, str) and text for text in (name, split)):
+        raise ValueError(f"name is {name!r} and split {split!r}; give the names of a prepared dataset and of its split")
+    builder = stored.open_folder(_version_folder(arguments.check_folder("data_dir", data_dir), name))
     if split not in builder.info.splits:
         raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
-    features = sorted(cast(Mapping[str, Any], builder.info.features))
-    columns = features if columns is None else list(columns)
+    features = cast(Mapping[str, Any], builder.info.features)
+    if columns is not None:
+        arguments.check_names("columns", columns)
+    columns = sorted(features) if columns is None else list(columns)
     if unknown := sorted(set(columns) - set(features)):
-        raise KeyError(f"{name} has no column {unknown}; it has {features}")
-    _check_records(builder.info.splits[split])
-    skip = {column: tfds.decode.SkipDecoding() for column in features if column not in columns}
-    rows_of = source(builder, split, skip or None)
-    number = len(rows_of) if limit is None else min(limit, len(rows_of))
+        raise KeyError(f"{name} has no column {unknown}; it has {sorted(features)}")
+    stored.check_records(builder.info.splits[split])
     try:
+        rows_of = source(builder, split, stored.decoders(features, columns, name))
+        number = len(rows_of) if limit is None else min(limit, len(rows_of))
+        arguments.say_fewer(f"split {split!r} of {name}", len(rows_of), limit=limit)
         rows = rows_of.__getitems__(range(number))
-    except (RuntimeError, OSError) as error:
+    except pixels.PictureError:
+        raise
+    except Exception as error:  # of the record reader, of protocol buffers, of each feature's own decoder
         raise ValueError(
             f"a record of {name} in {builder.data_path} is damaged ({error}); copy or prepare it again"
         ) from error
+    if not rows:
+        raise ValueError(f"split {split!r} of {name} in {builder.data_path} has no examples; prepare it again")
     return [{column: row[column] for column in columns} for row in rows]
 
 
@@ -83,29 +94,7 @@ def _version_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
     if not versions:
         there = sorted({str(info.parents[1].relative_to(data_dir)) for info in data_dir.glob("*/*/dataset_info.json")})
         raise FileNotFoundError(f"{data_dir} has no prepared dataset {name!r}; it has {there}")
-    return max(versions, key=lambda version: [int(n) if n.isdigit() else -1 for n in version.name.split(".")])
-
-
-def _check_records(split: Any) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for path, length in zip(map(str, split.filepaths), split.shard_lengths, strict=True):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no record file {path}; copy or prepare the dataset again")
-        # A cut-off file loses its footer: the reader then counts 0 records, but hands out damaged ones when asked.
-        if (found := ArrayRecordReader(path).num_records()) != length:
-            raise ValueError(
-                f"{path} is cut off: {found} readable records where {length} are expected; copy or prepare it again"
-            )
-
-
-def _stack(values: list[Any], column: str) -> np.ndarray:
-    if isinstance(values[0], bytes):
-        return np.array([value.decode() for value in values])
-    if len({np.shape(value) for value in values}) > 1:
-        raise ValueError(f"the examples differ in the shape of {column!r} and fit no array; read them with `examples`")
-    stacked = np.stack(values)
-    return stacked.astype(np.int32) if stacked.dtype == np.int64 else stacked
+    return stored.newest(versions)
 
 
 def cache_dir() -> pathlib.Path:
@@ -154,6 +143,7 @@ def raw_files(
     asked. Otherwise they are downloaded. urls: name -> address of single files, or the address of one archive of all.
     """
     import requests  # TFDS brings it
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
     required, optional = list(required), list(optional)
@@ -167,6 +157,10 @@ def raw_files(
         # Without a network TFDS would try each address ten times, for minutes: ask once beforehand.
         requests.head(urls if isinstance(urls, str) else next(iter(urls.values())), timeout=20)
         fetched = dl_manager.download(urls)
+    except NonMatchingChecksumError as error:
+        raise ValueError(
+            f"what was downloaded is not what {source} had ({error}); try again, or get the files by hand"
+        ) from error
     except (OSError, DownloadError) as error:
         raise ConnectionError(
             f"download failed ({error}); put the raw files of {source} in a folder and give it as data_dir"
@@ -177,17 +171,36 @@ def raw_files(
 
 
 def _unzip(archive: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """Returns a folder with those members of a zip, wherever they lie in it; TFDS's own extractor needs TensorFlow."""
-    folder = archive.with_suffix(".members")
+    """Returns a folder with those members of a zip, wherever they lie in it; TFDS's own extractor needs TensorFlow.
+
+    Only the last part of a member's path is used, and only where it is one of the names.
+    """
+    names, folder = set(names), archive.with_suffix(".members")
     folder.mkdir(exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                if (name := pathlib.PurePosixPath(member.filename).name) in names:
-                    (folder / name).write_bytes(opened.read(member))
-    except (zipfile.BadZipFile, zlib.error) as error:
+            found = [member for member in opened.infolist() if pathlib.PurePosixPath(member.filename).name in names]
+            _check_members(found, folder)
+            for member in found:
+                with opened.open(member) as content:
+                    with open(folder / pathlib.PurePosixPath(member.filename).name, "wb") as file:
+                        shutil.copyfileobj(content, file)  # at most the size that was checked
+    except Exception as error:  # of zipfile and of each way to compress
         raise ValueError(f"{archive} is cut off or damaged ({error}); delete it, and it is downloaded again") from error
     return folder
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], folder: pathlib.Path) -> None:
+    sizes: dict[str, tuple[int, int]] = {}
+    for member in members:
+        name, content = pathlib.PurePosixPath(member.filename).name, (member.file_size, member.CRC)
+        if sizes.setdefault(name, content) != content:
+            raise ValueError(f"it has two different files {name}")
+        if member.file_size > LARGEST_MEMBER:
+            raise ValueError(f"{member.filename} claims {member.file_size} bytes")
+    needed, free = sum(size for size, _ in sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"its files need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
 
 
 def prepare(

@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 
-from fedjax_mm.data import arrays, windows
+from fedjax_mm.data import arguments, arrays, windows
 from fedjax_mm.data.dataset import Dataset
 
 FILE = "utd_mhad_inertial_skeleton.npz"
@@ -70,7 +70,8 @@ def load(
     hand's speed in the skeleton correlates with the wrist's angular rate at 0.65 this way, at 0.22 by nominal rates.
     Raises FileNotFoundError, KeyError or ValueError where the file is missing, another one, or cut off.
     """
-    path = pathlib.Path(data_dir) / FILE
+    arguments.check_whole(1, window=window, stride=stride)
+    path = arguments.check_folder("data_dir", data_dir) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{data_dir} has no {FILE}; join the trials of {SOURCE} as `load` describes")
     npz = arrays.load_npz(path, ("inertial", "skeleton", "meta"))
@@ -92,7 +93,10 @@ def resample(rows: np.ndarray, steps: int) -> np.ndarray:
 
 def _trials(npz: dict[str, np.ndarray], path: pathlib.Path) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """One dict of arrays [T, ...] per trial, and the subjects [trials] int32."""
-    action, subject, _, *lengths = npz["meta"].T
+    shapes = {name: npz[name].shape[1:] for name in npz}
+    if shapes != {"inertial": (6,), "skeleton": (20, 3), "meta": (5,)}:
+        raise ValueError(f"{path} has rows of shapes {shapes}; it must be the file that `load` describes")
+    action, subject, _, *lengths = arrays.as_int32(npz["meta"], f"{path}: the rows of `meta`").T
     for name, length in zip(("inertial", "skeleton"), lengths, strict=True):
         if length.sum() != len(npz[name]):
             raise ValueError(f"{path}: `{name}` has {len(npz[name])} rows, but `meta` counts {length.sum()}")
@@ -107,4 +111,4 @@ def _trials(npz: dict[str, np.ndarray], path: pathlib.Path) -> tuple[list[dict[s
         {"inertial": resample(i, len(s)), "skeleton": s, "labels": np.full(len(s), a - 1, np.int32)}
         for i, s, a in zip(*parts, action, strict=True)
     ]
-    return trials, subject.astype(np.int32)
+    return trials, subject

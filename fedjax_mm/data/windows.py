@@ -1,8 +1,11 @@
 """From recordings to windows: they are cut, split by whole groups, and normalised with training statistics."""
 
+import numbers
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+
+from fedjax_mm.data import arguments, arrays
 
 Sizes = Mapping[str, int | float]  # split -> groups of every stratum: a number of them, or a fraction
 
@@ -19,8 +22,7 @@ def cut(sequences: Sequence[Mapping[str, np.ndarray]], length: int, stride: int)
     >>> windows["x"].tolist(), windows["sequence"].tolist()
     ([[0, 1, 2], [2, 3, 4], [10, 11, 12]], [0, 0, 1])
     """
-    if length < 1 or stride < 1:
-        raise ValueError(f"a window of length {length} and stride {stride} cannot be cut; both must be at least 1")
+    arguments.check_whole(1, length=length, stride=stride)
     steps = np.array([len(next(iter(s.values()))) for s in sequences], int)
     for i, s in enumerate(sequences):
         if any(len(a) != steps[i] for a in s.values()):
@@ -46,12 +48,22 @@ def zscore(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Returns `train` and the others, float32, minus the mean and over the standard deviation of `train` alone.
 
     All arrays are [..., D]; each of the D features has its own statistics. A feature that is constant in `train` is
-    only shifted.
+    only shifted; it counts as constant where its deviation is no more than the rounding of its mean, as in
+    scikit-learn's StandardScaler. Raises ValueError where `train` has no values or the arrays differ in D.
+
+    >>> train, test = zscore(np.full((3, 1), 14.62), np.full((1, 1), 14.63))  # the mean is not exactly 14.62
+    >>> bool(abs(train).max() < 1e-9), test.round(4).item()
+    (True, 0.009999999776482582)
     """
+    if not train.ndim or not train.size or any(a.shape[-1:] != train.shape[-1:] for a in others):
+        shapes = [list(np.shape(a)) for a in (train, *others)]
+        raise ValueError(f"the arrays to normalise are {shapes}; give values of train, and as many features in all")
     axes = tuple(range(train.ndim - 1))
     mean = train.mean(axes, dtype=np.float64)
     std = train.std(axes, dtype=np.float64)
-    std = np.where(std > 0, std, 1.0)
+    # Chan, Golub and LeVeque 1983: how far rounding alone moves the variance of that many values.
+    rounding = train[..., 0].size * np.finfo(np.float64).eps
+    std = np.where(std * np.sqrt(1 - rounding) > rounding * np.abs(mean), std, 1.0)
     return tuple(((a - mean) / std).astype(np.float32) for a in (train, *others))
 
 
@@ -65,6 +77,9 @@ def split_groups(
     stratum (rounded, at least 1). rest: the split that gets all other groups.
     The result depends on the seed and the set of groups, not on their order.
     """
+    arguments.check_whole(0, seed=seed)
+    if not isinstance(sizes, Mapping):
+        raise ValueError(f"sizes is {sizes!r}; give a mapping from split to how many groups it gets")
     if rest in sizes:
         raise ValueError(
             f"sizes names {rest!r}, which gets what the other splits leave; remove it, or name another rest"
@@ -89,14 +104,14 @@ def split_groups(
         parts = np.split(order, np.cumsum(list(take.values())))
         for split, part in zip((*sizes, rest), parts, strict=True):
             chosen[split].append(part)
-    return {split: np.sort(np.concatenate(parts)).astype(np.int32) for split, parts in chosen.items()}
+    return {split: arrays.as_int32(np.sort(np.concatenate(parts)), "groups") for split, parts in chosen.items()}
 
 
 def _number(size: int | float, members: int, split: str) -> int:
     if isinstance(size, float) and 0 < size < 1:
         return max(1, round(size * members))
-    if isinstance(size, int) and size > 0:
-        return size
+    if isinstance(size, numbers.Integral) and not isinstance(size, bool) and size > 0:
+        return int(size)
     raise ValueError(f"sizes[{split!r}] is {size!r}; give a whole number from 1 on, or a fraction between 0 and 1")
 
 
@@ -120,14 +135,15 @@ def cut_splits(
     A window's label is that of its last step and not the commonest one: this is what a causal model knows at the end
     of the window, there are no ties, and short phases (a fall takes about one window) are not voted away.
     """
+    arguments.check_whole(1, window=window, stride=stride)
     padded = lambda a: np.concatenate([np.repeat(a[:1], window - 1, axis=0), a]) if lead_in else a
     splits = {}
     for split, members in ids.items():
         chosen = [{name: padded(a) for name, a in recordings[int(i)].items()} for i in members]
-        arrays = cut(chosen, window, stride)
-        labels = arrays["labels"].astype(np.int32)
-        group = np.asarray(members, np.int32)[arrays.pop("sequence")]
-        splits[split] = {**arrays, "labels": labels, "label": labels[:, -1], "group": group}
+        parts = cut(chosen, window, stride)
+        labels = arrays.as_int32(parts["labels"], "the labels of the recordings")
+        group = arrays.as_int32(members, "the numbers of the recordings")[parts.pop("sequence")]
+        splits[split] = {**parts, "labels": labels, "label": labels[:, -1], "group": group}
     for modality in modalities:
         others = [split for split in splits if split != "train"]
         normalised = zscore(splits["train"][modality], *(splits[split][modality] for split in others))

@@ -1,31 +1,39 @@
 """WordPiece tokens by Hugging Face's `tokenizers`: BERT's vocabulary from a file, or one trained on texts."""
 
+import numbers
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedjax_mm import _lazy
+from fedjax_mm.data import arguments
+from fedjax_mm.data.text_files import read_lines
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD = 0
+SPECIAL_TOKEN = re.compile(r"\[.*\]|<.*>")  # such as [CLS] and [unused7]
+STRAY = (
+    0.001  # the share of tokens with capitals that may stand in an uncased vocabulary; of cased ones it is a quarter
+)
 SOURCE = "https://huggingface.co/google-bert/bert-base-uncased"
 
 
 def load(path: str | os.PathLike) -> "Tokenizer":
     """Returns the tokenizer of a checkpoint.
 
-    path: its vocab.txt, which has a token a line and is read as uncased BERT reads it, or its tokenizer.json. Raises
-    FileNotFoundError, or ValueError where the file is no vocabulary, lacks one of [UNK], [CLS], [SEP], or has another
-    number than 0 for [PAD].
+    path: its vocab.txt, which has a token a line and is read as uncased BERT reads it, or its tokenizer.json, which
+    says itself how it is read. Raises FileNotFoundError, or ValueError where the file is no vocabulary or that of a
+    cased model, names a token twice, lacks one of [UNK], [CLS], [SEP], or has another number than 0 for [PAD].
     """
     tokenizers = _lazy.require("tokenizers", "text")
-    path = pathlib.Path(path)
+    path = arguments.check_folder("tokenizer", path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a BERT vocab.txt or tokenizer.json, as {SOURCE} has")
     if path.suffix == ".json":
@@ -36,10 +44,8 @@ def load(path: str | os.PathLike) -> "Tokenizer":
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return _frame(tokenizer, path)
-    try:
-        words = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no vocab.txt ({error}); it must have one token a line") from error
+    words = read_lines(path, "a vocab.txt has one token a line")
+    _check_words(words, path)
     return _frame(_bert({word: number for number, word in enumerate(words)}), path)
 
 
@@ -49,6 +55,9 @@ def train(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
     Its numbers 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK]. Raises ValueError where the texts have too many
     different characters for a vocabulary of that size.
     """
+    arguments.check_whole(1, vocabulary_size=vocabulary_size)
+    if isinstance(texts, str):
+        raise ValueError(f"texts is the text {texts[:40]!r}; give a list of texts")
     texts = list(texts)
     learner = _bert({token: number for number, token in enumerate(SPECIAL)})
     characters = sorted({c for text in texts for c in learner.normalizer.normalize_str(text) if not c.isspace()})
@@ -77,7 +86,11 @@ def choose(
     """
     if tokenizer is None:
         return train(texts, vocabulary_size)
-    return load(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        return load(tokenizer)
+    if not isinstance(tokenizer, _lazy.require("tokenizers", "text").Tokenizer):
+        raise ValueError(f"tokenizer is {tokenizer!r}; give a tokenizers.Tokenizer, the path of its file, or None")
+    return tokenizer
 
 
 def encode(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> np.ndarray:
@@ -85,8 +98,10 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> np.ndar
 
     A text that is too long loses pieces before its [SEP]; a shorter one is padded with 0, [PAD].
     """
-    if length < 3:
-        raise ValueError(f"length is {length}; it must hold [CLS], [SEP] and at least one token: 3 or more")
+    if not isinstance(length, numbers.Integral) or length < 3:
+        raise ValueError(f"length is {length!r}; it must hold [CLS], [SEP] and at least one token: 3 or more")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts are not all text; give a list of texts")
     tokens = np.full((len(texts), length), PAD, np.int32)
     for row, encoding in zip(tokens, tokenizer.encode_batch_fast(list(texts)), strict=True):
         ids = encoding.ids
@@ -94,6 +109,22 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> np.ndar
             ids = [*ids[: length - 1], ids[-1]]
         row[: len(ids)] = ids
     return tokens
+
+
+def _check_words(words: Sequence[str], path: pathlib.Path) -> None:
+    """Refuses words that are twice there, and those of a cased model, of which lower-cased names find nothing."""
+    first = {}
+    for number, word in enumerate(words, 1):
+        if first.setdefault(word, number) != number:
+            raise ValueError(
+                f"{path} has the token {word!r} in lines {first[word]} and {number}; a vocabulary has each once"
+            )
+    cased = [word for word in words if not SPECIAL_TOKEN.fullmatch(word) and word != word.lower()]
+    if len(cased) > STRAY * len(words):
+        raise ValueError(
+            f"{path} is of a cased model: {len(cased)} of {len(words)} tokens have capitals, as {cased[0]!r}, and "
+            "would be read as uncased; give the model's tokenizer.json, which says so, or an uncased vocab.txt"
+        )
 
 
 def _bert(vocabulary: dict[str, int]) -> "Tokenizer":

@@ -6,8 +6,6 @@ family, write its table of names with `tensor`, `linear` and `norm`.
 Files are read and written with safetensors, which is installed with `pip install 'fedjax_mm[text]'`.
 """
 
-import importlib
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm._lazy import require
+from fedjax_mm.models import checkpoint_files
 from fedjax_mm.types import PyTree
 
 
@@ -36,6 +35,9 @@ BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # [1, ...] <-> [...]
 
 # Buffers that files hold besides the weights and that say nothing.
 BUFFERS = ("position_ids", "token_type_ids", "num_batches_tracked")
+
+# What our parameters can be made of; other numbers are codes that mean nothing without their scales.
+FLOATS = tuple(map(np.dtype, (np.float64, np.float32, np.float16, jnp.bfloat16)))
 
 # our path "layers/00/fc_1/kernel" -> (name in the file, without prefix; layout)
 Names = dict[str, tuple[str, Layout]]
@@ -114,11 +116,13 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
     lacks is left out of the result: `trees.grow(load(model, path), model.init(key, batch))` puts a fresh one there.
 
     Raises FileNotFoundError where there is no such file, ImportError where the package that reads it is missing, and
-    ValueError for a damaged file, for tensors that are missing or have another shape, and for tensors that found no
-    place.
+    ValueError for a damaged file, for tensors that are missing, have another shape, are quantised (integers, FP8) or
+    not finite, and for tensors that found no place.
     """
+    if not isinstance(path, str | pathlib.Path) or not str(path):
+        raise ValueError(f"path is {path!r}; give the path of a checkpoint, as text or as pathlib.Path")
     spec = model.checkpoint
-    found = _strip(_read(pathlib.Path(path), spec), spec.prefix, path)
+    found = _strip(checkpoint_files.read(pathlib.Path(path), spec.repository), spec.prefix, path)
     fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
     expected = _flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
     for part in spec.optional:
@@ -134,8 +138,12 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
             problems.append(f"{theirs} {shape} is missing")
         elif found[theirs].shape != shape:
             problems.append(f"{theirs} must be {shape}, found {found[theirs].shape}")
+        elif found[theirs].dtype not in FLOATS:
+            problems.append(f"{theirs} holds {found[theirs].dtype}, quantised weights without their scales")
+        elif not np.isfinite(weights := _in_32_bits(found[theirs])).all():
+            problems.append(f"{theirs} has NaN or numbers that float32 does not hold")
         else:
-            params[ours] = jnp.asarray(layout.read(found[theirs]), jnp.float32)
+            params[ours] = jnp.asarray(layout.read(weights), jnp.float32)
     wanted = {spec.names[ours][0] for ours in expected}
     for theirs in sorted(found.keys() - wanted):
         if not theirs.startswith(spec.heads) and not theirs.endswith(BUFFERS):
@@ -170,45 +178,9 @@ def save(params: PyTree, model: HasCheckpoint, path: str | pathlib.Path) -> None
     require("safetensors.numpy", "text").save_file(contiguous, path, {"format": "pt"})
 
 
-def _read(path: pathlib.Path, spec: Checkpoint) -> dict[str, np.ndarray]:
-    """All tensors of a file, of a folder, or of the shards an index names."""
-    files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    here = [path / name for name in files if (path / name).is_file()] if path.is_dir() else [path]
-    if not here or not here[0].is_file():
-        what = f"none of {', '.join(files)}" if path.is_dir() else "no such file"
-        where = f" of https://huggingface.co/{spec.repository}" if spec.repository else ""
-        raise FileNotFoundError(f"{path}: {what}. Download model.safetensors{where} and pass its local path")
-    file = here[0]
-    if file.name.endswith(".index.json"):
-        shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
-        return {name: x for shard in shards for name, x in _read(file.parent / shard, spec).items()}
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
-    if file.suffix == ".bin":
-        return _read_torch(file)
-    raise ValueError(f"{file} must be a .safetensors, .bin or .index.json file")
-
-
-def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    safetensors = require("safetensors", "text")
-    try:
-        with safetensors.safe_open(file, "np") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is damaged or incomplete ({error}); download it again") from error
-
-
-def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        torch = importlib.import_module("torch")  # only for this old format, so not among what the library needs
-    except ImportError as error:
-        cure = "install torch, or convert it to safetensors and run: pip install 'fedjax_mm[text]'"
-        raise ImportError(f"{file} needs torch to be read; {cure}") from error
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each have their own
-        raise ValueError(f"{file} is damaged, incomplete or holds more than weights ({error})") from error
-    return {name: x.float().numpy() for name, x in tensors.items()}
+def _in_32_bits(weights: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused
+        return weights.astype(np.float32, copy=False)
 
 
 def _strip(tensors: Mapping[str, np.ndarray], prefix: str, path: str | pathlib.Path) -> dict[str, np.ndarray]:

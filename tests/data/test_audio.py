@@ -66,7 +66,7 @@ def test_resampling_keeps_a_low_tone_and_drops_what_the_new_rate_cannot_hold(fro
     np.testing.assert_allclose(resampled[inner], tone(440, to_rate)[inner], atol=0.01)
     if from_rate > to_rate:
         assert np.abs(audio.resample(tone(12_000, from_rate), from_rate, to_rate)[inner]).max() < 0.01
-    with pytest.raises(ValueError, match="cannot resample from 0 to"):
+    with pytest.raises(ValueError, match="from_rate is 0; give a whole number of 1 or more"):
         audio.resample(resampled, 0, to_rate)
 
 
@@ -96,3 +96,35 @@ def test_a_damaged_wav_file_is_named(tmp_path, keep):
         audio.read_wav(tmp_path / "a.wav")
     with pytest.raises(FileNotFoundError, match="there is no file .*none.wav"):
         audio.read_wav(tmp_path / "none.wav")
+
+
+def test_whatever_a_headers_fields_say_is_read_or_refused_by_name(tmp_path):
+    path = tmp_path / "a.wav"
+    wavfile.write(path, 8000, np.arange(100, dtype=np.int16))
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(44):
+        for value in (0, 1, 3, 255):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            try:
+                waveform, rate = audio.read_wav(path)
+                assert rate >= 1 and len(waveform) and np.isfinite(waveform).all()
+            except ValueError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 50
+
+
+def test_a_wav_without_sound_or_with_sound_that_is_no_number_is_named(tmp_path):
+    for samples in (np.zeros(0, np.int16), np.array([0, np.nan], np.float32)):
+        wavfile.write(tmp_path / "a.wav", 8000, samples)
+        with pytest.raises(ValueError, match="a.wav is cut off or no wav file"):
+            audio.read_wav(tmp_path / "a.wav")
+
+
+def test_a_cut_off_wav_is_seen_though_its_whole_length_is_damaged_too(tmp_path):
+    wavfile.write(tmp_path / "a.wav", 8000, np.arange(100, dtype=np.int16))
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(whole[:4] + b"\x10\0\0\0" + whole[8:100])
+    with pytest.raises(ValueError, match="a.wav is cut off"):
+        audio.read_wav(tmp_path / "a.wav")

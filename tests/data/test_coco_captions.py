@@ -150,7 +150,7 @@ def test_what_is_missing_or_damaged_is_named(official, prepared_folder, tmp_path
     listed = official / "annotations" / "captions_train2017.json"
     text = listed.read_text()
     listed.write_text(text[:-200])
-    with pytest.raises(ValueError, match="captions_train2017.json is cut off or no list of captions"):
+    with pytest.raises(ValueError, match="captions_train2017.json is cut off or no JSON"):
         load(official, tmp_path)
     few = json.loads(text)
     few["annotations"] = few["annotations"][:-10]

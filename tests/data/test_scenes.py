@@ -370,5 +370,17 @@ def test_errors_list_what_is_known():
         scenes.questions(scenes.make(2, 0), ("smell",))
     with pytest.raises(ValueError, match='"classify" or "vqa"'):
         scenes.load("segment")
-    with pytest.raises(TypeError, match="list of texts"):
+    with pytest.raises(ValueError, match="list of texts"):
         scenes.tokenize("a red circle")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_train": n} for n in (0, -1, 2.5, "9", True)]
+    + [{"seed": seed} for seed in ("1", -1, 1.5, None)]
+    + [{"others": others} for others in ({"test": 0}, {"train": 5}, 3)]
+    + [{"types": "count", "task": "vqa"}, {"types": (3,), "task": "vqa"}],
+)
+def test_a_wrong_argument_is_named(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}.* is .*(give|choose)"):
+        scenes.load(**{"num_train": 4, "others": {}, **wrong})

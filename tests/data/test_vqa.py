@@ -53,6 +53,22 @@ def test_normalise():
         "A": "a",
         "yes/no": "yes no",
         "theatre": "theatre",
+        "U.S.A.": "usa",
+        "11 a.m.": "11 am",
+        "5 p.m.": "5 pm",
+        "1,000-2,000": "10002000",  # a comma between digits: every mark goes without a space
+        "1,000 - 2,000": "1000 2000",
+        "10-20": "10 20",
+        "red/white, blue/green": "red white blue green",  # only the comma stands beside a space
+        "red / white/blue": "red whiteblue",  # this mark stands beside one somewhere
+        "-5": "5",
+        "left -\nright-hand": "left righthand",
+        "st. john's": "st john's",
+        "v1.5.": "v1.5",
+        ".5": ".5",
+        "No.5": "no.5",
+        "a.b": "ab",
+        "the": "the",
     }.items():
         assert vqa.normalise(raw) == clean
         assert vqa.normalise(clean) == clean
@@ -162,7 +178,7 @@ def test_no_picture_is_in_two_splits(sources):
     assert len(tasks.tasks["many"].text["train"]) == 3 * 11
 
 
-def test_numbers_are_drawn_by_the_seed_and_do_not_depend_on_other_clients(sources):
+def test_numbers_are_drawn_by_the_seed_and_do_not_depend_on_other_clients(sources, caplog):
     drawn = dict(train=10, valid=3, test=5)
     first, again, other = (load(sources, seed=seed, **drawn) for seed in (0, 0, 1))
     alone = load({"many": sources["many"]}, **drawn)
@@ -174,7 +190,8 @@ def test_numbers_are_drawn_by_the_seed_and_do_not_depend_on_other_clients(source
         assert text != other.tasks["many"].text[split].tolist()
         chex.assert_trees_all_equal(first.tasks["many"].splits[split], again.tasks["many"].splits[split])
     np.testing.assert_array_equal(first.image, again.image)
-    assert len(first.tasks["few"].text["test"]) == 2  # all there are
+    assert len(first.tasks["few"].text["test"]) == 2  # all there are, which is said
+    assert "test of few has 2, fewer than test=5 asks for" in caplog.text
 
 
 def test_what_a_task_knows_does_not_depend_on_how_much_it_trains_on(sources):
@@ -205,11 +222,20 @@ def test_a_given_tokenizer(sources, tmp_path):
 def test_errors(sources, tmp_path):
     with pytest.raises(ValueError, match=r"image is \(32, 30\); give \(height, width\), multiples of patch, 8"):
         load(sources, image=(32, 30))
-    for wrong in ({"answers": 0}, {"train": 0}, {"test": -1}, {"valid": -1}):
-        with pytest.raises(ValueError, match="each must be at least 1"):
+    for wrong in (
+        *({"answers": 0}, {"train": 0}, {"test": -1}, {"valid": -1}, {"train": True}, {"test": "3"}, {"seed": "1"}),
+        *({"patch": 0}, {"patch": 8.0}, {"image": 32}, {"image": "32"}, {"image": (32.0, 32)}, {"length": 2}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; "):
             load(sources, **wrong)
-    with pytest.raises(ValueError, match="sources is empty"):
-        load({})
+    for empty in ({}, [], None):
+        with pytest.raises(ValueError, match="sources is empty"):
+            load(empty)
+    tasks = load(sources)
+    with pytest.raises(ValueError, match="client is 'lots'; the tasks are of many, few"):
+        vqa.examples(tasks, "lots", "train")
+    with pytest.raises(ValueError, match="split is 'dev'; a task has train, valid, test"):
+        vqa.examples(tasks, "many", "dev")
     with pytest.raises(ValueError, match="few has no test questions"):
         load({"few": {**sources["few"], "test": []}})
     with pytest.raises(ValueError, match="valid is 4, and few has 4 train questions; train must keep some"):

@@ -176,3 +176,65 @@ def test_imagefolder_names_what_is_missing(folder):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="own/test/metadata.jsonl"):
         vqa.imagefolder(folder)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c"])
+def test_what_ends_no_line_stays_in_it(tmp_path, end):
+    coco_qa_files(tmp_path)
+    write(tmp_path / "questions.txt", f"what is{end} the color\nhow many dogs\n")
+    bus, dogs = annotations.coco_qa(tmp_path, "/images")
+    assert (bus.text, dogs.text) == (f"what is{end} the color", "how many dogs")
+
+
+@pytest.mark.parametrize(("column", "value"), [("types", "-1"), ("img_ids", "1.5")])
+def test_coco_qa_has_no_other_numbers(tmp_path, column, value):
+    coco_qa_files(tmp_path)
+    write(tmp_path / f"{column}.txt", f"{value}\n1\n")
+    with pytest.raises(ValueError, match="line 1 of img_ids.txt or types.txt"):
+        annotations.coco_qa(tmp_path, "/images")
+
+
+@pytest.mark.parametrize("name", ["all.jpg", "{5}.jpg", "{x}.jpg", "{:q}.jpg", "{", None])
+def test_coco_qa_names_a_wrong_image_name(tmp_path, name):
+    coco_qa_files(tmp_path)
+    with pytest.raises(ValueError, match="image_name is .*; give a name with one place for the number"):
+        annotations.coco_qa(tmp_path, "/images", name)
+
+
+@pytest.mark.parametrize("subtype", ["{5}", "{0.__class__}", "{0:d}{0", "a}b"])
+def test_what_a_file_says_is_no_template(tmp_path, subtype):
+    first, _ = annotations.vqa(*vqa_files(tmp_path, "mscoco", subtype), "/images")
+    assert first.image == f"/images/COCO_{subtype}_000000000009.jpg"
+
+
+def test_null_is_no_type_and_no_answer(tmp_path, folder):
+    entry = {"image": "a.jpg", "question": "What?", "answers": [{"answer": "x"}], "answer_type": None}
+    assert annotations.vizwiz(write(tmp_path / "val.json", [entry]), "/images")[0].type == ""
+    entry["answers"] = [{"answer": None}]
+    with pytest.raises(ValueError, match="not VizWiz's questions with answers"):
+        annotations.vizwiz(write(tmp_path / "val.json", [entry]), "/images")
+    path = folder / "own" / "train" / "metadata.jsonl"
+    line = '{"file_name": "b.jpg", "question": "x", "answer": "y", "type": null}'
+    write(path, line)
+    assert annotations.metadata(path)[0].type == ""
+    write(path, line.replace("null", "3"))
+    with pytest.raises(ValueError, match="line 1 of .* has a `type` that is no text"):
+        annotations.metadata(path)
+
+
+def test_json_nested_without_end_is_named(tmp_path, folder):
+    for deep in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(ValueError, match="deep.json is cut off or no JSON"):
+            annotations.gqa(write(tmp_path / "deep.json", deep), "/images")
+        path = folder / "own" / "train" / "metadata.jsonl"
+        write(path, deep)
+        with pytest.raises(ValueError, match="line 1 of .* is cut off or no JSON"):
+            annotations.metadata(path)
+
+
+def test_a_csv_beside_the_pictures_is_not_passed_over(folder):
+    (folder / "other" / "train").mkdir(parents=True)
+    write(folder / "other" / "train" / "metadata.csv", "file_name,question,answer\n")
+    for domains in (None, ("other",)):
+        with pytest.raises(FileNotFoundError, match="write metadata.jsonl, .* from the metadata.csv beside it"):
+            vqa.imagefolder(folder, domains)

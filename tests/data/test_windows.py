@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm.data import windows
 
@@ -28,7 +29,7 @@ def test_cut_is_the_plain_loop(length, stride):
     ("sequences", "length", "stride", "message"),
     [
         ([{"a": np.ones((5, 1))}], 6, 1, "no sequence is 6 steps long .*longest has 5"),
-        ([{"a": np.ones((5, 1))}], 2, 0, "stride 0"),
+        ([{"a": np.ones((5, 1))}], 2, 0, "stride is 0; give a whole number of 1 or more"),
         ([{"a": np.ones((5, 1)), "b": np.ones((4, 1))}], 2, 1, "sequence 0 differ in length .a 5, b 4"),
         ([], 2, 1, "there are 0"),
     ],
@@ -48,6 +49,40 @@ def test_zscore_uses_training_statistics_alone():
     np.testing.assert_allclose(b[..., 0], (test[..., 0] - rows.mean()) / rows.std(), rtol=1e-5)
     np.testing.assert_allclose(b[..., 1], test[..., 1] - 2, rtol=1e-5)  # constant in training: shifted only
     assert a.dtype == b.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("value", [14.62, 9.81e5, -0.1, 1e-12, 0.0])
+def test_a_constant_channel_is_only_shifted_though_its_mean_is_rounded(value, dtype):
+    train = np.full((1000, 7, 2), value, dtype)
+    train[..., 1] = np.linspace(0, 1, 1000)[:, None]
+    test = train + dtype(0.01)
+    a, b = windows.zscore(train, test)
+    np.testing.assert_allclose(a[..., 0], 0, atol=1e-6 * abs(value))
+    np.testing.assert_allclose(b[..., 0], test[..., 0].astype(float) - float(dtype(value)), rtol=1e-5, atol=1e-9)
+    scaler = StandardScaler().fit(train.reshape(-1, 2).astype(np.float64))
+    np.testing.assert_allclose(b.reshape(-1, 2), scaler.transform(test.reshape(-1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_channel_that_varies_little_is_still_scaled():
+    train = 1000 + 1e-6 * np.random.default_rng(0).normal(size=(500, 1))
+    (a,) = windows.zscore(train)
+    np.testing.assert_allclose([a.mean(), a.std()], [0, 1], atol=1e-3)
+
+
+def test_numbers_that_32_bits_do_not_hold_are_refused():
+    data = recordings(4)
+    data[10]["labels"] = data[10]["labels"].astype(np.int64) + 2**32
+    with pytest.raises(ValueError, match="labels of the recordings have 42949672.*from -2147483648 to 2147483647"):
+        windows.cut_splits(data, {"train": list(data)}, ("a",), 4, 4)
+    with pytest.raises(ValueError, match="groups have 4294967296"):
+        windows.split_groups([1, 2, 2**32], ["s"] * 3, {"test": 1}, seed=0)
+
+
+@pytest.mark.parametrize("seed", ["3", -1, 1.5, None, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="seed is .*; give a whole number of 0 or more"):
+        windows.split_groups([1, 2, 3], ["s"] * 3, {"test": 1}, seed=seed)
 
 
 def test_splits_are_disjoint_complete_and_stratified():

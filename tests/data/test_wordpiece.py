@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from fedjax_mm.data import wordpiece
 
@@ -90,8 +91,51 @@ def test_a_file_that_is_no_vocabulary_is_named(vocab, tmp_path):
     with pytest.raises(ValueError, match=r"vocab.txt has \[PAD\] as number 13"):
         wordpiece.load(vocab)
     vocab.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="vocab.txt is no vocab.txt"):
+    with pytest.raises(ValueError, match="vocab.txt is no UTF-8 text .*one token a line"):
         wordpiece.load(vocab)
     (tmp_path / "cut.json").write_text(json.dumps({"version": "1.0"})[:-3])
     with pytest.raises(ValueError, match="cut.json is cut off or no tokenizer.json"):
         wordpiece.load(tmp_path / "cut.json")
+
+
+def test_only_ends_of_lines_end_a_token(tmp_path):
+    odd = ["\u2028", "\x85", "a\x0cb", "\x1c", "\u2029"]  # which str.splitlines takes for ends
+    words = [*wordpiece.SPECIAL, *odd, "last"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes(end.join([*words, ""]).encode())
+        tokenizer = wordpiece.load(tmp_path / "vocab.txt")
+        assert [tokenizer.token_to_id(word) for word in words] == list(range(len(words)))
+        assert wordpiece.encode(tokenizer, ["last"], 3).tolist() == [[2, len(words) - 1, 3]]
+
+
+def test_a_vocabulary_that_would_be_misread_is_refused(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*wordpiece.SPECIAL, "[unused1]", "Paris", "the"]))
+    with pytest.raises(ValueError, match="of a cased model: 1 of 8 tokens have capitals, as 'Paris'.*tokenizer.json"):
+        wordpiece.load(path)
+    path.write_text("\n".join([*wordpiece.SPECIAL, "[unused1]", "paris", "the", "paris"]))
+    with pytest.raises(ValueError, match="has the token 'paris' in lines 7 and 9"):
+        wordpiece.load(path)
+
+
+def test_a_cased_tokenizer_is_read_from_its_json(tmp_path):
+    words = {word: number for number, word in enumerate([*wordpiece.SPECIAL, "Paris", "paris"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert wordpiece.encode(wordpiece.load(tmp_path / "tokenizer.json"), ["Paris paris"], 4).tolist() == [[2, 5, 6, 3]]
+
+
+def test_wrong_arguments_are_named():
+    tokenizer = wordpiece.train(["a b"], 20)
+    for texts in ("abc", [None], [b"a"]):
+        with pytest.raises(ValueError, match="texts are not all text"):
+            wordpiece.encode(tokenizer, texts, 5)
+    with pytest.raises(ValueError, match="length is '5'"):
+        wordpiece.encode(tokenizer, ["a"], "5")
+    with pytest.raises(ValueError, match="vocabulary_size is 20.5"):
+        wordpiece.train(["a b"], 20.5)
+    with pytest.raises(ValueError, match="texts is the text 'abc'"):
+        wordpiece.train("abc", 20)
+    with pytest.raises(ValueError, match="tokenizer is 5; give a tokenizers.Tokenizer, the path"):
+        wordpiece.choose(5, ["a b"], 20)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import chex
 import jax
@@ -176,13 +177,40 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
             listed["annotations"] += [{"image_id": i, "caption": "a" * (i + 1)}] * 5
         (tmp_path / "coco" / "annotations" / f"captions_{name}.json").write_text(json.dumps(listed))
     (tmp_path / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, *("a" * (i + 1) for i in range(20))]))
+    three = NUMBERS._replace(test=3)
     coco = creamfl_data.photo_problem(
-        NUMBERS, "test", 0.1, 0, str(tmp_path), public="coco", vocabulary=tmp_path / "vocab.txt"
+        three, "test", 0.1, 0, str(tmp_path), public="coco", vocabulary=tmp_path / "vocab.txt"
     )
     said = len(wordpiece.SPECIAL) + np.asarray(coco.data.public["image"])[:, 0, 0, 0] // 10
     np.testing.assert_array_equal(coco.data.public["text"][:, 1], said)
     assert coco.test["image"].shape == (3, 32, 32, 3) and coco.test["text"].shape == (3, 5, 24)
     assert coco.vocabulary == 25 and not np.array_equal(coco.data.cohorts["both"].arrays["image"], data.public["image"])
+
+
+def test_the_public_photos_of_coco_are_a_random_draw(monkeypatch):
+    image = np.arange(200)
+    splits = {"train": {"image": image, "text": image}, "valid": {"image": image[:5], "text": image[:5]}}
+    captioned = types.SimpleNamespace(splits=splits, captions={"train": image, "valid": image[:5]})
+    monkeypatch.setattr(creamfl_data.coco_captions, "load", lambda *given, **named: captioned)
+    draws = []
+    for seed in (0, 1, 2):
+        images, captions = creamfl_data._coco("coco", 50, 32, 24, np.random.default_rng(seed))
+        draws.append(images["public"])
+        assert len(np.unique(images["public"])) == 50 and np.array_equal(images["public"], captions["public"])
+    assert len({tuple(draw) for draw in draws}) == 3
+    # Each photo is as likely as any other: 50 numbers of 0..199 have a mean of 99.5, with a deviation of 7.1.
+    assert all(abs(draw.mean() - 99.5) < 4 * 7.1 and draw.max() > 150 for draw in draws)
+    with pytest.raises(ValueError, match="--numbers.public asks for 201 examples, and COCO's train has 200"):
+        creamfl_data._coco("coco", 201, 32, 24, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("field", ["per_client", "test", "pretraining"])
+def test_more_examples_than_there_are_are_refused(monkeypatch, field):
+    held = {"image": np.zeros((100, 2, 2, 3), np.uint8), "label": np.arange(100) % 100}
+    monkeypatch.setattr(creamfl_data.prepared, "load", lambda *given: held)
+    few = creamfl_data.Numbers(image=2, text=2, per_client=10, test=20, pretraining=30)
+    with pytest.raises(ValueError, match="asks for .* examples, and .* has .*; ask for fewer"):
+        creamfl_data._labelled("tfds", "valid", np.random.default_rng(0), few._replace(**{field: 60}))
 
 
 def test_news_keep_their_labels(shared_data, monkeypatch):

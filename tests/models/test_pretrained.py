@@ -187,7 +187,9 @@ def test_pytorch_files_need_torch_and_are_read_as_weights_only(tmp_path, monkeyp
 
     def load(path, map_location, weights_only):
         assert (path, map_location, weights_only) == (file, "cpu", True)
-        wrap = lambda x: types.SimpleNamespace(float=lambda: types.SimpleNamespace(numpy=lambda: x))
+        wrap = lambda x: types.SimpleNamespace(
+            float=lambda: types.SimpleNamespace(numpy=lambda: x), is_floating_point=lambda: True
+        )
         return {f"audio_spectrogram_transformer.{name}": wrap(x) for name, x in tensors.items()}
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
@@ -228,3 +230,82 @@ def test_other_files_and_parameters_are_refused(tmp_path):
         pretrained.save({}, model, tmp_path / "a.npz")
     with pytest.raises(ValueError, match="no parameters.*layers/07/out/bias"):
         pretrained.save({"layers": {"07": {"out": {"bias": np.zeros(16)}}}}, model, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int8, np.uint8, np.int32, np.complex64, bool]
+)
+def test_weights_that_are_no_floats_are_refused_by_name(tmp_path, dtype):
+    _, tensors = fixture("vit")
+    tensors["layernorm.weight"] = tensors["layernorm.weight"].astype(dtype)
+    file = write_raw(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(ValueError, match="(?s)a.safetensors.*layernorm.weight (is of type|holds) .*quantised"):
+        pretrained.load(FAMILIES["vit"][0](), file)
+
+
+def write_raw(path, tensors):
+    """A safetensors file by its published format, with types that the library does not write from NumPy."""
+    names = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float32": "F32", "int8": "I8", "uint8": "U8"}
+    names |= {"int32": "I32", "complex64": "C64", "bool": "BOOL"}
+    header, data = {}, b""
+    for name, x in tensors.items():
+        content = np.ascontiguousarray(x).tobytes()
+        header[name] = {
+            "dtype": names[x.dtype.name],
+            "shape": x.shape,
+            "data_offsets": [len(data), len(data + content)],
+        }
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float16), (1e300, np.float64)])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype):
+    _, tensors = fixture("vit")
+    tensors["layernorm.weight"] = np.full(16, value, dtype)
+    with pytest.raises(ValueError, match="layernorm.weight has NaN or numbers that float32 does not hold"):
+        pretrained.load(FAMILIES["vit"][0](), write(tmp_path / "a.safetensors", tensors))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{", b"[" * 100_000, b"[]", b'{"a": 3}', b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}']
+    + [b'{"a": {"dtype": "F32", "shape": [1000000000000000], "data_offsets": [0, 4]}}', b"\xff\xfe"],
+)
+def test_a_damaged_header_is_named(tmp_path, header):
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="a.safetensors is damaged or incomplete"):
+        pretrained.load(FAMILIES["vit"][0](), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "is damaged or no index"),
+        ("[]", "is damaged or no index"),
+        ("{}", "is damaged or no index"),
+        ("[" * 100_000, "is damaged or no index"),
+        ('{"weight_map": {"a": 3}}', "names 3 as a shard"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "names '../a.safetensors' as a shard"),
+        ('{"weight_map": {"a": "model.safetensors.index.json"}}', "names 'model.safetensors.index.json' as a shard"),
+        (
+            '{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}',
+            "b.safetensors has .*, which another shard",
+        ),
+    ],
+)
+def test_a_damaged_index_of_shards_is_named(tmp_path, index, message):
+    _, tensors = fixture("vit")
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.safetensors", tensors)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(FAMILIES["vit"][0](), tmp_path)
+
+
+@pytest.mark.parametrize("path", [None, 3, ""])
+def test_a_path_that_is_none_is_named(path):
+    with pytest.raises(ValueError, match="path is .*; give the path of a checkpoint"):
+        pretrained.load(FAMILIES["vit"][0](), path)

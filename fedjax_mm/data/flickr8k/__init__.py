@@ -1,12 +1,11 @@
 """Flickr8k: photos of people and animals, five captions each."""
 
 import os
-import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedjax_mm.data import captions, images, prepared
+from fedjax_mm.data import arguments, captions, images, prepared
 from fedjax_mm.data.captions import Captioned
 
 if TYPE_CHECKING:
@@ -33,11 +32,14 @@ def load(
     Every split has `image` [I, image, image, 3] uint8 and `text` [I, 5, length] int32, in the official order.
     Raises FileNotFoundError or ValueError naming the raw file that is missing or cut off.
     """
+    arguments.check_whole(1, image=image)
+    arguments.check_whole(3, length=length)
+    arguments.check_whole(0, public=public, seed=seed)
     import tensorflow_datasets as tfds
 
     from fedjax_mm.data.flickr8k import flickr8k_dataset_builder as builder
 
-    files = None if data_dir is None else builder.raw_files(pathlib.Path(data_dir))
+    files = None if data_dir is None else builder.raw_files(arguments.check_folder("data_dir", data_dir))
     try:
         folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
     except AssertionError as error:  # TFDS's word for: nothing lies prepared, and there is no data_dir

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from fedjax_mm.data import images, prepared
 from fedjax_mm.data.captions import PER_IMAGE
+from fedjax_mm.data.text_files import read_lines
 
 SOURCE = "https://hockenmaier.cs.illinois.edu/8k-pictures.html"
 IMAGES = "Flicker8k_Dataset"  # the official spelling
@@ -81,8 +82,8 @@ def raw_files(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def names(path: pathlib.Path) -> list[str]:
     """Returns the names of the pictures that a split's file lists."""
-    listed = path.read_text(encoding="utf-8").split()
-    if not listed or not all(name.endswith(".jpg") for name in (listed[0], listed[-1])):
+    listed = [line.strip() for line in read_lines(path, f"get it again from {SOURCE}") if line.strip()]
+    if not listed or not all(name.endswith(".jpg") for name in listed):
         raise ValueError(f"{path} is cut off or no list of .jpg files; get it again from {SOURCE}")
     return listed
 
@@ -90,7 +91,7 @@ def names(path: pathlib.Path) -> list[str]:
 def read_captions(path: pathlib.Path) -> dict[str, list[str]]:
     """Returns picture -> its captions in the order of their numbers; a line is `name.jpg#number`, a tab, a caption."""
     captions: dict[str, dict[str, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path, f"get it again from {SOURCE}"):
         key, tab, caption = line.partition("\t")
         name, hash_sign, number = key.rpartition("#")
         if not tab or not hash_sign:

@@ -2,10 +2,11 @@
 
 import os
 import types
+from collections.abc import Mapping
 
 import numpy as np
 
-from fedjax_mm.data import arrays, prepared, windows
+from fedjax_mm.data import arguments, arrays, prepared, windows
 from fedjax_mm.data.dataset import Dataset
 
 # FedMEKT (arXiv 2307.13214, its code): one subject for the test, one further subject as the proxy set.
@@ -34,6 +35,7 @@ def load(
     """
     from fedjax_mm.data.mhealth import mhealth_dataset_builder as builder
 
+    arguments.check_whole(1, window=window, stride=stride)
     files = None if data_dir is None else prepared.find(data_dir, builder.REQUIRED, (), builder.SOURCE)
     folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
     rows = sorted(prepared.examples("mhealth", folder, "train"), key=lambda row: row["subject"])
@@ -55,23 +57,40 @@ def load_windows(path: str | os.PathLike, seed: int = 0, sizes: windows.Sizes = 
     1..10.
     Raises FileNotFoundError, KeyError or ValueError where the file is missing, another one, or cut off.
     """
-    npz = arrays.load_npz(path, ("x_acce", "x_gyro", "y", "subject", "classes"))
-    subjects = np.unique(npz["subject"])
+    arguments.check_whole(1, steps=steps)
+    npz = arrays.load_npz(arguments.check_folder("path", path), ("x_acce", "x_gyro", "y", "subject", "classes"))
+    classes = _class_names(npz, path)
+    owner = arrays.as_int32(npz["subject"], f"{path}: the subjects")
+    labels = arrays.as_int32(npz["y"], f"{path}: the labels")
+    if not np.isin(labels, range(len(classes))).all():
+        raise ValueError(f"{path} has a label outside 0..{len(classes) - 1}, the numbers of its `classes`")
+    subjects = np.unique(owner)
     ids = windows.split_groups(subjects, ["subject"] * len(subjects), sizes, seed)
     length = npz["x_acce"].shape[1]
-    if steps < 1 or length % steps:
+    if length % steps:
         raise ValueError(f"steps is {steps}; it must divide the windows' {length} rows")
     averaged = lambda x: x.astype(np.float32).reshape(len(x), steps, length // steps, -1).mean(2)
     splits = {}
     for split, members in ids.items():
-        rows = np.flatnonzero(np.isin(npz["subject"], members))
-        label = npz["y"][rows].astype(np.int32)
+        rows = np.flatnonzero(np.isin(owner, members))
+        label = labels[rows]
         splits[split] = {
             "accelerometer": averaged(npz["x_acce"][rows]),
             "gyroscope": averaged(npz["x_gyro"][rows]),
             "label": label,
             "labels": np.repeat(label[:, None], steps, axis=1),
-            "group": npz["subject"][rows].astype(np.int32),
+            "group": owner[rows],
         }
-    classes = tuple(str(name) for name in npz["classes"])
     return Dataset("mhealth", splits, ("accelerometer", "gyroscope"), classes)
+
+
+def _class_names(npz: Mapping[str, np.ndarray], path: str | os.PathLike) -> tuple[str, ...]:
+    """The names of the classes; raises ValueError where the arrays of the file do not fit together."""
+    windows_of = npz["x_acce"].shape
+    lengths = {name: len(npz[name]) if npz[name].ndim else 0 for name in ("x_acce", "x_gyro", "y", "subject")}
+    if len(windows_of) != 3 or npz["x_gyro"].shape != windows_of or len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{path} has arrays of lengths {lengths}; it must have windows [M, T, 3] and M labels, subjects"
+        )
+    names = npz["classes"]
+    return tuple(np.char.decode(names, "utf-8").tolist() if names.dtype.kind == "S" else map(str, names.tolist()))

@@ -62,11 +62,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, files: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         for subject, name in zip(SUBJECTS, REQUIRED, strict=True):
-            table = fill(arrays.load_table(files[name], LABEL + 1, SOURCE))
+            table = arrays.load_table(files[name], LABEL + 1, SOURCE)
             if not np.isin(table[:, LABEL], range(len(CLASSES))).all():
                 raise ValueError(
                     f"{files[name]} has a label outside 0..12 in its last column; get it again from {SOURCE}"
                 )
+            table = fill(table)
             sensors = {name: table[:, columns].astype(np.float32) for name, columns in COLUMNS.items()}
             yield subject, {"subject": subject, **sensors, "label": table[:, LABEL].astype(np.int32)}
 

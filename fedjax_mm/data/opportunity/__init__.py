@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedjax_mm.data import prepared, windows
+from fedjax_mm.data import arguments, prepared, windows
 from fedjax_mm.data.dataset import Dataset
 
 # Columns of the official files, from 0 (column 0 is the time).
@@ -57,6 +57,7 @@ def load(
     for modality, chosen in columns.items():
         if outside := [c for c in chosen if not 1 <= c <= builder.SENSORS]:
             raise ValueError(f"columns[{modality!r}] has {outside}; the sensors are columns 1..{builder.SENSORS}")
+    arguments.check_whole(1, window=window, stride=stride)
     files = None if data_dir is None else prepared.find(data_dir, builder.REQUIRED, (), builder.SOURCE)
     folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
     recordings = {

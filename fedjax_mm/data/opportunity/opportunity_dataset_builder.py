@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 from fedjax_mm.data import arrays, prepared
 from fedjax_mm.data.mhealth.mhealth_dataset_builder import fill
 
-SOURCE = "http://www.opportunity-project.eu/challengeDataset"
-URL = "http://www.opportunity-project.eu/system/files/Challenge/OpportunityChallengeLabeled.zip"
+SOURCE = "https://www.opportunity-project.eu/challengeDataset"
+URL = "https://www.opportunity-project.eu/system/files/Challenge/OpportunityChallengeLabeled.zip"
 SUBJECTS = (1, 2, 3, 4)
 RUNS = (1, 2, 3, 4, 5)
 RECORDINGS = tuple((subject, run) for subject in SUBJECTS for run in RUNS)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_mm.data import arguments
 from fedjax_mm.data.dataset import Dataset
 from fedjax_mm.data.scenes import language, render, vqa, world
 from fedjax_mm.data.scenes.language import ANSWERS, LENGTH, VOCABULARY, tokenize
@@ -66,6 +67,7 @@ def make(num: int, seed: Seed, style: str = "flat", size: int = 32) -> Scenes:
     >>> scenes.image.shape, scenes.text[0].item()
     ((2, 32, 32, 3), 'this image shows a mid-sized green plus')
     """
+    arguments.check_whole(1, num=num, size=size)
     truth = world.populate(num, seed)
     text = language.captions(truth, 1, seed)[:, 0]
     return Scenes(render.draw(truth, style, size, seed), text, tokenize(text), *truth)
@@ -73,6 +75,7 @@ def make(num: int, seed: Seed, style: str = "flat", size: int = 32) -> Scenes:
 
 def captions(scenes: Scenes, per_scene: int = 5, seed: Seed = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns further captions for retrieval: text [Q] str, tokens [Q, LENGTH] int32, and picture row [Q] int32."""
+    arguments.check_whole(1, per_scene=per_scene)
     text = language.captions(_truth(scenes), per_scene, seed).reshape(-1)
     return text, tokenize(text), np.repeat(np.arange(len(scenes.shape), dtype=np.int32), per_scene)
 
@@ -83,6 +86,7 @@ def questions(scenes: Scenes, types: Sequence[str] = TYPES, per_scene: int = 1, 
     The answers a scene offers are drawn evenly, so that neither type nor wording gives them away. A scene to which
     no question of these types applies (nothing can be compared in a scene of one object) has none.
     """
+    arguments.check_whole(1, per_scene=per_scene)
     return vqa.ask(_truth(scenes), types, per_scene, seed)
 
 
@@ -109,7 +113,11 @@ def load(
         raise ValueError(f'task is {task!r}; it can be "classify" or "vqa"')
     if isinstance(styles, str) or not styles or set(styles) - set(STYLES):
         raise ValueError(f"styles is {styles!r}; give a tuple of the known styles {', '.join(STYLES)}")
+    if not isinstance(others, Mapping) or "train" in others:
+        raise ValueError(f"others is {others!r}; give a mapping from the other splits to numbers of scenes")
     sizes = {"train": num_train, **others}
+    arguments.check_whole(0, seed=seed)
+    arguments.check_whole(len(styles), num_train=num_train, **{f"others[{name!r}]": n for name, n in others.items()})
     splits = {
         name: _interleave(
             [
@@ -142,6 +150,10 @@ def _examples(task: str, num: int, style: str, place: int, size: int, seed: Seed
     else:
         truth = world.populate(2 * num + 50, seed)  # more than needed: some scenes do not offer such a question
         asked = Questions(*(field[:num] for field in vqa.ask(truth, types, 1, seed)))
+        if len(asked.text) < num:
+            raise ValueError(
+                f"types is {tuple(types)}, and {len(asked.text)} of {num} scenes have such a question; add other types"
+            )
         drawn = world.World(*(field[asked.image] for field in truth))
         image, text, label = render.draw(drawn, style, size, seed), asked.tokens, asked.answer
     return {"image": image, "text": text, "label": label, "style": np.full(num, place, np.int32)}

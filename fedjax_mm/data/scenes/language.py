@@ -101,7 +101,7 @@ def things(world: World) -> list[list[Thing]]:
 def tokenize(texts: Iterable[str], length: int = LENGTH) -> np.ndarray:
     """Returns word numbers in VOCABULARY [M, length] int32: 0 after the end, 1 for unknown words, the rest cut off."""
     if isinstance(texts, str):
-        raise TypeError(f"texts is the one string {texts!r}; give a list of texts")
+        raise ValueError(f"texts is the one string {texts!r}; give a list of texts")
     tokens = [[_NUMBER.get(word, 1) for word in words(text)[:length]] for text in texts]
     return np.asarray([row + [0] * (length - len(row)) for row in tokens], np.int32).reshape(-1, length)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedjax_mm.data import arguments
 from fedjax_mm.data.scenes import STYLES, TYPES, render, vqa, world
 from fedjax_mm.data.scenes.language import ANSWERS
 from fedjax_mm.data.scenes.world import SHAPES, World
@@ -44,8 +45,9 @@ def scene(
     Questions are of all types. Client "circle-square-triangle" sees these alone, its neighbour squares, triangles and
     crosses. Questions may be asked about a shape that does not occur.
     """
-    if not 1 <= places <= len(SHAPES):
-        raise ValueError(f"places is {places}; it can be 1 to {len(SHAPES)}")
+    arguments.check_whole(1, places=places)
+    if places > len(SHAPES):
+        raise ValueError(f"places is {places!r}; it can be 1 to {len(SHAPES)}")
     sources = {}
     for place in range(places):
         shapes = [(place + k) % len(SHAPES) for k in range(PLACE)]
@@ -70,6 +72,8 @@ def _source(
     belongs: Callable[[World], np.ndarray],
 ) -> Source:
     """One question about each of train + test scenes that belong to the client."""
+    arguments.check_whole(0, train=train, test=test, seed=seed)
+    arguments.check_whole(16, size=size)
     if train < 1 or test < 1:
         raise ValueError(f"train is {train} and test {test}; a client needs at least one question of each")
     total, numbers = train + test, (seed, place)
@@ -77,6 +81,10 @@ def _source(
     rows = np.flatnonzero(belongs(truth))[: 2 * total + 50]  # some scenes do not offer such a question
     truth = World(*(field[rows] for field in truth))
     asked = vqa.Questions(*(field[:total] for field in vqa.ask(truth, types, 1, numbers)))
+    if len(asked.text) < total:
+        raise ValueError(
+            f"{len(asked.text)} questions of {types} came up where train and test ask for {total}; ask for fewer"
+        )
     drawn = render.draw(World(*(field[asked.image] for field in truth)), style, size, numbers)
     questions = [
         Question(row, text, (ANSWERS[answer],), TYPES[kind])

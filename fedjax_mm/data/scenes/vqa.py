@@ -186,9 +186,8 @@ def ask(world: World, types: Sequence[str] = TYPES, per_scene: int = 1, seed: Se
     neither the type nor the wording gives the answer away. A scene that offers no question of these types (nothing
     can be compared in a scene of one object) has none.
     """
-    unknown = [name for name in types if name not in _OFFERS]
-    if unknown or not types:
-        raise ValueError(f"types is {tuple(types)}; choose from the known types {', '.join(TYPES)}")
+    if isinstance(types, str) or not types or not all(isinstance(name, str) and name in _OFFERS for name in types):
+        raise ValueError(f"types is {types!r}; choose a tuple from the known types {', '.join(TYPES)}")
     rng = random.Random(int(stream(seed, "questions").integers(2**62)))
     asked = [
         (row, *question)

@@ -34,7 +34,10 @@ class World(NamedTuple):
 
 def stream(seed: Seed, name: str) -> np.random.Generator:
     """Returns the random numbers kept for one purpose, so that e.g. the style does not change what is drawn."""
-    return np.random.default_rng([*np.atleast_1d(seed).tolist(), zlib.crc32(name.encode())])
+    numbers = np.atleast_1d(np.asarray(seed))
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or not numbers.size or (numbers < 0).any():
+        raise ValueError(f"seed is {seed!r}; give a whole number of 0 or more, or several")
+    return np.random.default_rng([*numbers.tolist(), zlib.crc32(name.encode())])
 
 
 def populate(num: int, seed: Seed) -> World:

@@ -4,7 +4,7 @@ import logging
 import os
 import types
 
-from fedjax_mm.data import prepared, windows
+from fedjax_mm.data import arguments, prepared, windows
 from fedjax_mm.data.dataset import Dataset
 
 # FedMEKT (arXiv 2307.13214, its code): 3 falls and 4 everyday sequences for the test and as many for the proxy set.
@@ -37,6 +37,7 @@ def load(
     """
     from fedjax_mm.data.ur_fall import ur_fall_dataset_builder as builder
 
+    arguments.check_whole(1, window=window, stride=stride)
     files = None if data_dir is None else prepared.find(data_dir, builder.REQUIRED, builder.OPTIONAL, builder.SOURCE)
     folder = prepared.prepare(builder.Builder, files, data_dir, prepared_dir)
     columns = ("number", "accelerometer", "depth", "label", "dropped")

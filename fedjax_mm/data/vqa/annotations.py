@@ -3,11 +3,12 @@
 A reader returns the list of questions of one split; choose among them by `type` for clients with different questions.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from fedjax_mm.data.text_files import parse_json, read_lines
 
 VQA = "https://visualqa.org/download.html"
 VIZWIZ = "https://vizwiz.org/tasks-and-datasets/vqa"
@@ -16,6 +17,7 @@ COCO_QA = "https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa"
 COCO_QA_TYPES = ("object", "number", "color", "location")
 SPLITS = ("train", "test")
 METADATA = "metadata.jsonl"
+FOREIGN = ("metadata.csv", "metadata.parquet")  # Hugging Face's imagefolder reads these too
 
 
 class Question(NamedTuple):
@@ -35,7 +37,7 @@ def imagefolder(
 ) -> dict[str, dict[str, list[Question]]]:
     """Returns domain -> {"train": questions, "test": questions} of <folder>/<domain>/{train,test}/metadata.jsonl.
 
-    domains: None is every subfolder that has these files, by name. A line of metadata.jsonl (Hugging Face's
+    domains: None is every subfolder that has one of these files, by name. A line of metadata.jsonl (Hugging Face's
     imagefolder) is a JSON object with `file_name` (from the folder of metadata.jsonl), `question`, and `answer`, a
     text, or `answers`, a list of texts, one from each annotator; `type` may be there.
     Raises FileNotFoundError, or ValueError with the line.
@@ -43,10 +45,11 @@ def imagefolder(
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder that holds the domains")
-    there = sorted(path.name for path in folder.iterdir() if (path / "train" / METADATA).is_file())
+    listed = lambda path: any((path / split / name).is_file() for split in SPLITS for name in (METADATA, *FOREIGN))
+    there = sorted(path.name for path in folder.iterdir() if listed(path))
     if domains is None:
         domains = there
-    if isinstance(domains, str) or not domains:
+    if isinstance(domains, str) or not domains or not all(isinstance(domain, str) for domain in domains):
         raise ValueError(f"domains is {domains!r}; give a tuple of names; {folder} has {there}")
     return {domain: {split: metadata(folder / domain / split / METADATA) for split in SPLITS} for domain in domains}
 
@@ -55,7 +58,9 @@ def metadata(path: str | os.PathLike) -> list[Question]:
     """Returns the questions of one metadata.jsonl, as `imagefolder` reads them."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; a domain has {METADATA} in train and in test")
+        others = [name for name in FOREIGN if path.with_name(name).is_file()]
+        cure = f"; write {METADATA}, one JSON object a line, from the {others[0]} beside it" if others else ""
+        raise FileNotFoundError(f"there is no file {path}; a domain has {METADATA} in train and in test{cure}")
     questions = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():
@@ -66,10 +71,7 @@ def metadata(path: str | os.PathLike) -> list[Question]:
 
 
 def _metadata_line(line: bytes, where: str, folder: pathlib.Path) -> Question:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is cut off or no JSON ({error}); copy the file again") from error
+    entry = parse_json(line, where, "copy the file again")
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is no JSON object; it must have file_name, question, and answer or answers")
     answers = entry.get("answers", [entry["answer"]] if "answer" in entry else None)
@@ -81,7 +83,17 @@ def _metadata_line(line: bytes, where: str, folder: pathlib.Path) -> Question:
         raise ValueError(f'{where} has something empty or no text among {texts}; write a number as text, "2"')
     # normpath: file names point out of the folder, and one picture must have one name.
     image = os.path.normpath(folder / entry["file_name"])
-    return Question(image, entry["question"], tuple(texts[2:]), str(entry.get("type", "")))
+    try:
+        return Question(image, entry["question"], tuple(texts[2:]), _kind(entry.get("type")))
+    except TypeError as error:
+        raise ValueError(f"{where} has a `type` that is no text ({error}); write it as text or leave it out") from error
+
+
+def _kind(given: Any) -> str:
+    """The kind of a question as its source says it, "" where it is null or absent."""
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"type is {given!r}")
+    return given or ""
 
 
 def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
@@ -94,13 +106,13 @@ def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | 
     def read(asked: Any, given: Any) -> list[Question]:
         given = {entry["question_id"]: entry for entry in given["annotations"]}
         family = "COCO" if asked["data_type"] == "mscoco" else asked["data_type"]
-        name = f"{family}_{asked['data_subtype']}_{{:012d}}.{'jpg' if family == 'COCO' else 'png'}"
+        prefix, suffix = f"{family}_{asked['data_subtype']}", "jpg" if family == "COCO" else "png"
         return [
             Question(
-                os.path.join(images, name.format(entry["image_id"])),
+                os.path.join(images, f"{prefix}_{entry['image_id']:012d}.{suffix}"),
                 entry["question"],
                 tuple(answer["answer"] for answer in given[entry["question_id"]]["answers"]),
-                given[entry["question_id"]].get("answer_type", ""),
+                _kind(given[entry["question_id"]].get("answer_type")),
             )
             for entry in asked["questions"]
         ]
@@ -120,7 +132,7 @@ def vizwiz(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]
                 os.path.join(images, entry["image"]),
                 entry["question"],
                 tuple(answer["answer"] for answer in entry["answers"]),
-                entry.get("answer_type", ""),
+                _kind(entry.get("answer_type")),
             )
             for entry in entries
         ]
@@ -140,7 +152,7 @@ def gqa(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
                 os.path.join(images, f"{entry['imageId']}.jpg"),
                 entry["question"],
                 (entry["answer"],),
-                entry.get("types", {}).get("semantic", ""),
+                _kind((entry.get("types") or {}).get("semantic")),
             )
             for entry in entries.values()
         ]
@@ -157,21 +169,28 @@ def coco_qa(
     the file name of an image number ("COCO_val2014_{:012d}.jpg" for the test folder, "{:012d}.jpg" for COCO's files of
     2017).
     """
+    try:
+        numbered = len({image_name.format(number) for number in (1, 2)}) == 2
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        numbered = False
+    if not numbered:
+        raise ValueError(f"image_name is {image_name!r}; give a name with one place for the number, as '{{:012d}}.jpg'")
     columns = {}
     for name in ("questions", "answers", "img_ids", "types"):
         path = pathlib.Path(folder) / f"{name}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; get it from {COCO_QA}")
-        columns[name] = path.read_text(encoding="utf-8").splitlines()
+        columns[name] = read_lines(path, f"get it again from {COCO_QA}")
     lines = {name: len(column) for name, column in columns.items()}
     if len(set(lines.values())) > 1 or not lines["questions"]:
         raise ValueError(f"the files of {folder} must have as many lines each, got {lines}; get them from {COCO_QA}")
     questions = []
     for number, (text, answer, image, kind) in enumerate(zip(*columns.values(), strict=True), 1):
         try:
-            path = os.path.join(images, image_name.format(int(image)))
-            questions.append(Question(path, text, (answer,), COCO_QA_TYPES[int(kind)]))
-        except (ValueError, IndexError) as error:
+            row, place = int(image), range(len(COCO_QA_TYPES)).index(int(kind))
+            path = os.path.join(images, image_name.format(row))
+            questions.append(Question(path, text, (answer,), COCO_QA_TYPES[place]))
+        except ValueError as error:
             raise ValueError(
                 f"line {number} of img_ids.txt or types.txt in {folder} is {image!r}, {kind!r}; "
                 f"it must be a number, and one in 0..{len(COCO_QA_TYPES) - 1}"
@@ -186,14 +205,14 @@ def _official(
     for path in map(pathlib.Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; get it from {source}")
-        try:
-            contents.append(json.loads(path.read_bytes()))
-        except ValueError as error:
-            raise ValueError(f"{path} is cut off or no JSON ({error}); get it again from {source}") from error
+        contents.append(parse_json(path.read_bytes(), path, f"get it again from {source}"))
     files = " and ".join(map(str, paths))
     try:
         questions = read(*contents)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        for question in questions:
+            if not all(isinstance(text, str) for text in (question.image, question.text, *question.answers)):
+                raise TypeError(f"{question.text!r}, {question.answers!r}")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{files}: not {name}'s questions with answers ({error!r}; official test files have no answers); "
             f"get them again from {source}"

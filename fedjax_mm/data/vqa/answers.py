@@ -10,22 +10,31 @@ ARTICLES = {"a", "an", "the"}
 NUMBERS = {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}
-PUNCTUATION = re.compile(r"""[;/\[\]"{}()=+\\_\-><@`,?!]|\.(?!\d)""")
-THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
+THOUSANDS = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
 
 
 def normalise(answer: str) -> str:
     """Returns an answer as VQA compares it: lower case, no punctuation or articles, number words as digits.
 
-    An answer that would be left empty ("A", the letter) stays. This follows the evaluation code of visualqa.org,
-    without its table of misspelt contractions.
+    A punctuation mark becomes a space, but goes without one where it stands beside a space anywhere in the answer, or
+    where the answer has a comma between two digits; a period goes without one unless a digit follows. An answer that
+    would be left empty ("A", the letter) stays. This follows the evaluation code of visualqa.org, without its table of
+    misspelt contractions.
 
-    >>> normalise("The  two dogs!")
-    '2 dogs'
+    >>> normalise("The  two dogs!"), normalise("U.S.A."), normalise("1,000-2,000")
+    ('2 dogs', 'usa', '10002000')
     """
-    lower = answer.lower().strip()
-    words = PUNCTUATION.sub(" ", THOUSANDS.sub("", lower)).split()
-    return " ".join(NUMBERS.get(word, word) for word in words if word not in ARTICLES) or lower
+    plain = answer.replace("\n", " ").replace("\t", " ").strip()
+    thousands = THOUSANDS.search(plain)
+    text = plain
+    for mark in MARKS:
+        beside = f"{mark} " in plain or f" {mark}" in plain
+        text = text.replace(mark, "" if beside or thousands else " ")
+    words = PERIOD.sub("", text).lower().split()
+    kept = (NUMBERS.get(word, word) for word in words)
+    return " ".join(word for word in kept if word not in ARTICLES) or plain.lower()
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:

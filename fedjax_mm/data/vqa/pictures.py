@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedjax_mm import _lazy
+from fedjax_mm.data import pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,31 +18,28 @@ if TYPE_CHECKING:
 def fit(picture: "Image.Image", image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns a picture in the bucket `image` (H, W), uint8 [H, W, 3], and the size (h, w) that it has there.
 
-    It is scaled to touch the bucket; both sides are then floored to multiples of `patch` (one patch at least), and the
-    picture is resized to exactly that, bicubic, so that no patch is half picture and half padding.
+    It is upright, as its EXIF orientation says, and lies over white where it is transparent. It is scaled to touch the
+    bucket; both sides are then floored to multiples of `patch` (one patch at least), and the picture is resized to
+    exactly that, bicubic, so that no patch is half picture and half padding.
     """
-    scale = min(image[0] / picture.height, image[1] / picture.width)
+    sides = pixels.size(picture)
+    scale = min(image[0] / sides[0], image[1] / sides[1])
     # 1e-6: 100 * (96 / 100) may come out just below 96, and would lose a whole patch.
-    floored = [max(1, int(side * scale / patch + 1e-6)) * patch for side in (picture.height, picture.width)]
-    height, width = floored
-    picture.draft("RGB", (width, height))
-    bicubic = _lazy.require("PIL.Image", "text").Resampling.BICUBIC
+    height, width = (max(1, int(side * scale / patch + 1e-6)) * patch for side in sides)
+    shown = pixels.rgb(pixels.upright(picture, (height, width)))
     padded = np.zeros((*image, 3), np.uint8)
-    padded[:height, :width] = np.asarray(picture.convert("RGB").resize((width, height), bicubic))
+    bicubic = _lazy.require("PIL.Image", "text").Resampling.BICUBIC
+    padded[:height, :width] = np.asarray(shown.resize((width, height), bicubic))
     return padded, (height, width)
 
 
 def read(path: str | os.PathLike, image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns the picture of a file as `fit` does.
 
-    Raises ValueError, with the file's name, where it is cut off or no picture.
+    Raises FileNotFoundError, or ValueError, with the file's name, where it is cut off, no picture or too large.
     """
-    Image = _lazy.require("PIL.Image", "text")
-    try:
-        with Image.open(path) as picture:
-            return fit(picture, image, patch)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is cut off or no picture ({error}); copy or download it again") from error
+    with pixels.opened(pathlib.Path(path).read_bytes(), path) as picture:
+        return fit(picture, image, patch)
 
 
 def read_all(paths: Sequence[str], image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:

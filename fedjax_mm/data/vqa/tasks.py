@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from fedjax_mm.data import wordpiece
+from fedjax_mm.data import arguments, wordpiece
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.data.vqa import pictures
 from fedjax_mm.data.vqa.annotations import Question
@@ -86,14 +86,14 @@ def load(
     What a task gets does not depend on which other tasks there are (except for the tokenizer and K).
     Raises ValueError or FileNotFoundError naming the task or the file.
     """
-    if len(image) != 2 or patch < 1 or any(side < patch or side % patch for side in image):
-        raise ValueError(f"image is {image}; give (height, width), multiples of patch, {patch}")
-    if answers < 1 or valid < 0 or any(number is not None and number < 1 for number in (train, test)):
-        raise ValueError(
-            f"answers is {answers}, train {train}, valid {valid}, test {test}; each must be at least 1 (valid: 0)"
-        )
-    if not sources:
-        raise ValueError("sources is empty; give at least one client's questions")
+    arguments.check_whole(1, patch=patch, answers=answers)
+    arguments.check_whole(0, valid=valid, seed=seed)
+    arguments.check_limit(train=train, test=test)
+    sides = tuple(image) if isinstance(image, Sequence) and not isinstance(image, str) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= patch and side % patch == 0 for side in sides):
+        raise ValueError(f"image is {image!r}; give (height, width), multiples of patch, {patch}")
+    if not isinstance(sources, Mapping) or not sources:
+        raise ValueError("sources is empty or no mapping; give at least one client's questions by its name")
     whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
     chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
@@ -124,7 +124,11 @@ def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
     The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
     int32, how many of the K answers are the client's own.
     """
+    if client not in tasks.tasks:
+        raise ValueError(f"client is {client!r}; the tasks are of {', '.join(tasks.tasks)}")
     task = tasks.tasks[client]
+    if split not in task.splits:
+        raise ValueError(f"split is {split!r}; a task has {', '.join(task.splits)}")
     arrays = task.splits[split]
     return {
         "image": tasks.image[arrays["image_row"]],
@@ -195,6 +199,7 @@ def _choose(
             unknown[split] = answerable.count(False)
         if split == "train" or drop_unknown:
             pairs = [pair for pair in pairs if pair[1]]
+        arguments.say_fewer(f"{split} of {name}", len(pairs), **{split: numbers[split]})
         pairs = _draw(pairs, numbers[split], rng)
         if split != "train":
             unknown[split] = sum(not ok for _, ok in pairs)
