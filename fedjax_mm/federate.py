@@ -171,7 +171,8 @@ def cohort_pass(
     """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
     A participant whose upload, as it is summed, or new state is not finite is left out: its state stays as it was, its
-    upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means over them.
+    upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means
+    over them.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)

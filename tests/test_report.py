@@ -195,11 +195,14 @@ def test_markdown_parses_back(capsys):
     lines = report.table(rows).splitlines()
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert cells[0] == ["run", "F1", "MB", "more"] and cells[1] == ["---", "---:", "---:", "---"]
-    assert cells[2] == ["a\\|b", "0.812 ± 0.031", "1.50", "–"] and cells[3] == ["[red]c", "–", "–", "x y"]
+    assert cells[2] == ["a\\|b", "0.812 ± 0.031", "1.50", "–"] and cells[3] == ["\\[red\\]c", "–", "–", "x y"]
     mean, std = map(float, cells[2][1].split(" ± "))
     np.testing.assert_allclose((mean, std), rows[0]["F1"], atol=5.1e-4)
     assert report.table(rows, {"F1": "macro F1"}).splitlines()[0] == "| macro F1 |"
     assert report.table(rows, ["MB", "run"]).splitlines()[2] == "| 1.50 | a\\|b |"
+    assert report.table([{"run": "<i>a</i> [b](http://c)"}]).splitlines()[2] == (
+        "| &lt;i&gt;a&lt;/i&gt; \\[b\\](http://c) |"
+    )
     report.show(rows, {"run": "method", "F1": "F1"})
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("method", "a|b", "[red]c", "0.812 ± 0.031")) and "MB" not in shown

@@ -245,7 +245,7 @@ def test_a_cohort_nobody_is_drawn_from_is_a_normal_run():
 
 
 def test_zero_rounds_is_an_error():
-    with pytest.raises(ValueError, match="rounds must be at least 1"):
+    with pytest.raises(ValueError, match="rounds is 0; it must be a whole number from 1 on"):
         train(rounds=0)
 
 

@@ -17,7 +17,7 @@ from fedjax_mm.report.runs import (
     split_table,
     summary,
 )
-from fedjax_mm.report.tables import Cell, heading, table
+from fedjax_mm.report.tables import Cell, escape, heading, table
 
 
 def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
@@ -55,7 +55,7 @@ def write(directories: Sequence[str | os.PathLike], out: str | os.PathLike) -> p
         if first.split not in shown:
             shown.append(first.split)
             plot_split(first.split, out / f"split-{len(shown)}.png")
-            text += [f"## Who holds what: {first.name}", table(split_table(first.split))]
+            text += [f"## Who holds what: {escape(first.name)}", table(split_table(first.split))]
             text += [f"![examples per client and class](split-{len(shown)}.png)"]
     (out / "report.md").write_text("\n\n".join(part.strip() for part in text) + "\n")
     return out / "report.md"

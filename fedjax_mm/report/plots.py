@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
@@ -255,4 +256,7 @@ def style(panel: Axes, title: str, x: str, y: str) -> None:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():  # in the name of a run: no formula
+            text.set_parse_math(False)
     figure.savefig(pathlib.Path(path), dpi=200, facecolor="white")

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_mm.report import plots
 from fedjax_mm.report.plots import modalities
 from fedjax_mm.report.tables import Cell
-from fedjax_mm.run.records import read_metrics
+from fedjax_mm.run.records import read_json, read_metrics
 
 COSTS = {  # heading -> the key of costs.json, and its unit
     "MB down": ("bytes_down", 1e6),
@@ -54,21 +54,41 @@ def load(directory: str | os.PathLike) -> Run:
         file = path / f"{part}.json"
         if not file.is_file():
             raise FileNotFoundError(f"{path} is no run, it has no {file.name}; give a directory that run.train wrote")
-        contents[part] = _read(file)
+        contents[part] = _read(file, KINDS[part])
     if (file := path / "own_scores.json").is_file():
-        contents["own_scores"] = _read(file)["cohorts"]
+        contents["own_scores"] = _read(file, lambda content: _is_tables(content["cohorts"]))["cohorts"]
     rows = read_metrics(path) if (path / "metrics.jsonl").is_file() else []
     if not rows:
         raise FileNotFoundError(f"{path} has no finished round in metrics.jsonl; run it on and report then")
+    if wrong := [row["round"] for row in rows if not all(type(value) in (int, float) for value in row.values())]:
+        raise ValueError(f"{path / 'metrics.jsonl'} is damaged (round {wrong[0]} has what is no number); leave it out")
+    rows = [row for row in rows if "seconds" in row]
     is_seed = _without_seed(path.name, contents["config"]["seed"]) == ""  # as in creamfl/seed0
     return Run(f"{path.parent.name}/{path.name}" if is_seed else path.name, **contents, rows=rows)
 
 
-def _read(file: pathlib.Path) -> Any:
+def _read(file: pathlib.Path, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """What a file of a run holds. Raises ValueError, with its name, where it is damaged."""
+    content = read_json(file)
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); restore it or leave the run out") from error
+        fit = fits(content)
+    except (KeyError, TypeError, AttributeError):
+        fit = False
+    if not fit:
+        raise ValueError(f"{file} is damaged (it holds something else); bring it back or leave the run out")
+    return content
+
+
+def _is_tables(content: Any) -> bool:
+    """Whether these are mappings in a mapping."""
+    return all(isinstance(of, dict) for of in content.values())
+
+
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "config": lambda content: type(content["seed"]) is int and isinstance(content["device"], str),
+    "split": lambda content: all(isinstance(of["examples"], list) and of["examples"] for of in content.values()),
+    "costs": lambda content: all(set(of) >= {key for key, _ in COSTS.values()} for of in content.values()),
+}
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -150,7 +170,11 @@ def plot_curves(runs: Sequence[Run], metric: str | Sequence[str], path: str | os
 
 def _settings(run: Run) -> dict[str, Any]:
     """Setting -> value, without the seed, what it drew, and what merely tells where the run ran."""
-    own = {key: value for key, value in run.config.items() if key not in ("seed", "owners", "versions", "device")}
+    own = {
+        key: value
+        for key, value in run.config.items()
+        if key not in ("seed", "owners", "data", "programs", "versions", "device")
+    }
     config = own.pop("config", None)
     config = {key: v for key, v in config.items() if key != "seed"} if isinstance(config, Mapping) else config
     return _flat(own) | (_flat(config) if isinstance(config, Mapping) else {"config": config})

@@ -1,5 +1,6 @@
 """Tables of plain dicts, in Markdown and on the terminal. A cell is a number, a text, (mean, std) or None."""
 
+import html
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,19 @@ Columns = Sequence[str] | Mapping[str, str] | None
 def table(rows: Sequence[Row], columns: Columns = None) -> str:
     """A Markdown table. columns: keys in order, or {key: heading}; None is every key of the rows."""
     heads = _headings(rows, columns)
-    safe = lambda text: text.replace("|", "\\|").replace("\n", " ")
-    line = lambda cells: "| " + " | ".join(map(safe, cells)) + " |\n"
+    line = lambda cells: "| " + " | ".join(map(escape, cells)) + " |\n"
     rule = "|" + "|".join(" ---: " if _is_number(rows, key) else " --- " for key in heads) + "|\n"
     return line(heads.values()) + rule + "".join(line(cell_text(row.get(key)) for key in heads) for row in rows)
+
+
+def escape(text: str) -> str:
+    """A text as Markdown shows it: names of runs and cohorts are no HTML, no link and no new column.
+
+    >>> escape("<b>a|b</b> [c](d)")
+    '&lt;b&gt;a\\\\|b&lt;/b&gt; \\\\[c\\\\](d)'
+    """
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([|\[\]`*\\])", r"\\\1", text)
 
 
 def show(rows: Sequence[Row], columns: Columns = None) -> None:

@@ -41,34 +41,36 @@ class Compiler(NamedTuple):
 
     def now(self, stage: Stage, inputs: Inputs, begun: Future | None) -> Callable:
         """The stage's round for these inputs. begun: what `ahead` gave for it."""
-        self.claim(stage, inputs.data)
         if begun is None:
             if isinstance(self.chunk, str):
+                self.claim(stage, inputs.data)  # before minutes are spent on measuring
                 chunk = chosen_chunks(stage.method, *inputs, self.mesh, self.folder(stage), self.log)
             else:
                 chunk = self.chunk
-            step, seconds = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh))
+            step, seconds, digest = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh))
             waited = ""
         else:
             since = time.perf_counter()
-            step, seconds = begun.result()
+            step, seconds, digest = begun.result()
             waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
+        self.claim(stage, inputs.data, digest)
         self.log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
         return step
 
-    def claim(self, stage: Stage, data: RoundData) -> None:
+    def claim(self, stage: Stage, data: RoundData, digest: str | None = None) -> None:
         """Compares the stage's program over all processes, and with the one that the run's directory belongs to.
 
-        data: of any round of the run. Raises ValueError in every process where one of them differs.
+        data: of any round of the run. digest: of the program, where it is known. Raises ValueError in every process
+        where one of them differs.
         """
         if stage.name in self.claimed or self.files is None and jax.process_count() == 1:
             return
         self.claimed.add(stage.name)
-        digest = program(stage.method, self.init_key, data)
-        agree({"method": digest})
+        program = digest or _digest(stage.method, self.init_key, data)
+        agree({"method": program})
         files = self.files
         if files is not None:
-            all_or_none(lambda: files.claim_program(stage.name, digest) if jax.process_index() == 0 else None)
+            all_or_none(lambda: files.claim_program(stage.name, program) if jax.process_index() == 0 else None)
 
     def ahead(self, later: Stage, inputs: Inputs) -> Future | None:
         """The round of a later stage, which a thread is compiling; None where its chunks are still to be measured."""
@@ -107,22 +109,34 @@ def ahead(stage: Stage, before: Inputs, init_key: Key, over: OverClients, stream
     return step
 
 
-def program(method: Method, init_key: Key, data: RoundData) -> str:
+def _digest(method: Method, init_key: Key, data: RoundData) -> str:
     """The digest of a method's round, however clients are mapped and wherever their states are kept."""
     state = jax.eval_shape(method.init, init_key)
     cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data._replace(cohorts=cohorts))
-    return digests.of_program(jax.jit(method._replace(over=OverClients()).round).lower(state, shapes, init_key))
+    inputs = Inputs(state, data._replace(cohorts=cohorts), init_key)
+    return digests.of_program(_lower(method._replace(over=OverClients()), _shapes(inputs)))
 
 
-def _compile(stage: Stage, inputs: Inputs, over: OverClients) -> tuple[jax.stages.Compiled, float]:
-    """(the compiled round, which also says whether the server's new state is finite, the seconds that took)."""
-    method = stage.method._replace(over=over)
+def _compile(stage: Stage, inputs: Inputs, over: OverClients) -> tuple[jax.stages.Compiled, float, str | None]:
+    """(the compiled round, the seconds that took, its digest where this is the program that `_digest` means)."""
+    begun = time.perf_counter()
+    plain = over == OverClients() and all(taken.place is None for taken in inputs.data.cohorts.values())
+    lowered = _lower(stage.method._replace(over=over), _shapes(inputs) if plain else inputs)
+    digest = digests.of_program(lowered) if plain else None
+    step = lowered.compile()
+    return step, time.perf_counter() - begun, digest
+
+
+def _lower(method: Method, inputs: Inputs) -> jax.stages.Lowered:
+    """The round, which also says whether the server's new state is finite."""
 
     def round(state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics], jax.Array]:
         new, metrics = method.round(state, data, key)
         return new, metrics, trees.all_finite(new.server)
 
-    begun = time.perf_counter()
-    step = jax.jit(round, donate_argnums=0).lower(*inputs).compile()
-    return step, time.perf_counter() - begun
+    return jax.jit(round, donate_argnums=0).lower(*inputs)
+
+
+def _shapes(inputs: Inputs) -> Inputs:
+    """Their shapes and types alone; a type that was weak is not, as it is not in a checkpoint."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
