@@ -89,7 +89,8 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
     [30, 10]
     """
-    _count(arrays)
+    if arrays:
+        _count(arrays)
     check_traced("rows", rows)
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)
 
@@ -166,7 +167,7 @@ def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:
 
 
 def _count(arrays: Arrays) -> int:
-    return check_length("arrays", check_mapping("arrays", arrays, "name to array").values(), "[M, ...]")
+    return check_length("arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array")), "[M, ...]")
 
 
 def _named(step: Step) -> Step:
