@@ -189,11 +189,12 @@ def cohort_pass(
         sent = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
         present = (index < cohort.size) & (weight > 0)
         summed = {slot: _scaled(*one) if isinstance(one, Mean) else one.value for slot, one in sent.items()}
-        counts = present & trees.all_finite((summed, new))
+        weights = {slot: one.weight for slot, one in sent.items()}
+        counts = present & trees.all_finite((summed, weights, new))
         w = jnp.where(counts, weight, 0.0)
         means, each = {}, {}
         for slot, (value, slot_weight) in sent.items():
-            slot_weight = jnp.where(counts, slot_weight, 0.0)
+            slot_weight = jnp.where(counts & (slot_weight > 0), slot_weight, 0.0)
             value = jax.tree.map(lambda x: jnp.where(counts, x, 0), value)
             if isinstance(sent[slot], Mean):
                 means[slot] = Mean(_scaled(value, slot_weight), slot_weight)

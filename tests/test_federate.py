@@ -31,6 +31,23 @@ ARRAYS, OWNED = {"x": np.ones((8, 1), np.float32)}, [[0], [1, 2], [3], [4, 5, 6,
 DATA = FederatedData.from_arrays(ARRAYS, OWNED)
 
 
+@pytest.mark.parametrize(("weight", "mean", "sum"), [(1.0, 2.0, 4), (-1.0, 3.0, 2), (np.nan, 3.0, 2), (3e38, 3.0, 2)])
+def test_a_slot_weight_that_is_none_counts_for_nothing(weight, mean, sum):
+    """Clients 0 and 1 send 1 with the weight, a slot of two clients that send 3 with weight 1."""
+
+    def update(download, state, data, key):
+        first = data.rows[0] < 3
+        slot_weight = jnp.where(first, weight, 1.0)
+        return {"w": Mean(jnp.where(first, 1.5, 3.0) - 0.5 * (weight == 1.0) * first, slot_weight)}, state, {}
+
+    seen = lambda w, uploads, public, key: ((uploads["all"]["w"].value, uploads["all"]["w"].weight), {})
+    server = Server(lambda key: (jnp.float32(0), jnp.float32(0)), lambda w, public: {"all": Download(w)}, seen)
+    method = federate(server, {"all": Cohort(4, lambda key: (), update)})
+    state, metrics = method.round(method.init(KEY), DATA.round({"all": np.arange(4)}), KEY)
+    np.testing.assert_allclose(jnp.stack(state.server), [mean, sum])
+    assert metrics["all"]["left_out"] == (0 if abs(weight) == 1 else 2)
+
+
 def test_a_server_that_begins_does_so_before_it_sends_anything():
     seen = []
 

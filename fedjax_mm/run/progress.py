@@ -24,7 +24,7 @@ class Progress:
             return
         if _in_notebook():
             self.show = _notebook_bar(rounds)
-        elif force or sys.stdout.isatty():
+        elif force or (sys.stdout is not None and sys.stdout.isatty()):  # a daemon has none
             self.show, self.close = _terminal_bar(start, rounds, force)
 
     def __call__(self, done: Round, row: Mapping[str, float]) -> None:
