@@ -90,7 +90,9 @@ def watched_peers(folder: pathlib.Path | None, timeout: float | None) -> Iterato
 
     Each process writes a beat into a file of `folder`, which all of them share. A process that waits for another in the
     middle of a computation cannot be interrupted, so it is ended with status EXIT after a line that says which process
-    is gone. folder, timeout: None watches nobody.
+    is gone. folder, timeout: None watches nobody. JAX itself ends a process whose coordinator, process 0, is gone,
+    before this can say so, unless `jax.config.update("jax_enable_recoverability", True)` comes before
+    `jax.distributed.initialize`.
     """
     if folder is None or timeout is None or jax.process_count() == 1:
         yield
@@ -122,15 +124,23 @@ def watched_peers(folder: pathlib.Path | None, timeout: float | None) -> Iterato
     try:
         yield
     except BaseException as error:
+        if _is_of_a_connection(error):
+            time.sleep(timeout + 4 * BEAT_SECONDS)  # the thread ends this process where somebody is gone
         ended.set()
         say(f"stopped {type(error).__name__}: {error}")
-        if isinstance(error, jax.errors.JaxRuntimeError):  # most often a connection to somebody who is gone
-            ended.clear()
-            threading.Thread(target=watch, daemon=True).start()
-            time.sleep(timeout + 4 * BEAT_SECONDS)  # the thread ends the process if somebody is
         raise
     ended.set()
     say("done")
+
+
+def _is_of_a_connection(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is what a collective says when somebody is gone."""
+    words = ("Gloo", "NCCL", "Connection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _listen(file: pathlib.Path, before: _Peer | None) -> _Peer:
