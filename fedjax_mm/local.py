@@ -119,11 +119,7 @@ def local_steps(
     >>> float(total), round(float(metrics["rows"]), 3)  # batches of 2, 2 and 1 examples, three times
     (30.0, 1.667)
     """
-    check_callable("step", step, "(carry, batch, key) -> (carry, metrics)")
-    if not isinstance(data, ClientData):
-        raise ValueError(f"data is {say(data)}; give a ClientData, as FederatedData.client and whole make it")
-    check_key("key", key)
-    check_leaves("carry", carry)
+    _check_client(step, carry, data, key)
     batch_size, epochs = _check_steps(batch_size, epochs)
     drop_last, shuffle = check_flag("drop_last", drop_last), check_flag("shuffle", shuffle)
     most = data.rows.shape[0]
@@ -157,6 +153,14 @@ def local_steps(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
     return carry, jax.tree.map(lambda x: x / jnp.maximum(epochs * steps, 1), total)
+
+
+def _check_client(step: Step, carry: Any, data: ClientData, key: Key) -> None:
+    check_callable("step", step, "(carry, batch, key) -> (carry, metrics)")
+    if not isinstance(data, ClientData):
+        raise ValueError(f"data is {say(data)}; give a ClientData, as FederatedData.client and whole make it")
+    check_key("key", key)
+    check_leaves("carry", carry)
 
 
 def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """Splitting, joining and growing parameter trees, and counting their bytes."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     ({'head': 2.0, 'trunk': None}, {'head': None, 'trunk': 1.0})
     """
     _leaves(tree)
-    wrong = [x for x in _leaves(mask, lambda x: x is None) if not isinstance(x, bool | np.bool_)]
+    wrong = [x for x in _leaves(mask) if not isinstance(x, bool | np.bool_)]
     if wrong:
         raise ValueError(f"mask has a leaf {say(wrong[0])}; each must be True or False")
     try:
@@ -142,9 +141,9 @@ def _arrays(tree: PyTree, whole: bool = False) -> list:
     return leaves
 
 
-def _leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list:
+def _leaves(tree: PyTree) -> list:
     try:
-        return jax.tree.leaves(tree, is_leaf=is_leaf)
+        return jax.tree.leaves(tree)
     except ValueError as error:  # of keys that have no order
         raise ValueError(f"the tree has a dict whose keys are of several types: {_line(error)}") from error
 

@@ -20,6 +20,14 @@ def test_merge_undoes_partition_and_halves_are_disjoint():
     chex.assert_trees_all_equal(trees.merge(frozen, train), PARAMS)
 
 
+def test_a_half_is_split_again():
+    train, _ = trees.partition(PARAMS, MASK)
+    mask = trees.path_mask(train, lambda path: path.endswith("/b"))
+    first, second = trees.partition(train, mask)
+    assert len(jax.tree.leaves(first)) == len(jax.tree.leaves(second)) == 1
+    chex.assert_trees_all_equal(trees.merge(first, second), train)
+
+
 def test_split_update_equals_multi_transform_leaf_for_leaf():
     loss = lambda p: sum((x**2).sum() + jnp.sin(x).sum() for x in jax.tree.leaves(p))
     tx = optax.adam(0.1)
@@ -104,7 +112,7 @@ def test_grow_keeps_what_was_learned_in_other_containers_too():
         (lambda: trees.partition(PARAMS, {"lower": True}), "neither the whole tree nor a prefix"),
         (lambda: trees.partition(PARAMS, {"lower": "False", "upper": True}), "a leaf 'False'; each must be True or"),
         (lambda: trees.partition(PARAMS, {"lower": 0, "upper": True}), "a leaf 0"),
-        (lambda: trees.partition(PARAMS, {"lower": None, "upper": True}), "a leaf None"),
+        (lambda: trees.partition(PARAMS, {"lower": None, "upper": True}), "neither the whole tree"),
         (lambda: trees.path_mask(PARAMS, "upper"), "trains is 'upper'; give a function"),
         (lambda: trees.size_bytes({"a": 1.0}), "a leaf 1.0; each must be an array"),
         (lambda: trees.all_finite({"a": "x"}), "a leaf 'x'"),
