@@ -158,7 +158,7 @@ def cohort_pass(
 
     A participant whose upload, as it is summed, or new state is not finite is left out: its state stays as it was, its
     upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means
-    over them.
+    over them, or over those of them that give a metric as a Mean of weight above 0; NaN where there are only others.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
@@ -186,9 +186,9 @@ def cohort_pass(
                 means[slot] = Mean(_scaled(value, slot_weight), slot_weight)
             else:
                 each[slot] = Each(value, slot_weight)
-        metrics = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), metrics)
+        metrics = {metric: _weighted(value, w, counts) for metric, value in metrics.items()}
         tally = {"clients": counts, "left_out": present & ~counts}
-        total = (means, Mean(_scaled(metrics, w), w), jax.tree.map(lambda x: x.astype(jnp.float32), tally))
+        total = (means, metrics, jax.tree.map(lambda x: x.astype(jnp.float32), tally))
         return total, (each, place, trees.where(counts, new, old))
 
     impl = jax.random.key_impl(key)
@@ -197,7 +197,10 @@ def cohort_pass(
     (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
     states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
-    return uploads, states, {**_as_mean(metrics).value, **tally}
+    # A metric that no client who counts has a number for has none; where no client counts at all, `clients` says so.
+    known = {metric: (total.weight > 0) | (tally["clients"] == 0) for metric, total in metrics.items()}
+    metrics = {metric: jnp.where(known[metric], _as_mean(total).value, jnp.nan) for metric, total in metrics.items()}
+    return uploads, states, {**metrics, **tally}
 
 
 def _init_key(key: Key) -> Key:
@@ -212,6 +215,13 @@ def _client_key(key: Key, cohort: str, index: jax.Array) -> Key:
 def _scaled(tree: PyTree, weight: jax.Array) -> PyTree:
     """weight x tree in at least float32, so that a sum over clients of half-precision uploads keeps its digits."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * weight, tree)
+
+
+def _weighted(metric: jax.Array | Mean, weight: jax.Array, counts: jax.Array) -> Mean:
+    """A client's metric times its own weight, where it has one, or else times the client's, with this weight."""
+    value, own = metric if isinstance(metric, Mean) else (metric, weight)
+    own = jnp.where(counts, own, 0.0)
+    return Mean(_scaled(jnp.where(own > 0, value, 0.0), own), own)
 
 
 def _as_mean(total: Mean) -> Mean:

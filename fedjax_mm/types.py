@@ -191,8 +191,9 @@ class Cohort(NamedTuple):
     init: Callable[[Key, PyTree], PyTree] | Callable[[Key], PyTree]
     """`init(key, server)` gives a client's state before its first round, `()` where it keeps none. `server` is the
     server's first state. A function of the key alone is taken too."""
-    update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics]]
-    """`update(download, state, data, key)` is a client's part of a round: what it sends, its new state, its metrics."""
+    update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics | Mapping[str, Mean]]]
+    """`update(download, state, data, key)` is a client's part of a round: what it sends, its new state, its metrics. A
+    metric counts with the client's weight; a Mean with its own, 0 where the client has no such number."""
     score: Callable[[Download, PyTree, Arrays, jax.Array], Mapping[str, jax.Array]] | None = None
     """`score(download, state, arrays, mask)` gives {name: [B]}: how well the client's model does on each of its own
     test rows, which are leaves [B, ...]. `mask` [B] is 0 where a row is padding. More is better, unless the name ends
