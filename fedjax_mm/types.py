@@ -137,6 +137,8 @@ class CohortPopulation(NamedTuple):
     """[N, K]. How many examples of each class each client owns, where the cohort has an array `label` [E]."""
     ranges: Mapping[str, tuple[int, int]] | None = None
     """Array of integers -> the least and the greatest value in the rows that clients own. None: not known."""
+    counts: np.ndarray | None = None
+    """[N]. How many examples each client trains on. None: not known."""
 
 
 class Population(NamedTuple):
