@@ -138,6 +138,17 @@ def test_a_stage_trains_what_it_sends_and_nothing_else_bit_for_bit():
         assert held and all((np.asarray(new[path]) != old[path]).any() for path in sent)
 
 
+def test_the_loss_of_a_client_that_took_no_step_is_no_number_of_the_cohort():
+    """Client 2 owns less than a batch: with client 0 the loss is client 0's own, alone there is none."""
+    plan, steps = compiled()
+    state = plan[0].method.init(KEY)
+    row = lambda *who: {k: float(x) for k, x in rounds(steps[0], state, 1, who)[1]["all"].items()}
+    both, first, second, nobody = row(0, 2, 3), row(0, 3, 3), row(2, 3, 3), row(3, 3, 3)
+    assert [x["clients"] for x in (both, first, second, nobody)] == [2, 1, 1, 0]
+    assert both["loss"] == pytest.approx(first["loss"], rel=1e-6) and both["loss"] > 0.1
+    assert np.isnan(second["loss"]) and second["left_out"] == 0 and nobody["loss"] == 0
+
+
 def test_the_next_stage_has_all_that_was_learned_and_the_pretrained_weights_of_its_new_layers():
     plan, steps = compiled()
     learned, _ = rounds(steps[0], plan[0].method.init(KEY))

@@ -39,9 +39,9 @@ def client_update(
     >>> from fedjax_mm.local import whole
     >>> from fedjax_mm.methods.layerwise import plan_stages, split_trained
     >>> from fedjax_mm.models import Transformer
-    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {"00": jnp.eye(2), "01": jnp.eye(2)}}
     >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
-    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> encoder = Transformer(2, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
     >>> encoders, rates = {"image": encoder, "depth": encoder}, {"image": (0.1,), "depth": (0.1,)}
     >>> config = LayerwiseConfig(rounds=(1,), encoder_lr=rates, batch_size=2, projection_hidden=4, projection_dim=3)
     >>> (stage,) = plan_stages(config, encoders)
@@ -77,9 +77,9 @@ def train_step(
 
     >>> from fedjax_mm.methods.layerwise import plan_stages, split_trained
     >>> from fedjax_mm.models import Transformer
-    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {"00": jnp.eye(2), "01": jnp.eye(2)}}
     >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
-    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> encoder = Transformer(2, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
     >>> encoders = {"image": encoder}
     >>> config = LayerwiseConfig(rounds=(1, 1), encoder_lr={"image": (0.1, 0.1)}, batch_size=2, projection_hidden=4)
     >>> stage = plan_stages(config, encoders)[1]
