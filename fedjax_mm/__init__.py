@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, stages, trees
 from fedjax_mm.data import Dataset, FederatedData
-from fedjax_mm.federate import Method, federate, on_change
+from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.stages import Stage
+from fedjax_mm.transforms import on_change
 from fedjax_mm.types import (
     ClientData,
     Cohort,

@@ -10,8 +10,9 @@ import numpy as np
 
 from fedjax_mm import trees
 from fedjax_mm.checks import check_callable, check_number, say
-from fedjax_mm.federate import Method, transformed
+from fedjax_mm.federate import Method
 from fedjax_mm.local import STEP_NAME
+from fedjax_mm.transforms import transformed
 from fedjax_mm.types import ClientData, Download, FedState, PyTree, RoundData
 
 

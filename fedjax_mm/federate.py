@@ -12,6 +12,7 @@ import optax
 
 from fedjax_mm import trees
 from fedjax_mm.clients import map_reduce
+from fedjax_mm.transforms import transformed
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -24,6 +25,7 @@ from fedjax_mm.types import (
     Mean,
     Metrics,
     OverClients,
+    Population,
     PyTree,
     RoundData,
     Server,
@@ -36,6 +38,10 @@ NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the 
 def no_scores(state: FedState, arrays: Arrays) -> dict[str, float]:
     """The scores of a method that names none."""
     return {}
+
+
+def accept_any(population: Population) -> None:
+    """The check of a method that any population fits."""
 
 
 class Method(NamedTuple):
@@ -52,6 +58,8 @@ class Method(NamedTuple):
     """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
     """`evaluate(state, arrays)` gives the scores that `run.train(test=arrays)` logs."""
+    check: Callable[[Population], None] = accept_any
+    """`check(population)` raises ValueError where a population does not fit what the method was built for."""
 
     def init(self, key: Key) -> FedState:
         """The states of the server and of all clients before the first round."""
@@ -89,6 +97,7 @@ def federate(
     *,
     upload: optax.GradientTransformation | None = None,
     over: OverClients | None = None,
+    check: Callable[[Population], None] = accept_any,
 ) -> Method:
     """Ties a server and its cohorts into a Method.
 
@@ -96,6 +105,7 @@ def federate(
         its aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as
         `params` and a random key as the extra argument `key` (see `on_change`). What must last from round to round
         belongs in the client's state.
+    check: raises ValueError for a population that does not fit; a run asks it before its first round.
 
     Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:
 
@@ -113,7 +123,7 @@ def federate(
     """
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
-    return Method(server, dict(cohorts), upload or optax.identity(), over or OverClients(), evaluate)
+    return Method(server, dict(cohorts), upload or optax.identity(), over or OverClients(), evaluate, check)
 
 
 def init_server(method: Method, key: Key) -> PyTree:
@@ -141,30 +151,6 @@ def client_init(cohort: Cohort) -> Callable[[Key, PyTree], PyTree]:
     return lambda key, server: of_key(key)
 
 
-def on_change(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """An upload transform that sees how a client changed each slot that the server had sent under the same name.
-
-    It is for methods whose clients send weights: on_change(optax.clip_by_global_norm(1.0)) clips the change of all
-    slots together, and the client sends the old weights plus the clipped change.
-
-    >>> transform = on_change(optax.clip_by_global_norm(1.0))
-    >>> received, trained = {"w": jnp.array([5.0, 5.0])}, {"w": jnp.array([8.0, 9.0])}  # a change of length 5
-    >>> sent, _ = transform.update(trained, transform.init(trained), received)
-    >>> sent["w"].round(3).tolist()
-    [5.6..., 5.8...]
-    """
-    inner = optax.with_extra_args_support(transform)
-
-    def update(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError("on_change needs what the server had sent, as the argument params; it got None")
-        old = {slot: params[slot] for slot in updates}
-        change, state = inner.update(optax.tree.sub(updates, old), state, None, **extra_args)
-        return optax.tree.add(old, change), state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
 def cohort_pass(
     method: Method, name: str, download: Download, states: PyTree, data: RoundData, key: Key
 ) -> tuple[Upload, PyTree, Metrics]:
@@ -172,7 +158,7 @@ def cohort_pass(
 
     A participant whose upload, as it is summed, or new state is not finite is left out: its state stays as it was, its
     upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means
-    over them.
+    over them, or over those of them that give a metric as a Mean of weight above 0; NaN where there are only others.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
@@ -200,9 +186,9 @@ def cohort_pass(
                 means[slot] = Mean(_scaled(value, slot_weight), slot_weight)
             else:
                 each[slot] = Each(value, slot_weight)
-        metrics = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), metrics)
+        metrics = {metric: _weighted(value, w, counts) for metric, value in metrics.items()}
         tally = {"clients": counts, "left_out": present & ~counts}
-        total = (means, Mean(_scaled(metrics, w), w), jax.tree.map(lambda x: x.astype(jnp.float32), tally))
+        total = (means, metrics, jax.tree.map(lambda x: x.astype(jnp.float32), tally))
         return total, (each, place, trees.where(counts, new, old))
 
     impl = jax.random.key_impl(key)
@@ -211,18 +197,10 @@ def cohort_pass(
     (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
     states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
-    return uploads, states, {**_as_mean(metrics).value, **tally}
-
-
-def transformed(transform: optax.GradientTransformation, upload: Upload, received: PyTree, key: Key) -> Upload:
-    """One client's upload as it travels: the values of all slots after the transform, which starts afresh.
-
-    received: what the server had sent, which the transform gets as `params`.
-    """
-    with_key = optax.with_extra_args_support(transform)
-    values = {slot: sent.value for slot, sent in upload.items()}
-    after = cast(dict[str, PyTree], with_key.update(values, with_key.init(values), received, key=key)[0])
-    return {slot: sent._replace(value=after[slot]) for slot, sent in upload.items()}
+    # A metric that no client who counts has a number for has none; where no client counts at all, `clients` says so.
+    known = {metric: (total.weight > 0) | (tally["clients"] == 0) for metric, total in metrics.items()}
+    metrics = {metric: jnp.where(known[metric], _as_mean(total).value, jnp.nan) for metric, total in metrics.items()}
+    return uploads, states, {**metrics, **tally}
 
 
 def _init_key(key: Key) -> Key:
@@ -237,6 +215,13 @@ def _client_key(key: Key, cohort: str, index: jax.Array) -> Key:
 def _scaled(tree: PyTree, weight: jax.Array) -> PyTree:
     """weight x tree in at least float32, so that a sum over clients of half-precision uploads keeps its digits."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * weight, tree)
+
+
+def _weighted(metric: jax.Array | Mean, weight: jax.Array, counts: jax.Array) -> Mean:
+    """A client's metric times its own weight, where it has one, or else times the client's, with this weight."""
+    value, own = metric if isinstance(metric, Mean) else (metric, weight)
+    own = jnp.where(counts, own, 0.0)
+    return Mean(_scaled(jnp.where(own > 0, value, 0.0), own), own)
 
 
 def _as_mean(total: Mean) -> Mean:

@@ -22,12 +22,14 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     ({'head': 2.0, 'trunk': None}, {'head': None, 'trunk': 1.0})
     """
     _leaves(tree)
-    wrong = [x for x in _leaves(mask) if not isinstance(x, bool | np.bool_)]
+    wrong = [x for x in _leaves(mask) if not isinstance(x, bool | np.bool_)]  # None stands where a half has no leaf
     if wrong:
         raise ValueError(f"mask has a leaf {say(wrong[0])}; each must be True or False")
     try:
         mask = jax.tree.broadcast(mask, tree)
     except ValueError as error:
+        if None in _leaves(mask, lambda x: x is None):
+            raise ValueError("mask has a leaf None where the tree has one; each must be True or False") from error
         raise ValueError(f"mask is neither the whole tree nor a prefix of it: {_line(error)}") from error
     pick = lambda wanted: jax.tree.map(lambda m, x: x if bool(m) == wanted else None, mask, tree)
     return pick(True), pick(False)

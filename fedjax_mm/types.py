@@ -137,6 +137,8 @@ class CohortPopulation(NamedTuple):
     """[N, K]. How many examples of each class each client owns, where the cohort has an array `label` [E]."""
     ranges: Mapping[str, tuple[int, int]] | None = None
     """Array of integers -> the least and the greatest value in the rows that clients own. None: not known."""
+    counts: np.ndarray | None = None
+    """[N]. How many examples each client trains on. None: not known."""
 
 
 class Population(NamedTuple):
@@ -191,8 +193,9 @@ class Cohort(NamedTuple):
     init: Callable[[Key, PyTree], PyTree] | Callable[[Key], PyTree]
     """`init(key, server)` gives a client's state before its first round, `()` where it keeps none. `server` is the
     server's first state. A function of the key alone is taken too."""
-    update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics]]
-    """`update(download, state, data, key)` is a client's part of a round: what it sends, its new state, its metrics."""
+    update: Callable[[Download, PyTree, ClientData, Key], tuple[Upload, PyTree, Metrics | Mapping[str, Mean]]]
+    """`update(download, state, data, key)` is a client's part of a round: what it sends, its new state, its metrics. A
+    metric counts with the client's weight; a Mean with its own, 0 where the client has no such number."""
     score: Callable[[Download, PyTree, Arrays, jax.Array], Mapping[str, jax.Array]] | None = None
     """`score(download, state, arrays, mask)` gives {name: [B]}: how well the client's model does on each of its own
     test rows, which are leaves [B, ...]. `mask` [B] is 0 where a row is padding. More is better, unless the name ends

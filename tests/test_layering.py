@@ -19,13 +19,14 @@ MAY_IMPORT = {  # room -> rooms below it
     "data": {"types", "_lazy"},
     "local": {"types"},
     "clients": {"types"},
-    "federate": {"types", "trees", "clients"},
+    "transforms": {"types"},
+    "federate": {"types", "trees", "clients", "transforms"},
     "stages": {"types", "trees", "federate"},
-    "costs": {"types", "trees", "local", "federate"},
+    "costs": {"types", "trees", "local", "federate", "transforms"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
     "run": {"types", "trees", "clients", "federate", "costs", "stages", "data", "_lazy"},
     "report": {"run", "_lazy"},
-    "laws": {"types", "trees", "clients", "federate", "costs", "data", "run"},
+    "laws": {"types", "trees", "clients", "federate", "transforms", "costs", "data", "run"},
 }
 
 

@@ -123,3 +123,10 @@ def test_grow_keeps_what_was_learned_in_other_containers_too():
 def test_trees_that_do_not_fit_are_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_half_of_a_tree_is_split_again():
+    half = {"lower": None, "upper": {"w": 1.0, "mean": 2.0}}
+    mask = trees.path_mask(half, lambda path: path.endswith("mean"))
+    kept = ({"lower": None, "upper": {"w": None, "mean": 2.0}}, {"lower": None, "upper": {"w": 1.0, "mean": None}})
+    assert trees.partition(half, mask) == kept

@@ -54,6 +54,7 @@ def collect(uploads: Mapping[str, Upload], slot: str) -> Mean | Each:
 
 def average(slot: Mean | Each, default: PyTree) -> PyTree:
     """The weighted mean of a collected slot of either kind; `default`, the same tree, where its weights sum to 0.
+    A Mean's value gets the types of `default`.
 
     >>> slot = Each(jnp.array([[1.0], [5.0]]), jnp.array([3.0, 1.0]))
     >>> average(slot, default=jnp.array([9.0])).tolist()
@@ -66,7 +67,9 @@ def average(slot: Mean | Each, default: PyTree) -> PyTree:
         return weighted_mean(slot.value, slot.weight, default)
     _check_default([np.shape(x) for x in jax.tree.leaves(slot.value)], slot.value, default)
     sent = valid(slot.weight) > 0
-    return jax.tree.map(lambda leaf, other: jnp.where(sent, leaf, other), slot.value, default)
+    # A mean is summed in float32 at least; what it replaces keeps its type, so that a state does.
+    pick = lambda leaf, other: jnp.where(sent, leaf, other).astype(jnp.asarray(other).dtype)
+    return jax.tree.map(pick, slot.value, default)
 
 
 def weighted_mean(stack: PyTree, weight: jax.Array, default: PyTree) -> PyTree:

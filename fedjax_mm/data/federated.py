@@ -127,7 +127,7 @@ class FederatedData:
             cohort, classes = self.cohorts[name], table.get("classes")
             classes = None if classes is None else np.array(classes)
             ranges = value_ranges(cohort.arrays, _owned_rows(cohort))
-            cohorts[name] = CohortPopulation(len(cohort.counts), shapes(cohort.arrays), classes, ranges)
+            cohorts[name] = CohortPopulation(len(cohort.counts), shapes(cohort.arrays), classes, ranges, cohort.counts)
         if self.public is None:
             return Population(cohorts)
         return Population(cohorts, shapes(self.public), value_ranges(self.public, slice(None)))

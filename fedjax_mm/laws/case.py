@@ -15,8 +15,9 @@ import numpy as np
 from fedjax_mm import clients, costs, trees
 from fedjax_mm.checks import check_number, check_whole, say
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import Method, transformed
+from fedjax_mm.federate import Method
 from fedjax_mm.laws.deviation import rows
+from fedjax_mm.transforms import transformed
 from fedjax_mm.types import ClientData, Download, FedState, Key, Metrics, PyTree, RoundData, Upload
 
 Run = tuple[FedState, list[dict[str, float]]]  # the last state, and the log

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.checks import check_dtype, check_sizes
 from fedjax_mm.models.layers import Model, as_model
 from fedjax_mm.types import Key, PyTree
 
@@ -31,6 +32,7 @@ def adapter(key: Key, depth: int, dim: int, hidden: int = 48) -> PyTree:
     >>> jax.tree.map(jnp.shape, adapter(jax.random.key(0), depth=2, dim=6, hidden=3))["down"]
     {'bias': (2, 3), 'kernel': (2, 6, 3)}
     """
+    check_sizes(depth=depth, dim=dim, hidden=hidden)
     down, up = jax.random.split(key)
     kernel = lambda key, *shape: {"kernel": 0.02 * jax.random.normal(key, (depth, *shape))}
     return {
@@ -61,6 +63,7 @@ def lora(key: Key, depth: int, dim: int, rank: int = 16) -> PyTree:
     >>> jax.tree.map(jnp.shape, lora(jax.random.key(0), depth=2, dim=6, rank=3))["query"]
     {'a': (2, 6, 3), 'b': (2, 3, 6)}
     """
+    check_sizes(depth=depth, dim=dim, rank=rank)
     a = lambda key: jax.vmap(lambda key: _uniform(key, (dim, rank)))(jax.random.split(key, depth))
     keys = dict(zip(("query", "value"), jax.random.split(key), strict=True))
     return {name: {"a": a(key), "b": jnp.zeros((depth, rank, dim))} for name, key in keys.items()}
@@ -92,6 +95,7 @@ def prompt(key: Key, dim: int, length: int = 5, hidden: int = 192) -> PyTree:
     >>> jax.tree.map(jnp.shape, prompt(jax.random.key(0), dim=6, length=2, hidden=3))["image"]["vectors"]
     (2, 6)
     """
+    check_sizes(dim=dim, length=length, hidden=hidden)
 
     def one(key: Key) -> PyTree:
         vectors, down, up = jax.random.split(key, 3)
@@ -177,6 +181,8 @@ def answers(num_answers: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Mode
     >>> sum(leaf.size for leaf in jax.tree.leaves(params))
     1337956
     """
+    check_sizes(num_answers=num_answers)
+    check_dtype(dtype)
     return as_model(_AnswerHead(num_answers, dtype))
 
 

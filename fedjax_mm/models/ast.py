@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import pretrained
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 from fedjax_mm.models.vit import layer_names
@@ -91,6 +92,7 @@ def encoder(
     >>> jax.eval_shape(model.tokens, params, model.example).shape  # 2 special tokens, 3 bands of 4 steps
     (1, 14, 6)
     """
+    check_sizes(mels=mels, frames=frames, patch=patch, stride=stride)
     if min(mels, frames) < patch:
         raise ValueError(f"mels {mels} and frames {frames} must be at least a patch, {patch}")
     names = (

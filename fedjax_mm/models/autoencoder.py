@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.lstm import LSTM
 from fedjax_mm.types import Key, PyTree
 
@@ -74,8 +75,8 @@ def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, re
     >>> jax.tree.map(jnp.shape, jax.eval_shape(translate, params, jnp.zeros((8, 24, 6))))
     ((8, 24, 4), (8, 24, 32), (8, 24, 9))
     """
-    if not features or min(hidden, width, *features.values()) < 1:
-        raise ValueError(f"features {dict(features)}, hidden {hidden} and width {width} must all be at least 1")
+    _check_features(features)
+    check_sizes(hidden=hidden, width=width)
     encoder = Half(hidden, width)
     decoder = {m: Half(hidden, size, readout) for m, size in features.items()}
 
@@ -113,6 +114,9 @@ def linear(features: Mapping[str, int], width: int = 4) -> AutoEncoder:
     ((8, 5, 2), (8, 5, 2), (8, 5, 3))
     """
 
+    _check_features(features)
+    check_sizes(width=width)
+
     def init(key):
         params = {}
         for i, (m, size) in enumerate(features.items()):
@@ -130,6 +134,12 @@ def linear(features: Mapping[str, int], width: int = 4) -> AutoEncoder:
         return jnp.repeat((code @ params[f"decoder_{modality}"]["kernel"])[:, None], steps, axis=1)
 
     return AutoEncoder(tuple(features), init, encode, decode)
+
+
+def _check_features(features: Mapping[str, int]) -> None:
+    if not isinstance(features, Mapping) or not features:
+        raise ValueError(f"features must be a mapping from modality to its number of features, got {features!r}")
+    check_sizes(**{f"features[{m!r}]": size for m, size in features.items()})
 
 
 def _uniform(size: int) -> Callable:

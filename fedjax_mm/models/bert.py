@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 
@@ -68,13 +69,15 @@ def encoder(
     dropout: rate on embeddings and in layers, where `tokens` and `apply` get a key.
     repository: place of the weights on huggingface.co. dtype: type of arithmetic.
 
-    Raises ValueError for a pooler without types.
+    Raises ValueError for a pooler without types, and for sizes that are none.
 
     >>> model = encoder(vocabulary=10, dim=6, depth=1, heads=2, mlp=12, positions=5)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
     >>> jax.eval_shape(model.tokens, params, model.example).shape
     (1, 5, 6)
     """
+    check_sizes(vocabulary=vocabulary, positions=positions)
+    check_sizes(0, types=types)
     if pooler and not types:
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
     if types:
@@ -98,6 +101,7 @@ def encoder(
         pooler,
         embeddings_dropout=dropout,
         mask=lambda tokens: tokens != 0,
+        vocabulary=vocabulary,
     )
 
 

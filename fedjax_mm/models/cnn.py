@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Conv, GroupNorm, Model, as_model, one_of, pixels
+from fedjax_mm.models.checks import check_dtype, check_sizes, check_widths, one_of
+from fedjax_mm.models.layers import Conv, GroupNorm, Model, as_model, pixels
 
 
 class Stages(nn.Module):
@@ -53,7 +54,7 @@ def encoder(
     Each entry of `channels` is a stage that halves height and width. `norm` is "group" or None. `pool` "mean" averages
     over places and forgets where things are; "flatten" keeps places, and ties the parameters to the image size.
 
-    Raises ValueError for another norm or pool.
+    Raises ValueError for another norm, pool or dtype, and for sizes that are no integers of at least 1.
 
     >>> model, batch = encoder([4, 8], 6), jnp.ones((2, 8, 8, 3))
     >>> params = jax.eval_shape(model.init, jax.random.key(0), batch)
@@ -62,6 +63,9 @@ def encoder(
     """
     one_of("norm", norm, ("group", None))
     one_of("pool", pool, ("mean", "flatten"))
+    check_widths(channels=channels)
+    check_sizes(dim=dim)
+    check_dtype(dtype)
     return as_model(CNN(tuple(channels), dim, norm, pool, dtype))
 
 
@@ -74,4 +78,6 @@ def trunk(channels: Sequence[int], norm: str | None = "group", dtype: jax.typing
     (2, 2, 2, 8)
     """
     one_of("norm", norm, ("group", None))
+    check_widths(channels=channels)
+    check_dtype(dtype)
     return as_model(Stages(tuple(channels), norm, dtype))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model, one_of, run_module
+from fedjax_mm.models.checks import check_model, check_number, check_sizes, one_of
+from fedjax_mm.models.layers import Model, as_model, run_module
 from fedjax_mm.models.text import GRU
 from fedjax_mm.types import Key, PyTree
 
@@ -86,6 +87,7 @@ def pie_image(trunk: Model, dim: int) -> Model:
     >>> jax.eval_shape(model.apply, params, images).shape
     (2, 6)
     """
+    check_sizes(dim=dim)
     return _headed(trunk, PieImage(dim))
 
 
@@ -100,6 +102,8 @@ def mean_image(trunk: Model, dim: int, scale: float = 1.0) -> Model:
     >>> params["head"]["kernel"].shape
     (4, 6)
     """
+    check_model("trunk", trunk)
+    check_number("scale", scale)
     mean = lambda params, images: scale * _cells(trunk.apply(params, images)).mean(1)
     return linear(Model(trunk.init, mean), dim)
 
@@ -114,6 +118,7 @@ def linear(trunk: Model, dim: int) -> Model:
     >>> params["head"]["kernel"].shape
     (5, 6)
     """
+    check_sizes(dim=dim)
     return _headed(trunk, nn.Dense(dim))
 
 
@@ -146,6 +151,8 @@ def pie_text(
     (2, 4)
     """
     one_of("backward", backward, ("full", "last"))
+    check_sizes(vocabulary=vocabulary, dim=dim, width=width)
+    check_number("scale", scale)
     if dim % 2:
         raise ValueError(f"dim must be even, half for each direction of the GRU; got {dim}")
     if table is not None and np.shape(table) != (vocabulary, width):
@@ -158,7 +165,7 @@ def pie_text(
         z = scale * model.apply(params, tokens)
         return nn.relu(z) if relu else z
 
-    return Model(model.init, apply)
+    return Model(model.init, apply, vocabulary)
 
 
 def glove(path: str | os.PathLike, words: Sequence[str]) -> np.ndarray:
@@ -212,6 +219,7 @@ def _cells(features: jax.Array) -> jax.Array:
 
 def _headed(trunk: Model, head: nn.Module) -> Model:
     """The trunk with `head` on what it gives."""
+    check_model("trunk", trunk)
 
     def init(key: Key, batch: jax.Array) -> PyTree:
         keys = jax.random.split(key)
@@ -222,4 +230,4 @@ def _headed(trunk: Model, head: nn.Module) -> Model:
     def apply(params: PyTree, batch: jax.Array) -> jax.Array:
         return run_module(head, params["head"], trunk.apply(params["trunk"], batch))
 
-    return Model(init, apply)
+    return Model(init, apply, getattr(trunk, "vocabulary", None))

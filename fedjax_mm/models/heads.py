@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model, one_of
+from fedjax_mm.models.checks import check_dtype, check_number, check_sizes, check_widths, one_of
+from fedjax_mm.models.layers import Model, as_model
 from fedjax_mm.models.mlp import MLP
 from fedjax_mm.models.transformer import dropout
 from fedjax_mm.types import Key, PyTree
@@ -31,6 +32,9 @@ def mlp(widths: Sequence[int], num_classes: int, dtype: jax.typing.DTypeLike = j
     >>> [params[f"Dense_{i}"]["kernel"].shape for i in range(2)]
     [(5, 7), (7, 3)]
     """
+    check_widths(widths=widths)
+    check_sizes(num_classes=num_classes)
+    check_dtype(dtype)
     return as_model(MLP(tuple(widths), num_classes, nn.relu, dtype))
 
 
@@ -71,8 +75,8 @@ def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float 
     >>> jax.eval_shape(head.apply, params, x).shape
     (3, 4)
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    check_sizes(hidden=hidden, dim=dim, layers=layers)
+    check_number("rate", rate, below=1)
     widths = [hidden] * (layers - 1) + [dim]
 
     def init(key: Key, width: int) -> PyTree:
@@ -124,6 +128,8 @@ def prediction(num_classes: int, fusion: str = "concat", hidden: int = 256, rate
     (['dense_0', 'dense_1', 'map_0', 'map_1', 'score'], (5, 3))
     """
     one_of("fusion", fusion, FUSIONS)
+    check_sizes(num_classes=num_classes, hidden=hidden)
+    check_number("rate", rate, below=1)
 
     def init(key: Key, width: int, modalities: int = 2) -> PyTree:
         keys = jax.random.split(key, 3 + modalities)

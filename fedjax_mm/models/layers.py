@@ -28,9 +28,11 @@ class Model(NamedTuple):
 
     init: Callable[[Key, jax.Array], PyTree]
     apply: Callable[[PyTree, jax.Array], jax.Array]
+    vocabulary: int | None = None
+    """How many token ids a model of texts knows: 0..vocabulary-1. None: it reads no tokens, or does not say."""
 
 
-def as_model(module: nn.Module) -> Model:
+def as_model(module: nn.Module, vocabulary: int | None = None) -> Model:
     """The `Model` of a linen module that has parameters only, neither batch statistics nor dropout.
 
     >>> model = as_model(nn.Dense(4))
@@ -41,6 +43,7 @@ def as_model(module: nn.Module) -> Model:
     return Model(
         init=lambda key, batch: module.init(key, batch)["params"],
         apply=lambda params, batch: run_module(module, params, batch),
+        vocabulary=vocabulary,
     )
 
 
@@ -50,12 +53,6 @@ def run_module(module: nn.Module, params: PyTree, *args: Any) -> Any:
     linen declares that `apply` may also give the variables it has changed, which it does where it is asked to.
     """
     return module.apply({"params": params}, *args)
-
-
-def one_of(name: str, value: object, allowed: tuple) -> None:
-    """Raises a ValueError that names the argument, unless its value is among the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
 def pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model, one_of
+from fedjax_mm.models.checks import check_dtype, check_sizes, one_of
+from fedjax_mm.models.layers import Model, as_model
 
 
 def unit_forget_bias(key: jax.Array, shape: tuple[int], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
@@ -143,7 +144,7 @@ def encoder(
     hidden: int, dim: int, layers: int = 1, pool: str = "last", dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Model:
     """An encoder of sequences [B, T, F] -> [B, dim]: `layers` LSTMs, the "last" output or the "mean" over time, a
-    linear layer. Raises ValueError for another pool and for fewer than one layer.
+    linear layer. Raises ValueError for another pool or dtype, and for sizes that are no integers of at least 1.
 
     >>> model, x = encoder(hidden=16, dim=4), jnp.zeros((8, 20, 3))
     >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -151,6 +152,6 @@ def encoder(
     (8, 4)
     """
     one_of("pool", pool, ("last", "mean"))
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    check_sizes(hidden=hidden, dim=dim, layers=layers)
+    check_dtype(dtype)
     return as_model(LSTMEncoder(hidden, dim, layers, pool, dtype))

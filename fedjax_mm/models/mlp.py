@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.checks import check_dtype, check_sizes, check_widths
 from fedjax_mm.models.layers import Model, as_model, pixels
 
 
@@ -29,12 +30,16 @@ def encoder(widths: Sequence[int], dim: int, dtype: jax.typing.DTypeLike = jnp.f
     """An encoder [B, ...] -> [B, dim].
 
     It flattens the batch (uint8 is scaled to [-1, 1]), applies gelu layers of `widths`, and ends in a linear layer.
+    Raises ValueError for sizes that are no integers of at least 1, and for another dtype.
 
     >>> model, batch = encoder([8], 4), jnp.ones((2, 5, 5))
     >>> params = jax.eval_shape(model.init, jax.random.key(0), batch)
     >>> jax.eval_shape(model.apply, params, batch).shape
     (2, 4)
     """
+    check_widths(widths=widths)
+    check_sizes(dim=dim)
+    check_dtype(dtype)
     return as_model(MLP(tuple(widths), dim, nn.gelu, dtype))
 
 
@@ -45,4 +50,7 @@ def classifier(widths: Sequence[int], num_classes: int, dtype: jax.typing.DTypeL
     >>> sum(leaf.size for leaf in jax.tree.leaves(params))
     199210
     """
+    check_widths(widths=widths)
+    check_sizes(num_classes=num_classes)
+    check_dtype(dtype)
     return as_model(MLP(tuple(widths), num_classes, nn.relu, dtype))

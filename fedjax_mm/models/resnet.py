@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import pretrained
-from fedjax_mm.models.layers import Conv, GroupNorm, one_of, pixels, run_module
+from fedjax_mm.models.checks import check_dtype, check_sizes, check_widths, one_of
+from fedjax_mm.models.layers import Conv, GroupNorm, pixels, run_module
 from fedjax_mm.models.pretrained import CONV, Checkpoint, tensor
 from fedjax_mm.types import Key, PyTree
 
@@ -160,6 +161,9 @@ def encoder(
     one_of("norm", norm, tuple(NORMS))
     one_of("stem", stem, tuple(STEMS))
     one_of("normalise", normalise, tuple(NORMALISE))
+    check_widths(depths=depths, widths=widths)
+    check_sizes(image=image)
+    check_dtype(dtype)
     depths, widths = tuple(depths), tuple(widths)
     if len(depths) != len(widths) or not depths or min(depths) < 1:
         raise ValueError(f"depths and widths must be of the same stages, one block or more; got {depths} and {widths}")

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.layers import Model, as_model, one_of
+from fedjax_mm.models.checks import check_dtype, check_sizes, one_of
+from fedjax_mm.models.layers import Model, as_model
 
 
 class GRU(nn.Module):
@@ -82,7 +83,8 @@ def encoder(
     reads the tokens in order and takes the state after the last one. `width` is the width of the embeddings and of the
     hidden layer.
 
-    Raises ValueError for another kind, and for tokens that are not integers [B, L].
+    Raises ValueError for another kind or dtype, for sizes that are no integers of at least 1, and for tokens that are
+    not integers [B, L].
 
     >>> model, tokens = encoder(10, dim=4, width=6), jnp.array([[3, 5, 0], [2, 0, 0]])
     >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens)
@@ -90,4 +92,6 @@ def encoder(
     (2, 4)
     """
     one_of("kind", kind, ("bag", "gru"))
-    return as_model(TextEncoder(vocabulary_size, dim, width, kind, dtype))
+    check_sizes(vocabulary_size=vocabulary_size, dim=dim, width=width)
+    check_dtype(dtype)
+    return as_model(TextEncoder(vocabulary_size, dim, width, kind, dtype), vocabulary_size)

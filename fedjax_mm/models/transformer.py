@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.checks import check_dtype, check_number, check_sizes
 from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.types import Key, PyTree
@@ -41,6 +42,7 @@ class Transformer(NamedTuple):
     tokens: Callable[..., jax.Array]
     example: jax.ShapeDtypeStruct  # a batch of one
     checkpoint: Checkpoint
+    vocabulary: int | None = None  # token ids are 0..vocabulary-1; None where no tokens are read
 
 
 def first(params: PyTree, layers: int) -> PyTree:
@@ -170,13 +172,14 @@ def stack(
     pooler: bool = False,
     embeddings_dropout: float = 0.0,
     mask: Callable[[jax.Array], jax.Array | None] = lambda batch: None,
+    vocabulary: int | None = None,
 ) -> Transformer:
     """The encoder of `depth` layers like `layer` on `embeddings`, a module from a batch to [B, T, width].
 
     `mask` gives a batch's real tokens [B, T] as `Layer` takes them. A pre-norm encoder ends in a norm. With `pooler`
     the parameters hold a pooler, which `apply` does not use; see `pooled`.
 
-    Raises ValueError for a depth below 0, and where the heads do not divide the width.
+    Raises ValueError for sizes, rates and types that are none, and where the heads do not divide the width.
 
     >>> embed = nn.Dense(4)
     >>> example = jax.ShapeDtypeStruct((1, 3, 2), jnp.float32)
@@ -185,12 +188,18 @@ def stack(
     >>> jax.eval_shape(model.tokens, params, example).shape
     (1, 3, 4)
     """
-    if depth < 0 or width % layer.heads:
-        raise ValueError(f"depth {depth} must be at least 0, and heads {layer.heads} must divide the width {width}")
+    check_sizes(dim=width, heads=layer.heads, mlp=layer.mlp)
+    check_sizes(0, depth=depth)
+    check_number("epsilon", layer.epsilon)
+    check_dtype(layer.dtype)
+    for rate in (*layer.dropout, embeddings_dropout):
+        check_number("dropout", rate, below=1)
+    if width % layer.heads:
+        raise ValueError(f"heads {layer.heads} must divide the width {width}")
     norm = nn.LayerNorm(layer.epsilon, use_fast_variance=False)
     pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask)
     init, apply, tokens = (functools.partial(function, pieces) for function in (_init, _apply, _tokens))
-    return Transformer(depth, width, init, apply, tokens, example, checkpoint)
+    return Transformer(depth, width, init, apply, tokens, example, checkpoint, vocabulary)
 
 
 def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from fedjax_mm.models import adapters as tunings
 from fedjax_mm.models import pretrained, transformer, vit
+from fedjax_mm.models.checks import check_dtype, check_sizes
 from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.vilt_embeddings import Embeddings, ImageEmbeddings, Started, interpolation
@@ -58,6 +59,7 @@ class Vilt(NamedTuple):
     finish: Callable[[PyTree, Started, Sequence[PyTree]], jax.Array]
     example: Mapping[str, jax.ShapeDtypeStruct]  # a batch of one, in shapes
     checkpoint: Checkpoint
+    vocabulary: int | None = None  # the ids of "question" are 0..vocabulary-1
 
 
 class _Pieces(NamedTuple):
@@ -94,6 +96,9 @@ def encoder(
 
     Raises ValueError where `patch` does not divide `image`, `heads` does not divide `dim`, or `depth` is below 1.
     """
+    check_sizes(image=image, patch=patch, vocabulary=vocabulary, text_length=text_length, dim=dim, heads=heads, mlp=mlp)
+    check_sizes(0, depth=depth)
+    check_dtype(dtype)
     if image % patch or dim % heads or depth < 1:
         sizes = f"image {image}, patch {patch}, dim {dim}, heads {heads}, depth {depth}"
         raise ValueError(f"patch must divide image, heads dim, and depth be at least 1; got {sizes}")
@@ -117,6 +122,7 @@ def encoder(
         finish=functools.partial(_finish, pieces),
         example=example,
         checkpoint=checkpoint,
+        vocabulary=vocabulary,
     )
 
 

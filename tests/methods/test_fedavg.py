@@ -12,10 +12,11 @@ import pytest
 
 from fedjax_mm import clients, run
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import federate, on_change
+from fedjax_mm.federate import federate
 from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import Model, heads, mlp
+from fedjax_mm.transforms import on_change
 from fedjax_mm.types import ClientData, Mean
 
 RNG = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from tiny_joint_space import CLIENTS, KEY, LINEAR, NUM_CLASSES, SERVER, counted,
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl.fitting import fit_of
 from fedjax_mm.methods.creamfl.joint_space import init, represent, task
 from fedjax_mm.methods.creamfl.joint_space_scores import own_accuracy, score_rows, scores
 from fedjax_mm.methods.creamfl.training import RELEASED, Training, finish_step, optimizer
@@ -299,13 +300,13 @@ def test_a_classifiers_own_rows_are_right_or_wrong():
 
 def refused(match, data=None, server=SERVER, clients=CLIENTS, num_classes=NUM_CLASSES):
     with pytest.raises(ValueError, match=match):
-        joint_space.check(data or problem(), server, clients, num_classes)
+        fit_of(data or problem(), server, clients, num_classes)
 
 
 def test_settings_that_do_not_fit_are_named():
-    joint_space.check(problem(), SERVER, CLIENTS, NUM_CLASSES)
+    fit_of(problem(), SERVER, CLIENTS, NUM_CLASSES)
     backwards = dict(reversed(SERVER.items()))
-    joint_space.check(problem(), backwards, {**CLIENTS, "both": backwards}, NUM_CLASSES)
+    fit_of(problem(), backwards, {**CLIENTS, "both": backwards}, NUM_CLASSES)
     refused(r"encoders \['image'\] need both image and text; \['text'\] is missing", server=IMAGE)
     data = problem()
     without = FederatedData(data.cohorts, {"text": data.public["text"]})

@@ -19,7 +19,7 @@ from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import VARIANTS, LayerwiseConfig, build
 from fedjax_mm.models import ast, bert, heads, vit
-from fedjax_mm.types import CohortRound, FedState, Mean, RoundData
+from fedjax_mm.types import CohortPopulation, CohortRound, FedState, Mean, Population, RoundData
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(3)
@@ -60,6 +60,12 @@ def paths(tree):
     return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def shapes_of(families):
+    """A population of which no more is known than the shapes that the encoders take, and of labels."""
+    shapes = {m: jax.ShapeDtypeStruct((40, *x.example.shape[1:]), x.example.dtype) for m, x in families.items()}
+    return Population({"all": CohortPopulation(3, {**shapes, "label": jax.ShapeDtypeStruct((40,), jnp.int32)})})
+
+
 def sent_and_held(stage):
     state = jax.eval_shape(stage.method.init, KEY)
     return (paths(tree) for tree in stage.method.server.download(state.server, None)["all"])
@@ -95,7 +101,7 @@ def test_each_stage_sends_what_it_trains_and_holds_the_rest(plan):
         "text": bert.encoder(vocabulary=9, positions=6, **(sizes | {"depth": 2})),
     }
     config = dataclasses.replace(BASE, plan=plan)
-    made = build(config, problem(), families, num_classes=3)
+    made = build(config, shapes_of(families), families, num_classes=3)
     blocks = {"image": [("00", "01"), ("02", "03")], "text": [("00",), ("01",)]}
     assert [stage.rounds for stage in made] == ([4] if plan == "end-to-end" else [2, 2])
     for s, stage in enumerate(made, 1 if plan == "end-to-end" else 0):
@@ -130,6 +136,17 @@ def test_a_stage_trains_what_it_sends_and_nothing_else_bit_for_bit():
         for path in held:
             np.testing.assert_array_equal(new[path], old[path])
         assert held and all((np.asarray(new[path]) != old[path]).any() for path in sent)
+
+
+def test_the_loss_of_a_client_that_took_no_step_is_no_number_of_the_cohort():
+    """Client 2 owns less than a batch: with client 0 the loss is client 0's own, alone there is none."""
+    plan, steps = compiled()
+    state = plan[0].method.init(KEY)
+    row = lambda *who: {k: float(x) for k, x in rounds(steps[0], state, 1, who)[1]["all"].items()}
+    both, first, second, nobody = row(0, 2, 3), row(0, 3, 3), row(2, 3, 3), row(3, 3, 3)
+    assert [x["clients"] for x in (both, first, second, nobody)] == [2, 1, 1, 0]
+    assert both["loss"] == pytest.approx(first["loss"], rel=1e-6) and both["loss"] > 0.1
+    assert np.isnan(second["loss"]) and second["left_out"] == 0 and nobody["loss"] == 0
 
 
 def test_the_next_stage_has_all_that_was_learned_and_the_pretrained_weights_of_its_new_layers():
@@ -409,7 +426,7 @@ def test_the_steps_by_hand_are_a_round():
     update = functools.partial(layerwise.client_update, config, both, stage, download, ())
     keys = jax.random.split(KEY, 3)
     uploads, _, metrics = jax.jit(jax.vmap(update, (None, 0)))(data.client("all", 0), keys)
-    assert metrics["loss"].shape == (3,)
+    assert metrics["loss"].value.shape == (3,)
     one, _, _ = jax.jit(update)(data.client("all", 0), keys[1])
     got = {part: Mean(jax.tree.map(lambda x: x[1], sent.value), sent.weight[1]) for part, sent in uploads.items()}
     chex.assert_trees_all_close(got, one, atol=1e-4)
@@ -447,20 +464,18 @@ FULL = {
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_models_have_the_papers_parameters_and_payloads(name):
     families, classes, parameters, payload, first = FULL[name]
-    arrays = {m: np.zeros((4, 1), np.float32) for m in families} | {"label": np.zeros(4, np.int32)}
-    data = FederatedData.from_arrays(arrays, [np.arange(4)])
     config = VARIANTS[name]
     count = lambda tree: sum(leaf.size for path, leaf in tree.items() if not heads.is_statistic(path))
-    for s, stage in enumerate(build(config, data, families, classes)):
+    for s, stage in enumerate(build(config, shapes_of(families), families, classes)):
         sent, held = sent_and_held(stage)
         assert count(sent) * 4 / 2**20 == pytest.approx(first if s == 0 else payload, abs=0.005)
         running = {path: leaf for path, leaf in sent.items() if heads.is_statistic(path)}
         assert sum(leaf.size for leaf in running.values()) == 2 * 2 * (4096 + 4096 + 256)
     assert count(sent) + count(held) == parameters
-    (whole,) = build(dataclasses.replace(config, plan="end-to-end"), data, families, classes)
+    (whole,) = build(dataclasses.replace(config, plan="end-to-end"), shapes_of(families), families, classes)
     sent, held = sent_and_held(whole)
     assert count(sent) == parameters - 37_056 and count(held) == 37_056  # ViT's pooler
-    assert [stage.rounds for stage in build(config, data, families, classes)] == [0, 0, 0, 10, 30, 50]
+    assert [stage.rounds for stage in build(config, shapes_of(families), families, classes)] == [0, 0, 0, 10, 30, 50]
 
 
 def test_costs_need_shapes_only_and_frozen_layers_cost_a_forward_pass():
@@ -482,7 +497,7 @@ def test_costs_need_shapes_only_and_frozen_layers_cost_a_forward_pass():
 @pytest.mark.parametrize(
     "change, settings, said",
     [
-        (dict(fusion="mean"), {}, "fusion must be one of .*, got 'mean'"),
+        (dict(fusion="mean"), {}, "fusion is 'mean'; it must be one of 'concat', "),
         (dict(batch_size=1), {}, "batch_size must be at least 2"),
         (dict(rounds=(1, 1, 1)), {}, r"encoder_lr\['image'\] is .*; it must have one rate for each of 3 stages"),
         (dict(encoder_lr={"image": (1.0, 1.0)}), {}, r"encoder_lr\['text'\] is None"),
@@ -498,7 +513,8 @@ def test_mistakes_are_refused_in_words(change, settings, said):
 def test_data_that_do_not_fit_are_refused_in_words():
     data, two = problem(), encoders()
     with pytest.raises(ValueError, match=r"clients of all have no \['audio'\]"):
-        build(SCALED, data, {**two, "audio": tiny()})
+        rates = {m: (1.0, 1.0) for m in ("image", "audio")}
+        build(dataclasses.replace(SCALED, encoder_lr=rates), data, {"image": two["image"], "audio": tiny()})
     with pytest.raises(ValueError, match=r"takes two modalities, not \['image'\]"):
         build(SCALED, data, {"image": two["image"]})
     with pytest.raises(ValueError, match="may not be called 'prediction'"):

@@ -79,5 +79,5 @@ def test_a_client_with_one_modality_needs_its_parts_alone():
 def test_wrong_shapes_are_refused_in_words():
     with pytest.raises(ValueError, match=r"a is \(2, 7, 5\); it must be \[B, T, 3\]"):
         AE.encode(AE.init(jax.random.key(0)), "a", np.zeros((2, 7, 5), np.float32))
-    with pytest.raises(ValueError, match="must all be at least 1"):
+    with pytest.raises(ValueError, match="features\\['a'\\] must be an integer of at least 1, got 0"):
         autoencoder.split_lstm({"a": 0})

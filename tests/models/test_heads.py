@@ -132,7 +132,7 @@ def test_prediction_has_the_papers_size_and_takes_three_modalities():
 
 
 def test_mistakes_are_refused_in_words():
-    with pytest.raises(ValueError, match="layers must be at least 1"):
+    with pytest.raises(ValueError, match="layers must be an integer of at least 1"):
         heads.projection(layers=0)
     with pytest.raises(ValueError, match="fusion must be one of"):
         heads.prediction(4, "gate")

@@ -87,7 +87,8 @@ def test_the_scan_is_not_unrolled_and_multiplies_inputs_once():
 
 
 @pytest.mark.parametrize(
-    "arguments, said", [({"pool": "max"}, "pool must be one of"), ({"layers": 0}, "layers must be at least 1")]
+    "arguments, said",
+    [({"pool": "max"}, "pool must be one of"), ({"layers": 0}, "layers must be an integer of at least 1")],
 )
 def test_unknown_choices_are_refused_in_words(arguments, said):
     with pytest.raises(ValueError, match=said):

@@ -24,10 +24,12 @@ import jax
 from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
-from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl import fitting, joint_space
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Shapes, modalities_of, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
 from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -150,12 +152,15 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
     and `text` [P, L].
 
     encoders: of both modalities, for the server and every client. num_classes: {cohort: K} of the cohorts that have one
-    modality, and an array `label`. `evaluate` gives the same scores as creamfl's.
+    modality, and an array `label`. `evaluate` gives the same scores as creamfl's. Raises ValueError as
+    creamfl.build does.
     """
     population, training = data.population, config.training
+    check_settings(config, AveragingConfig)
     modalities = {name: modalities_of(cohort.arrays) for name, cohort in population.cohorts.items()}
     clients = {name: {m: encoders[m] for m in own if m in encoders} for name, own in modalities.items()}
-    joint_space.check(population, encoders, clients, num_classes)
+    fit = fitting.fit_of(population, encoders, clients, num_classes)
+    check_population(fit, population)
     cohorts = {}
     for name, members in population.cohorts.items():
         own = clients[name]
@@ -172,4 +177,7 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
         functools.partial(train_server, config, encoders),
     )
     classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
-    return federate(server, cohorts, functools.partial(scores, training, encoders, clients, classes))
+    score_all = functools.partial(scores, training, encoders, clients, classes)
+    check_test = functools.partial(fitting.check_test, encoders, clients, num_classes, fit)
+    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))

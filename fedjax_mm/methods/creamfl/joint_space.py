@@ -19,7 +19,7 @@ from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.models import Model
-from fedjax_mm.types import Arrays, ClientData, HasPopulation, Key, Metrics, PyTree
+from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 MODALITIES = ("image", "text")
 OTHER = {"image": "text", "text": "image"}
@@ -194,25 +194,3 @@ def measure_evenness(share: jax.Array, reps: jax.Array, weight: jax.Array) -> di
     length = jnp.sqrt(jnp.square(mean).sum(-1) + 1e-12).mean()
     even = jnp.where(clients > 1, entropy / jnp.log(jnp.maximum(clients, 2)), 1.0)
     return {"entropy": even, "drift": jnp.where(clients > 0, 1 - length, 0.0)}
-
-
-def check(
-    data: HasPopulation, server: Encoders, clients: Mapping[str, Encoders], num_classes: Mapping[str, int]
-) -> None:
-    """Raises a ValueError where the data and the models do not fit."""
-    population = data.population
-    public = population.public or {}
-    if missing := [m for m in MODALITIES if m not in public or m not in server]:
-        raise ValueError(
-            f"the public arrays {sorted(public)} and the server's encoders {sorted(server)} need both image and text; "
-            f"{missing} is missing"
-        )
-    if len(shape := np.shape(public["text"])) != 2:
-        raise ValueError(f"the public texts are {shape}; they must be [P, L], one for each image")
-    if set(clients) != set(population.cohorts):
-        raise ValueError(f"encoders are given for cohorts {sorted(clients)}; the data has {sorted(population.cohorts)}")
-    for name, cohort in population.cohorts.items():
-        if set(names := modalities_of(cohort.arrays)) != set(clients[name]):
-            raise ValueError(f"clients of {name} hold {list(names)} and have encoders of {list(clients[name])}")
-        if len(names) == 1 and ("label" not in cohort.arrays or name not in num_classes):
-            raise ValueError(f"clients of {name} have {names[0]} alone: they need an array 'label' and num_classes")

@@ -55,12 +55,14 @@ from collections.abc import Mapping
 from jax.sharding import Mesh
 
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.methods.creamfl import joint_space
+from fedjax_mm.methods.creamfl import fitting
 from fedjax_mm.methods.creamfl.client import client_update, init_client, score_client
 from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
 from fedjax_mm.methods.creamfl.training import Encoders
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import Cohort, HasPopulation, Server
 
 
@@ -80,11 +82,13 @@ def build(
     num_classes: {cohort: K} of the cohorts that have one modality, and an array `label`.
     mesh: spreads the weighing of public examples over its devices.
 
-    `evaluate` gives the server's retrieval and the clients' own scores (see `scores`). Raises ValueError where the data
-    and the models do not fit.
+    `evaluate` gives the server's retrieval and the clients' own scores (see `scores`). Raises ValueError where a
+    setting is out of range, and where the data and the models do not fit each other; `evaluate` does for test arrays.
     """
     population = data.population
-    joint_space.check(population, server, clients, num_classes)
+    check_settings(config, CreamFLConfig)
+    fit = fitting.fit_of(population, server, clients, num_classes, one_width=config.exchanges)
+    check_population(fit, population)
     public, cohorts = population.public or {}, {}
     for name, members in population.cohorts.items():
         own = clients[name]
@@ -101,4 +105,7 @@ def build(
         functools.partial(train_server, config, server),
     )
     classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
-    return federate(at_server, cohorts, functools.partial(scores, config.training, server, clients, classes))
+    score_all = functools.partial(scores, config.training, server, clients, classes)
+    check_test = functools.partial(fitting.check_test, server, clients, num_classes, fit)
+    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    return federate(at_server, cohorts, evaluate, check=functools.partial(check_population, fit))

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from fedjax_mm import evaluate
 from fedjax_mm.local import gradient_step, local_steps, whole
 from fedjax_mm.methods.feddat.vqa_tuning import Training, task_loss
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, heads
 from fedjax_mm.types import Arrays, ClientData, Key, PyTree
 
@@ -97,6 +98,7 @@ def fit(probe: VQAProbe, image: np.ndarray, question: np.ndarray, target: np.nda
 
     image, question [M, D], target [M, K]. Raises ValueError as `vqa` does.
     """
+    check_settings(probe, VQAProbe)
     _check("train", image, question, target)
     image, question = np.asarray(image, np.float32), np.asarray(question, np.float32)
     scalers = [StandardScaler().fit(x) for x in (image, question, image * question)]

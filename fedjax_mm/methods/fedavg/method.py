@@ -27,9 +27,12 @@ import optax
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
+from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, scores
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model
 from fedjax_mm.types import (
     Arrays,
@@ -40,7 +43,6 @@ from fedjax_mm.types import (
     Key,
     Mean,
     Metrics,
-    Population,
     PyTree,
     Server,
     Upload,
@@ -67,15 +69,18 @@ def build(
     "image+text/accuracy", ... With personal parts it is the mean over the clients holding these modalities (see
     `scores`). A client's own test rows are scored by `client_score`.
 
-    Raises ValueError for a modality that no cohort holds, for a cohort without a modality or without `label`, and for
-    an unknown part in `config.shared`.
+    Raises ValueError for a setting out of range, for a modality that no cohort holds, for a cohort without a modality
+    or without `label`, for models that do not fit the arrays or each other, for labels and tokens that they do not
+    know, and for an unknown part in `config.shared`. `evaluate` does for test arrays that do not fit.
     """
     population = data.population
-    modalities = {name: tuple(m for m in encoders if m in c.arrays) for name, c in population.cohorts.items()}
-    _check(modalities, encoders, population)
+    check_settings(config, FedAvgConfig)
+    fitting.check_optimizer(server_optimizer)
+    modalities, examples = fitting.find_modalities(encoders, population)
+    num_classes = fitting.count_classes(encoders, head, examples)
+    fit = fitting.fit_of(encoders, num_classes, modalities, population)
+    check_population(fit, population)
     shared = shared_parts(config, encoders)
-    arrays = {m: c.arrays[m] for c in population.cohorts.values() for m in encoders if m in c.arrays}
-    examples = {m: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for m, x in arrays.items()}
     server = Server(
         functools.partial(init_server, config, encoders, head, examples, optimizer=server_optimizer),
         functools.partial(server_download, modalities),
@@ -89,7 +94,10 @@ def build(
         init = functools.partial(init_parts, encoders, head, examples, names=personal)
         cohorts[name] = Cohort(size, init, update, score)
     predict = jax.jit(functools.partial(predict_classes, encoders, head))
-    return federate(server, cohorts, functools.partial(scores, encoders, head, modalities, predict=predict))
+    score_all = functools.partial(scores, encoders, head, modalities, predict=predict)
+    check_test = functools.partial(fitting.check_test, encoders, num_classes, examples)
+    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 
 def init_server(
@@ -204,18 +212,6 @@ def server_update(
         updates, new_moments = optimizer.update(optax.tree.sub(old, mean.value), moments, old)
         sent = mean.weight > 0
         params[part] = trees.where(sent, optax.apply_updates(old, updates), old)
-        opt[part] = trees.where(sent, new_moments, moments)
+        # The mean is in float32: moments of parameters in half precision would change their type in the first round.
+        opt[part] = trees.where(sent, optax.tree.cast_like(new_moments, moments), moments)
     return {"params": params, "opt": opt}, {}
-
-
-def _check(modalities: Mapping[str, tuple[str, ...]], encoders: Encoders, population: Population) -> None:
-    for modality in encoders:
-        if not any(modality in own for own in modalities.values()):
-            raise ValueError(
-                f"no client holds modality {modality!r}: the cohorts have {modalities}; drop its encoder or add clients"
-            )
-    for name, own in modalities.items():
-        if not own:
-            raise ValueError(f"cohort {name} holds none of the modalities {list(encoders)}; leave the cohort out")
-        if "label" not in population.cohorts[name].arrays:
-            raise ValueError(f"cohort {name} has no array 'label'; FedAvg trains on labels 0..K-1")

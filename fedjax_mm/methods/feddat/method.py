@@ -47,9 +47,11 @@ import jax.numpy as jnp
 from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import Batch, local_steps
-from fedjax_mm.methods.feddat import steps
+from fedjax_mm.methods.feddat import fitting, steps
 from fedjax_mm.methods.feddat.config import FedDATConfig
-from fedjax_mm.methods.feddat.vqa_tuning import answer, check, schedule, score_questions, scores
+from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import (
     Arrays,
@@ -86,12 +88,18 @@ def build(
     and with the shared one alone, always with its own head: "dat", "local", "shared", "client 3/dat" (see
     vqa_tuning.scores). `Cohort.score` gives the same scores, in percent too, of a client's own test questions.
 
-    Raises ValueError where the settings, the arrays and the head do not fit each other.
+    Raises ValueError where the settings, the arrays, the trunk and the head do not fit each other; `evaluate` does for
+    test questions.
     """
     population = data.population
-    check(config.training, population, head, model.width)
-    if config.temperature <= 0 or config.warmup_rounds < 0:
-        raise ValueError(f"temperature must be above 0 and warmup_rounds at least 0, got {config}")
+    check_settings(config, FedDATConfig)
+
+    def features(trunk: PyTree, batch: Batch) -> jax.Array:
+        adapter = adapter_init(jax.random.key(0))
+        return model.finish(trunk, model.start(trunk, batch), (adapter, adapter))
+
+    fit = fitting.fit_of(model, trunk, features, head, population)
+    check_population(fit, population)
     init = functools.partial(client_init, model, head, adapter_init)
     update = functools.partial(client_update, config, model, head)
     predictor = functools.partial(predict, model, head)
@@ -102,7 +110,9 @@ def build(
         functools.partial(download, tuple(cohorts)),
         server_update,
     )
-    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
+    score_all = functools.partial(scores, predictor, send, config.training)
+    evaluate = functools.partial(evaluate_checked, functools.partial(fitting.check_test, model, fit), score_all)
+    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 
 def client_init(model: Vilt, head: Model, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:

@@ -33,10 +33,13 @@ import optax
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
+from fedjax_mm.methods.feddat import fitting
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
 from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
-from fedjax_mm.methods.feddat.vqa_tuning import Training, check, score_questions, scores
+from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt, adapters
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
 
@@ -82,10 +85,14 @@ def build(
     `evaluate` gives, in percent, the mean over clients and each client's score: "score", "client 3/score" (see
     vqa_tuning.scores). `Cohort.score` gives "score", in percent, of a client's own test questions.
 
-    Raises ValueError where the settings, the arrays and the head do not fit each other.
+    Raises ValueError where the settings, the arrays, the trunk and the head do not fit each other; `evaluate` does for
+    test questions.
     """
     population = data.population
-    check(config.training, population, head, model.width)
+    check_settings(config, PEFTConfig)
+    features = lambda trunk, batch: model.apply(trunk, batch, tuning_init(jax.random.key(0)))
+    fit = fitting.fit_of(model, trunk, features, head, population)
+    check_population(fit, population)
     leaves, frozen = trees.partition(trunk, trees.path_mask(trunk, trains))
     leaves = jax.tree.map(lambda x: x.astype(jnp.float32), leaves)  # a frozen leaf may be half precision
     init = lambda key: {"tuning": tuning_init(key), "trunk": leaves}
@@ -102,7 +109,9 @@ def build(
         functools.partial(download, tuple(cohorts)),
         functools.partial(server_update, config, sum(population.sizes.values())),
     )
-    return federate(server, cohorts, functools.partial(scores, predictor, send, config.training))
+    score_all = functools.partial(scores, predictor, send, config.training)
+    evaluate = functools.partial(evaluate_checked, functools.partial(fitting.check_test, model, fit), score_all)
+    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 
 def server_init(config: PEFTConfig, init: Callable[[Key], PyTree], frozen: PyTree, key: Key) -> PyTree:
@@ -154,10 +163,13 @@ def server_update(
     old, mean = state["tuned"], Mean(*aggregate.collect(uploads, "tuned"))
     new = dict(state)
     if config.dyn:
-        new["h"], new["tuned"] = dyn_server_step(config.dyn, clients, state["h"], old, mean)
+        new["h"], new["tuned"] = optax.tree.cast_like(
+            dyn_server_step(config.dyn, clients, state["h"], old, mean), (state["h"], old)
+        )
     else:
         gradient = optax.tree.sub(old, mean.value)
-        updates, new["opt"] = _server_optimizer(config).update(gradient, state["opt"], old)
+        updates, opt = _server_optimizer(config).update(gradient, state["opt"], old)
+        new["opt"] = optax.tree.cast_like(opt, state["opt"])  # the mean is in float32, w may be in half precision
         new["tuned"] = optax.apply_updates(old, updates)
     moved = {part: trees.where(mean.weight > 0, new[part], state[part]) for part in new if part != "frozen"}
     return {**state, **moved}, {}
@@ -172,5 +184,3 @@ def _check(config: PEFTConfig, travels: bool) -> None:
         raise ValueError(f"nothing travels to the server, so neither prox, dyn nor a server optimiser works: {config}")
     if config.dyn and (config.weights != "uniform" or config.server_optimizer != "sgd" or config.server_lr != 1.0):
         raise ValueError(f"FedDyn has its own server step and takes clients alike; it got {config}")
-    if config.prox < 0 or config.dyn < 0:
-        raise ValueError(f"prox and dyn must be at least 0, got {config.prox} and {config.dyn}")

@@ -23,7 +23,7 @@ from fedjax_mm import trees
 from fedjax_mm.evaluate import vqa_score
 from fedjax_mm.local import Batch, masked_mean
 from fedjax_mm.models import Model
-from fedjax_mm.types import Arrays, Download, FedState, Population, PyTree
+from fedjax_mm.types import Arrays, Download, FedState, PyTree
 
 Predict = Callable[[Download, PyTree, Batch], Mapping[str, jax.Array]]
 """(what a client gets, its state, a batch) -> {name of a model: logits [B, K]}."""
@@ -108,7 +108,7 @@ def descend(tx: optax.GradientTransformation, rate: jax.Array | float, grads: Py
     Array([0., 2.], dtype=float32)
     """
     updates, opt = tx.update(grads, state.opt, state.params)
-    return TrainState(jax.tree.map(lambda p, u: p - rate * u, state.params, updates), opt)
+    return TrainState(jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates), opt)
 
 
 def answer(head: Model, params: PyTree, pooled: jax.Array, batch: Batch) -> jax.Array:
@@ -207,17 +207,3 @@ def scores(
     means = {name: float(np.mean(list(by_client.values()))) for name, by_client in by_name.items()}
     each = {f"client {j}/{name}": score for name, by_client in by_name.items() for j, score in by_client.items()}
     return means | each
-
-
-def check(training: Training, population: Population, head: Model, width: int) -> None:
-    """Raises a ValueError where the population's arrays, the head or the settings do not fit each other."""
-    if training.batch_size < 1 or training.horizon <= 0 or not 0 <= training.warmup < 1:
-        raise ValueError(f"batch_size must be at least 1, horizon above 0, warmup from 0 to below 1; got {training}")
-    example = jax.ShapeDtypeStruct((1, width), jnp.float32)
-    params = jax.eval_shape(head.init, jax.random.key(0), example)
-    answers = jax.eval_shape(head.apply, params, example).shape[-1]
-    for name, cohort in population.cohorts.items():
-        if "target" not in cohort.arrays:
-            raise ValueError(f"clients of {name} have {sorted(cohort.arrays)} but no 'target' [E, K], answers' scores")
-        if (shape := cohort.arrays["target"].shape)[1:] != (answers,):
-            raise ValueError(f"target of {name} is {shape}; it must be [E, {answers}], as many as the head's answers")

@@ -37,16 +37,6 @@ def find_owners(ae: AutoEncoder, population: Population) -> dict[str, Modalities
     return {name: modalities_of(ae, cohort.arrays) for name, cohort in population.cohorts.items()}
 
 
-def check_owners(ae: AutoEncoder, owners: Owners) -> None:
-    """Raises ValueError where a modality has no owner or a cohort owns nothing."""
-    for m in ae.modalities:
-        if not any(m in modalities for modalities in owners.values()):
-            raise ValueError(f"no client holds modality {m!r}: the cohorts have {dict(owners)}; drop it or add clients")
-    for name, modalities in owners.items():
-        if not modalities:
-            raise ValueError(f"cohort {name} holds none of the modalities {list(ae.modalities)}; leave the cohort out")
-
-
 def objective(
     kind: Objective,
     ae: AutoEncoder,

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Container
 from typing import Literal
 
-from fedjax_mm.methods.fedmekt import autoencoding
-from fedjax_mm.methods.fedmekt.autoencoding import Objective, Owners, Variant
+from fedjax_mm.methods.fedmekt.autoencoding import Objective, Variant
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 
 
@@ -71,16 +71,16 @@ belongs to the autoencoder: the released code has 10 (Opportunity), 4 (mHealth) 
 `split_lstm` has 4 unless told otherwise."""
 
 
-def check(config: FedMEKTConfig, ae: AutoEncoder, owners: Owners, public: Container[str]) -> None:
-    """Raises ValueError where settings do not go together, a modality has no owner, or proxy windows are missing.
+def check(config: FedMEKTConfig, ae: AutoEncoder, public: Container[str]) -> None:
+    """Raises ValueError where a setting is out of range, settings do not go together, or proxy windows are missing.
 
     public: the names of the public arrays.
     """
+    check_settings(config, FedMEKTConfig)
     if config.kd_axis == "time" and config.knowledge == "last":
         raise ValueError('kd_axis "time" compares whole sequences; set knowledge to "seq" or "seq+hidden"')
     if config.objective == "dcc" and config.variant == "S":
         raise ValueError('the dcc objective needs both encoders in one step; use variant "C"')
-    autoencoding.check_owners(ae, owners)
     if missing := [m for m in ae.modalities if m not in public]:
         raise ValueError(
             f"the public arrays have no {missing}; FedMEKT needs proxy windows of every modality, index-aligned: "

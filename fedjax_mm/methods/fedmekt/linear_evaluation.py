@@ -18,6 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm import evaluate
+from fedjax_mm.methods.fedmekt.fitting import check_windows
+from fedjax_mm.methods.fit import check_mapping, check_rows, check_whole, classes
+from fedjax_mm.methods.settings import check_number, check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, PyTree
 
@@ -57,7 +60,7 @@ def linear_evaluation(
     one chunk, whose `official_f1` equals its weighted F1.
 
     The labelled set is seen here only, never by a client or in a round. Raises ValueError where a labelled modality is
-    unknown or arrays are missing.
+    unknown, arrays are missing, or windows and labels do not fit.
 
     >>> from fedjax_mm.models import autoencoder
     >>> ae, label = autoencoder.linear({"a": 2}, width=2), np.array([0, 1] * 4)
@@ -66,9 +69,13 @@ def linear_evaluation(
     >>> score(ae.init(jax.random.key(0)), windows)["a/accuracy"]
     1.0
     """
+    check_settings(probe, Probe)
+    check_number("num_classes", num_classes)
     for where, modality in [("labelled", m) for m in probe.labelled if m not in ae.modalities]:
         raise ValueError(f"probe.{where} names {modality!r}; the modalities are {list(ae.modalities)}")
-    _labels(probe, "labelled", labelled, probe.labelled or ae.modalities)
+    labels = _labels(probe, ae, num_classes, "labelled", labelled, probe.labelled or ae.modalities)
+    if probe.classifier == "logistic" and len(np.unique(labels)) < 2:
+        raise ValueError(f"the labelled set holds class {labels[0]} only; a classifier needs examples of two or more")
     encode = jax.jit(lambda params, m, x: ae.encode(params, m, x)[0], static_argnums=1)
     return functools.partial(_score, probe, ae, encode, labelled, num_classes)
 
@@ -83,10 +90,12 @@ def _score(
     arrays: Arrays,
 ) -> dict[str, float]:
     learn = probe.labelled or ae.modalities
-    train_labels = _labels(probe, "labelled", labelled, learn)
-    labels, results = _labels(probe, "test", arrays), {}
+    train_labels = _labels(probe, ae, num_classes, "labelled", labelled, learn)
+    labels, results = _labels(probe, ae, num_classes, "test", arrays), {}
     learn = [m for m in learn if ae.parts(m)[0] in params]
     given = [m for m in ae.modalities if m in arrays and ae.parts(m)[0] in params]
+    if not given:
+        raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities {list(ae.modalities)}")
     rows = {m: _embed(probe, ae, encode, params, m, labelled) for m in learn}
     if probe.own:
         classifiers = {m: _fit(probe, rows[m], train_labels, num_classes) for m in learn}
@@ -110,11 +119,23 @@ def _embed(probe: Probe, ae: AutoEncoder, encode: Encode, params: PyTree, m: str
     return z.reshape(-1, z.shape[-1]) if probe.unit == "frame" else z[:, -1]
 
 
-def _labels(probe: Probe, name: str, arrays: Arrays, modalities: tuple[str, ...] = ()) -> np.ndarray:
-    """The labels [M] of the rows that are classified. Raises ValueError where they or the `modalities` are missing."""
+def _labels(
+    probe: Probe, ae: AutoEncoder, num_classes: int, name: str, arrays: Arrays, modalities: tuple[str, ...] = ()
+) -> np.ndarray:
+    """The labels [M] of the rows that are classified. Raises ValueError where they or the `modalities` are missing, and
+    where labels and windows do not fit each other, the autoencoder or the number of classes."""
     key = {"frame": "labels", "window": "label"}[probe.unit]
+    check_mapping(f"the {name} set", arrays)
     if missing := [k for k in (key, *modalities) if k not in arrays]:
         raise ValueError(f"the {name} set has no {missing}; probe.unit {probe.unit!r} needs labels {key!r}")
+    check_whole(f"the {name} set", arrays, ae.modalities)
+    check_rows(f"the {name} set", arrays, (), {}, {key: classes(num_classes, "num_classes")})
+    check_windows(f"the {name} set", ae, arrays)
+    axes = 2 if probe.unit == "frame" else 1
+    for m in (m for m in ae.modalities if m in arrays):
+        if np.shape(arrays[key]) != np.shape(arrays[m])[:axes]:
+            found = f"{key!r} of the {name} set is {[*np.shape(arrays[key])]} and {m!r} {[*np.shape(arrays[m])]}"
+            raise ValueError(f"{found}; there must be one label for each {probe.unit}")
     return np.asarray(arrays[key]).reshape(-1)
 
 

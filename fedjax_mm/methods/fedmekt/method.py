@@ -47,8 +47,10 @@ from fedjax_mm.federate import Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.client import client_update, init_client, score_client
 from fedjax_mm.methods.fedmekt.config import FedMEKTConfig, check
+from fedjax_mm.methods.fedmekt.fitting import fit_of
 from fedjax_mm.methods.fedmekt.linear_evaluation import linear_evaluation
 from fedjax_mm.methods.fedmekt.server import download, init_server, server_update
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, FedState, HasPopulation, PyTree, Server
 
@@ -62,12 +64,15 @@ def build(
     data.public holds the proxy windows {m: [P, T, F]} of every modality, index-aligned; the clients have them already.
     labelled: the server's own windows {m: [Q, T, F]} with `labels` [Q, T] or `label` [Q] (see Probe).
     `evaluate` gives "a/macro_f1", "a+b/accuracy", ... of the global encoder (see linear_evaluation). Raises ValueError
-    where settings do not go together, a modality has no owner, or proxy windows or labels are missing.
+    where settings are out of range or do not go together, a modality has no owner, proxy windows or labels are missing,
+    or arrays do not fit the autoencoder or the number of classes; `evaluate` does for test windows.
     """
     population = data.population
     public = population.public or {}
+    check(config, autoencoder, public)
+    fit = fit_of(autoencoder, population, shared=True)
+    check_population(fit, population)
     owners = autoencoding.find_owners(autoencoder, population)
-    check(config, autoencoder, owners, public)
     evaluation = linear_evaluation(config.probe, autoencoder, labelled, num_classes)
     cohorts = {
         name: Cohort(
@@ -83,7 +88,8 @@ def build(
         functools.partial(download, config, autoencoder, owners),
         functools.partial(server_update, config, autoencoder),
     )
-    return federate(server, cohorts, functools.partial(scores, evaluation))
+    check_data = functools.partial(check_population, fit)
+    return federate(server, cohorts, functools.partial(scores, evaluation), check=check_data)
 
 
 def scores(

@@ -33,6 +33,7 @@ from fedjax_mm import aggregate
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.autoencoding import Owners
+from fedjax_mm.methods.fedmekt.fitting import fit_of
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, linear_evaluation
 from fedjax_mm.methods.fedmekt.mmfl_client import (
     by_modality,
@@ -45,6 +46,8 @@ from fedjax_mm.methods.fedmekt.mmfl_client import (
     score_client,
 )
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
+from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, Download, FedState, HasPopulation, Key, Metrics, PyTree, Server, Upload
 
@@ -72,12 +75,15 @@ def build(
     arrays [E, T, F] have.
 
     labelled: the server's own windows {m: [Q, T, F]} with `labels` [Q, T] or `label` [Q] (see Probe).
-    `evaluate` gives "a/macro_f1", "a+b/accuracy", ... (see linear_evaluation). Raises ValueError where settings do not
-    go together, a modality has no owner, or labels are missing.
+    `evaluate` gives "a/macro_f1", "a+b/accuracy", ... (see linear_evaluation). Raises ValueError where settings are
+    out of range or do not go together, a modality has no owner, labels are missing, or arrays do not fit the
+    autoencoder or the number of classes; `evaluate` does for test windows.
     """
     population = data.population
+    check_settings(config, MMFLConfig)
+    fit = fit_of(autoencoder, population, shared=False)
+    check_population(fit, population)
     owners = autoencoding.find_owners(autoencoder, population)
-    autoencoding.check_owners(autoencoder, owners)
     if config.objective == "dcc" and config.variant == "S":
         raise ValueError('the dcc objective needs both encoders in one step; use variant "C"')
     evaluation = linear_evaluation(config.probe, autoencoder, labelled, num_classes)
@@ -95,7 +101,8 @@ def build(
         functools.partial(download, config, owners),
         functools.partial(server_update, config),
     )
-    return federate(server, cohorts, functools.partial(scores, config, autoencoder, owners, evaluation))
+    score_all = functools.partial(scores, config, autoencoder, owners, evaluation)
+    return federate(server, cohorts, score_all, check=functools.partial(check_population, fit))
 
 
 def init_server(autoencoder: AutoEncoder, key: Key) -> dict[str, PyTree]:

@@ -1,8 +1,10 @@
 """What a client does in a round of a stage (1.6 in docs/specs/layerwise.md)."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjax_mm import trees
@@ -27,20 +29,19 @@ def client_update(
     state: tuple,
     data: ClientData,
     key: Key,
-) -> tuple[Upload, tuple, Metrics]:
+) -> tuple[Upload, tuple, Mapping[str, Mean]]:
     """Step 2: what one client sends after its training, its state (nothing), and the metrics of its steps.
 
     The upload has a Mean for each modality and, supervised, for "prediction": the trained parameters and the running
     statistics. data: its arrays are leaves [E, ...] of every modality and, supervised, `label` [E]. The metrics are
-    "loss" and, supervised, "accuracy", means over the steps taken.
+    "loss" and, supervised, "accuracy", means over the steps taken; a client that took none has weight 0 in them.
 
     >>> from fedjax_mm.local import whole
-    >>> import jax.numpy as jnp
     >>> from fedjax_mm.methods.layerwise import plan_stages, split_trained
     >>> from fedjax_mm.models import Transformer
-    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {"00": jnp.eye(2), "01": jnp.eye(2)}}
     >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
-    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> encoder = Transformer(2, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
     >>> encoders, rates = {"image": encoder, "depth": encoder}, {"image": (0.1,), "depth": (0.1,)}
     >>> config = LayerwiseConfig(rounds=(1,), encoder_lr=rates, batch_size=2, projection_hidden=4, projection_dim=3)
     >>> (stage,) = plan_stages(config, encoders)
@@ -62,7 +63,8 @@ def client_update(
         drop_last=True,
     )
     upload = {part: Mean(value, data.weight) for part, value in trees.merge(train, running).items()}
-    return upload, state, metrics
+    counts = jnp.where(data.count >= config.batch_size, data.weight, 0.0) if config.epochs else jnp.float32(0)
+    return upload, state, {name: Mean(value, counts) for name, value in metrics.items()}
 
 
 def train_step(
@@ -73,12 +75,11 @@ def train_step(
     carry: (the trained parameters without running statistics, these statistics, the optimiser's state). The gradient is
     taken of the first alone. frozen: the other parameters. batch: leaves [B, ...].
 
-    >>> import jax.numpy as jnp
     >>> from fedjax_mm.methods.layerwise import plan_stages, split_trained
     >>> from fedjax_mm.models import Transformer
-    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
+    >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {"00": jnp.eye(2), "01": jnp.eye(2)}}
     >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
-    >>> encoder = Transformer(0, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
+    >>> encoder = Transformer(2, 2, init, apply, apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), None)
     >>> encoders = {"image": encoder}
     >>> config = LayerwiseConfig(rounds=(1, 1), encoder_lr={"image": (0.1, 0.1)}, batch_size=2, projection_hidden=4)
     >>> stage = plan_stages(config, encoders)[1]

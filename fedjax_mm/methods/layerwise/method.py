@@ -41,10 +41,11 @@ import jax
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.methods.layerwise import evaluation, network
+from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.layerwise import evaluation, fitting, network
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
-from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders, Params
+from fedjax_mm.methods.layerwise.network import Encoders, Params
 from fedjax_mm.methods.layerwise.plan import StageSpec, plan_stages, split_trained
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import (
@@ -54,7 +55,6 @@ from fedjax_mm.types import (
     HasPopulation,
     Key,
     Metrics,
-    Population,
     PyTree,
     Server,
     Upload,
@@ -82,10 +82,13 @@ def build(
     over batches of 16 that the released code reports, "batch16_accuracy", ... A client's own test rows are scored by
     `client_score`.
 
-    Raises ValueError for settings, weights and data that do not fit each other.
+    Raises ValueError for settings, weights and data that do not fit each other, and where no client owns a whole batch,
+    so that none would take a step; `evaluate` does for test arrays that do not fit.
     """
     population = data.population
-    _check(config, population, encoders, num_classes, pretrained)
+    fitting.check_settings_fit(config, encoders, num_classes, pretrained)
+    fit = fitting.fit_of(config, encoders, num_classes, population)
+    check_population(fit, population)
     scores = functools.partial(
         evaluation.scores,
         config,
@@ -93,6 +96,9 @@ def build(
         project=jax.jit(functools.partial(network.project, config, encoders), static_argnums=1),
         predict=jax.jit(functools.partial(network.predict_logits, config)),
     )
+    check_test = functools.partial(fitting.check_test, encoders, num_classes, fit)
+    scores = functools.partial(evaluate_checked, check_test, scores)
+    check = functools.partial(check_population, fit)
     update = functools.partial(client_update, config, encoders)
     score = functools.partial(evaluation.client_score, config, encoders)
 
@@ -102,7 +108,8 @@ def build(
         download = functools.partial(server_download, stage, tuple(population.cohorts))
         server = Server(init, download, functools.partial(server_update, stage))
         cohort = lambda size: Cohort(size, lambda key: (), functools.partial(update, stage), score)
-        return federate(server, {name: cohort(size) for name, size in population.sizes.items()}, scores)
+        cohorts = {name: cohort(size) for name, size in population.sizes.items()}
+        return federate(server, cohorts, scores, check=check)
 
     methods = [bind(stage) for stage in plan_stages(config, encoders)]
     if config.plan == "end-to-end":
@@ -144,29 +151,3 @@ def server_update(
     old, frozen = split_trained(stage, state)
     mean = {part: aggregate.average(aggregate.collect(uploads, part), old[part]) for part in old}
     return trees.merge(mean, frozen), {}
-
-
-def _check(
-    config: LayerwiseConfig,
-    population: Population,
-    encoders: Encoders,
-    num_classes: int | None,
-    pretrained: Mapping[str, PyTree] | None,
-) -> None:
-    needed = (*encoders, *(["label"] if num_classes else []))
-    for name, cohort in population.cohorts.items():
-        if missing := [m for m in needed if m not in cohort.arrays]:
-            raise ValueError(f"clients of {name} have no {missing}; all need {list(needed)}")
-    if not num_classes and len(encoders) != 2:
-        raise ValueError(f"the contrastive loss takes two modalities, not {list(encoders)}; or give num_classes")
-    if PREDICTION in encoders:
-        raise ValueError(f"a modality may not be called {PREDICTION!r}, a part of that name is there already")
-    if config.batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2 for batch norm, got {config.batch_size}")
-    for m in encoders:
-        if len(config.encoder_lr.get(m, ())) != len(config.rounds):
-            wanted = f"one rate for each of {len(config.rounds)} stages"
-            raise ValueError(f"encoder_lr[{m!r}] is {config.encoder_lr.get(m)}; it must have {wanted}")
-        if pretrained is not None and m not in pretrained:
-            raise ValueError(f"pretrained has {sorted(pretrained)}, but not {m!r}; give all encoders' weights or none")
-    network.prediction_head(config)  # an unknown fusion is refused here, not in a trace

@@ -1,0 +1,95 @@
+"""What every `build` asks of its settings: the type and the range of each field, read off the dataclass itself."""
+
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
+    *("batch_size", "single_batch", "server_batch", "public_batch", "proxy_batch", "test_batch", "block"),
+    *("hidden", "projection_hidden", "projection_dim", "server_rounds"),
+)
+ABOVE_ZERO = ("temperature", "weighing_temperature", "moon_temperature", "horizon", "clip", "crop")
+AT_MOST_ONE = ("crop",)
+BELOW_ONE = ("warmup", "head_dropout")
+
+
+def check_settings(config: Any, kind: type) -> None:
+    """Raises ValueError, naming the field, where `config` is no `kind` or a field is of a wrong type or out of range.
+
+    kind: a dataclass whose fields are numbers, truth values, choices (Literal), tuples, mappings, dataclasses, or None.
+    Numbers must be finite and at least 0; the tables above name those of a narrower range.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Settings:
+    ...     batch_size: int = 20
+    ...     optimizer: Literal["sgd", "adam"] = "sgd"
+    >>> check_settings(Settings(), Settings)
+    >>> check_settings(Settings(optimizer="sdg"), Settings)
+    Traceback (most recent call last):
+    ...
+    ValueError: Settings.optimizer is 'sdg'; it must be one of 'sgd', 'adam'
+    """
+    if not isinstance(config, kind):
+        raise ValueError(f"config is {config!r}; it must be a {kind.__name__}")
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{kind.__name__}.{field.name}"
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            if not isinstance(value, field.type):
+                raise ValueError(f"{name} is {value!r}; it must be a {field.type.__name__}")
+            check_settings(value, field.type)
+        elif not _fits(field.type, value, field.name):
+            raise ValueError(f"{name} is {value!r}; it must be {_wanted(field.type, field.name)}")
+
+
+def check_number(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless `value` is an integer of at least `least`; `name` is what the message calls it.
+
+    >>> check_number("num_classes", 2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_classes is 2.0; it must be an integer of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def _fits(kind: Any, value: Any, name: str) -> bool:
+    """Whether `value` is what the annotation `kind` of the field `name` says."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(part, value, name) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_fits(parts[0], x, name) for x in value)
+    if origin is not None:  # a mapping
+        return isinstance(value, Mapping) and all(_fits(parts[1], x, name) for x in value.values())
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    number: Any = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, number) or not abs(value) < math.inf:
+        return False
+    low = value >= 1 if name in AT_LEAST_ONE else value > 0 if name in ABOVE_ZERO else value >= 0
+    return low and (name not in AT_MOST_ONE or value <= 1) and (name not in BELOW_ONE or value < 1)
+
+
+def _wanted(kind: Any, name: str) -> str:
+    """What `_fits` asks for, in words."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_wanted(part, name) for part in parts)
+    if origin is tuple:
+        return f"a tuple, each entry {_wanted(parts[0], name)}"
+    if origin is not None:
+        return f"a mapping, each value {_wanted(parts[1], name)}"
+    if kind not in (int, float):
+        return {bool: "True or False", str: "a text", types.NoneType: "None"}[kind]
+    low = "of at least 1" if name in AT_LEAST_ONE else "above 0" if name in ABOVE_ZERO else "of at least 0"
+    high = " and at most 1" if name in AT_MOST_ONE else " and below 1" if name in BELOW_ONE else ""
+    return f"{'an integer' if kind is int else 'a finite number'} {low}{high}"
