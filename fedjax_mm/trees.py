@@ -28,7 +28,7 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     try:
         mask = jax.tree.broadcast(mask, tree)
     except ValueError as error:
-        if None in _leaves(mask, lambda x: x is None):
+        if None in jax.tree.leaves(mask, is_leaf=lambda x: x is None):
             raise ValueError("mask has a leaf None where the tree has one; each must be True or False") from error
         raise ValueError(f"mask is neither the whole tree nor a prefix of it: {_line(error)}") from error
     pick = lambda wanted: jax.tree.map(lambda m, x: x if bool(m) == wanted else None, mask, tree)

@@ -153,7 +153,7 @@ def test_two_processes_give_the_single_process_numbers(tmp_path):
     body = "; ".join(
         [
             "jax.distributed.initialize('127.0.0.1:{port}', 2, {i})",
-            "test_run.refused({directory!r}, 'must be a whole number', rounds=4 - 4 * {i})",
+            "test_run.refused({directory!r}, 'give a whole number', rounds=4 - 4 * {i})",
             "test_run.refused({directory!r}, 'another settings than process 0', config={{'rate': {i}}})",
             "test_run.refused({directory!r}, 'another method than process 0', config=None, rate=0.1 + {i})",
             "state = test_run.train({directory!r} + '/right', devices=4, checkpoint_every=2)",
@@ -245,7 +245,7 @@ def test_a_cohort_nobody_is_drawn_from_is_a_normal_run():
 
 
 def test_zero_rounds_is_an_error():
-    with pytest.raises(ValueError, match="rounds is 0; it must be a whole number from 1 on"):
+    with pytest.raises(ValueError, match="rounds is 0; give a whole number from 1 upwards"):
         train(rounds=0)
 
 

@@ -261,7 +261,7 @@ def test_a_peer_is_gone_when_it_says_so_or_nothing_new():
 
 
 @pytest.mark.parametrize(("settings", "said"), [
-    ({"rounds": 1.5}, "rounds is 1.5; it must be a whole number from 1 on"),
+    ({"rounds": 1.5}, "rounds is 1.5; give a whole number from 1 upwards"),
     ({"rounds": "3"}, "rounds is '3'"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5"),
@@ -280,7 +280,7 @@ def test_a_peer_is_gone_when_it_says_so_or_nothing_new():
     ({"client_state": "Host"}, "client_state is 'Host'; give 'device', 'host', or a folder as a path"),
     ({"client_state": 3}, "client_state is 3"),
     ({"test": [1]}, "test is"),
-    ({"evaluate": {"valid": 3}}, "evaluate..valid..* is 3"),
+    ({"evaluate": {"valid": 3}}, "evaluate..valid.. is 3"),
     ({"evaluate": {"valid": run.Every(0, len)}}, "the period of evaluate..valid.. is 0"),
     ({"watch": len}, "watch is"),
     ({"log": None}, "log is None"),

@@ -112,7 +112,7 @@ def test_grow_keeps_what_was_learned_in_other_containers_too():
         (lambda: trees.partition(PARAMS, {"lower": True}), "neither the whole tree nor a prefix"),
         (lambda: trees.partition(PARAMS, {"lower": "False", "upper": True}), "a leaf 'False'; each must be True or"),
         (lambda: trees.partition(PARAMS, {"lower": 0, "upper": True}), "a leaf 0"),
-        (lambda: trees.partition(PARAMS, {"lower": None, "upper": True}), "neither the whole tree"),
+        (lambda: trees.partition(PARAMS, {"lower": None, "upper": True}), "None where the tree has one"),
         (lambda: trees.path_mask(PARAMS, "upper"), "trains is 'upper'; give a function"),
         (lambda: trees.size_bytes({"a": 1.0}), "a leaf 1.0; each must be an array"),
         (lambda: trees.all_finite({"a": "x"}), "a leaf 'x'"),

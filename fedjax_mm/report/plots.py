@@ -230,10 +230,8 @@ def _over_rounds(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) ->
 
 def _stage_starts(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[int, int]:
     """Round -> number of the stage that begins with it, in any of the runs; first stages left out."""
-    starts = {}
-    for rows in (rows for seeds in groups.values() for rows in seeds):
-        starts |= {b["round"]: b["stage"] for a, b in itertools.pairwise(rows) if a.get("stage") != b.get("stage")}
-    return starts
+    pairs = (pair for seeds in groups.values() for rows in seeds for pair in itertools.pairwise(rows))
+    return {b["round"]: b["stage"] for a, b in pairs if a.get("stage") != b.get("stage")}
 
 
 def _mean_std(cell: Cell) -> tuple[float, float]:
@@ -256,7 +254,6 @@ def style(panel: Axes, title: str, x: str, y: str) -> None:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
-    for text in figure.findobj(Text):
-        if "$" in text.get_text():  # in the name of a run: no formula
-            text.set_parse_math(False)
+    for text in figure.findobj(lambda part: isinstance(part, Text) and "$" in part.get_text()):
+        text.set_parse_math(False)  # a name is no formula
     figure.savefig(pathlib.Path(path), dpi=200, facecolor="white")

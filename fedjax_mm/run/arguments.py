@@ -1,14 +1,14 @@
 """The arguments of `run.train`, checked in one place: each is what it should be, or refused in one sentence."""
 
-import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
 
 from fedjax_mm import clients, stages
+from fedjax_mm.checks import check_callable, check_flag, check_number, check_whole, say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.run.records import check_name
@@ -42,8 +42,8 @@ def check_arguments(
 ) -> Sequence[Stage]:
     """The stages of the run. Raises ValueError, which names the argument, where one is not what `run.train` takes."""
     if not isinstance(data, FederatedData):
-        raise ValueError(f"data is {_shown(data)}; give a FederatedData, as FederatedData.from_arrays makes it")
-    plan = _plan(method, None if rounds is None else check_whole("rounds", rounds))
+        raise ValueError(f"data is {say(data)}; give a FederatedData, as FederatedData.from_arrays makes it")
+    plan = _plan(method, None if rounds is None else check_whole("rounds", rounds, 1))
     for stage in plan:
         _check_fit(stage.method, data)
     check_whole("seed", seed, 0, 2**63 - 1)
@@ -54,7 +54,7 @@ def check_arguments(
         _check_path("directory", directory)
     for name, value in {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}.items():
         if value is not None:
-            check_whole(name, value)
+            check_whole(name, value, 1)
     _check_chunk(chunk, data)
     if isinstance(devices, Mesh):
         if devices.axis_names != (clients.AXIS,):
@@ -64,33 +64,23 @@ def check_arguments(
     if client_state not in PLACES:
         _check_folder_of_states(client_state)
     if test is not None and not isinstance(test, Mapping):
-        raise ValueError(f"test is {_shown(test)}; give a mapping from names to arrays")
+        raise ValueError(f"test is {say(test)}; give a mapping from names to arrays")
     _check_scores(evaluate)
     if isinstance(watch, str) or not isinstance(watch, Iterable) or not all(map(callable, watch)):
-        raise ValueError(f"watch is {_shown(watch)}; give a list of functions of (done, row)")
-    if not (peer_timeout is None or _is_number(peer_timeout) and peer_timeout > 0):
-        raise ValueError(f"peer_timeout is {_shown(peer_timeout)}; give seconds above 0, or None to wait for ever")
-    for name, value in {"tensorboard": tensorboard, "progress": progress}.items():
-        if not (isinstance(value, bool) or name == "progress" and value is None):
-            raise ValueError(f"{name} is {_shown(value)}; give True or False")
-    if not callable(log):
-        raise ValueError(f"log is {_shown(log)}; give a function of a line of text, such as print")
+        raise ValueError(f"watch is {say(watch)}; give a list of functions of (done, row)")
+    if peer_timeout is not None:
+        check_number("peer_timeout", peer_timeout, above=0)
+    check_flag("tensorboard", tensorboard)
+    if progress is not None:
+        check_flag("progress", progress)
+    check_callable("log", log, "of a line of text, such as print")
     return plan
-
-
-def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """The value. Raises ValueError where it is not a whole number from `least` to `most`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or int(value) < least or (most is not None and int(value) > most):
-        most_said = " on" if most is None else f" to {most}"
-        raise ValueError(f"{name} is {_shown(value)}; it must be a whole number from {least}{most_said}")
-    return int(value)
 
 
 def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
     several = isinstance(method, Sequence) and not isinstance(method, Method | str)
     if not (isinstance(method, Method) or several and all(isinstance(stage, Stage) for stage in method)):
-        raise ValueError(f"method is {_shown(method)}; give a Method, as `build` makes it, or a list of Stage")
+        raise ValueError(f"method is {say(method)}; give a Method, as `build` makes it, or a list of Stage")
     if several:
         for stage in cast(Sequence[Stage], method):
             check_name("the name of a stage", stage.name)
@@ -110,11 +100,12 @@ def _check_fit(method: Method, data: FederatedData) -> None:
             f"the method was built for {built} clients, and the data has {data.sizes}; build it from the data that it "
             "trains on"
         )
+    method.check(data.population)
 
 
 def _check_path(name: str, path: Any) -> None:
     if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"{name} is {_shown(path)}; give the path of a folder")
+        raise ValueError(f"{name} is {say(path)}; give the path of a folder")
     check_name(name, os.path.abspath(path) if "://" not in os.fspath(path) and os.fspath(path) else path)
 
 
@@ -130,34 +121,23 @@ def _check_chunk(chunk: Any, data: FederatedData) -> None:
         if set(chunk) != set(data.sizes):
             raise ValueError(f"chunk names cohorts {sorted(map(str, chunk))}; the data has {sorted(data.sizes)}")
         for name, number in chunk.items():
-            check_whole(f"chunk of {name}", number)
+            check_whole(f"chunk of {name}", number, 1)
     elif isinstance(chunk, str):
         if chunk != "auto":
             raise ValueError(f"chunk is {chunk!r}; give a number of clients from 1 on, or 'auto'")
     elif chunk is not None:
-        check_whole("chunk", chunk)
+        check_whole("chunk", chunk, 1)
 
 
 def _check_scores(evaluate: Any) -> None:
     if evaluate is None:
         return
     if not isinstance(evaluate, Mapping):
-        raise ValueError(f"evaluate is {_shown(evaluate)}; give a mapping from names to scores")
+        raise ValueError(f"evaluate is {say(evaluate)}; give a mapping from names to scores")
     for name, score in evaluate.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"evaluate names a score {name!r}; give it a name that is text")
         if isinstance(score, Every):
-            check_whole(f"the period of evaluate[{name!r}]", score.rounds)
+            check_whole(f"the period of evaluate[{name!r}]", score.rounds, 1)
             score = score.score
-        if not isinstance(score, Callable):
-            raise ValueError(f"evaluate[{name!r}] is {_shown(score)}; give a function of the FedState, or run.Every")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    """A value as it is shown in an error: itself where that is short, else its type."""
-    text = repr(value)
-    return text if len(text) <= 60 and " at 0x" not in text else f"of type {type(value).__name__}"
+        check_callable(f"evaluate[{name!r}]", score, "of the FedState, or run.Every")

@@ -76,12 +76,12 @@ def _score(
     def one(client):
         own, seen, real = client
         values = score(download, own, seen, real)
-        total = real.sum()
-
-        def mean(x):
-            value = jnp.where(real > 0, x, 0).sum() / jnp.maximum(total, 1)
-            return jnp.where(total > 0, jnp.where(jnp.isfinite(value), value, jnp.inf), jnp.nan)
-
-        return {key: mean(x.astype(jnp.float32)) for key, x in values.items()}
+        return {key: _mean(x.astype(jnp.float32), real) for key, x in values.items()}
 
     return jax.lax.map(one, (clients, arrays, mask))
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean [] of the rows whose mask is 1: infinite where it is not finite, NaN where there is no such row."""
+    mean = jnp.where(mask > 0, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask.sum() > 0, jnp.where(jnp.isfinite(mean), mean, jnp.inf), jnp.nan)

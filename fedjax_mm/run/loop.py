@@ -26,7 +26,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -34,13 +34,13 @@ from jax.sharding import Mesh
 from fedjax_mm import clients, stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
-from fedjax_mm.run import digests
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
+from fedjax_mm.run.job import Job, settings_of
 from fedjax_mm.run.placement import OffDevice, States, client_states, on_mesh
 from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
-from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.run.rounds import rounds as rounds_of
 from fedjax_mm.run.signals import Interruption
@@ -59,7 +59,7 @@ from fedjax_mm.run.watch import (
     flat,
 )
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import Arrays, FedState, RoundData
+from fedjax_mm.types import Arrays, FedState
 
 
 def train(
@@ -103,15 +103,7 @@ def train(
     when every participant of a round diverged or the server's state is not finite; OSError when a file cannot be read
     or written (what was saved before stays).
     """
-    given = {k: v for k, v in locals().items() if k not in ("method", "data")}
-
-    def check():
-        plan = check_arguments(method, data, **given)
-        kept = directory is not None or jax.process_count() > 1
-        return plan, _settings(data, plan, per_round, seed, config) if kept else {}
-
-    plan, settings = all_or_none(check)
-    agree({"data": json.dumps(settings.get("data")), "settings": json.dumps(settings)})
+    plan, settings = _agreed(dict(locals()))
     files = None if directory is None else all_or_none(lambda: RunDirectory(directory, settings, log))
     mesh = clients.make_mesh(devices) if isinstance(devices, int) else devices or plan[0].method.over.mesh
     stop = Interruption()
@@ -122,7 +114,7 @@ def train(
             files.open_checkpoints()
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
-        job = _Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
+        job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
         scored = _scored(job, test, evaluate or {}, evaluate_every or total)
         show = lambda start: _shown(job, start, checkpoint_every, tensorboard, progress, closing)
         state = _run(job, client_states(client_state, mesh), chunk, mesh, [*scored, *watch], show)
@@ -130,34 +122,21 @@ def train(
     return state
 
 
-class _Job(NamedTuple):
-    """What a run does, however it is mapped and watched."""
+def _agreed(given: Mapping[str, Any]) -> tuple[Sequence[Stage], Mapping[str, Any]]:
+    """(the stages, what a directory belongs to), the same in all processes. given: the arguments of `train`."""
 
-    plan: Sequence[Stage]
-    rounds: int
-    data: FederatedData
-    per_round: int | Mapping[str, int]
-    seed: int
-    files: RunDirectory | None
-    log: Callable[[str], None]
-    stop: Interruption
+    def check() -> tuple[Sequence[Stage], Mapping[str, Any]]:
+        plan = check_arguments(**given)
+        kept = given["directory"] is not None or jax.process_count() > 1
+        return plan, settings_of(plan, *(given[k] for k in ("data", "per_round", "seed", "config"))) if kept else {}
 
-    @property
-    def several(self) -> bool:
-        """Whether there are several stages."""
-        return len(self.plan) > 1
-
-    def feed(self, r: int) -> RoundData:
-        """The data of round r, from 0."""
-        return self.data.round(clients.choose(self.data.sizes, self.per_round, r, self.seed))
-
-    def folder(self, stage: Stage) -> RunDirectory | Folder | None:
-        """Where what is known of a stage is remembered."""
-        return self.files.folder(stage.name) if self.files and self.several else self.files
+    plan, settings = all_or_none(check)
+    agree({"data": json.dumps(settings.get("data")), "settings": json.dumps(settings)})
+    return plan, settings
 
 
 def _run(
-    job: _Job,
+    job: Job,
     states: States,
     chunk: Chunk,
     mesh: Mesh | None,
@@ -182,7 +161,7 @@ def _run(
     return state
 
 
-def _first(job: _Job, states: States, init_key: jax.Array, compiler: Compiler) -> FedState:
+def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) -> FedState:
     """The state that the run starts or goes on from."""
     first: list[FedState] = []
 
@@ -205,14 +184,14 @@ def _first(job: _Job, states: States, init_key: jax.Array, compiler: Compiler) -
     return states.restored(first[0], saved)
 
 
-def _scored(job: _Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
+def _scored(job: Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
     """The watchers that give scores, which the user's own watchers find in the row."""
     own = OwnScores(job.data, every, job.files, job.log)
     return [LeftOut(job.data.sizes, job.log), Scores(evaluate, test, every, job.log), own]
 
 
 def _shown(
-    job: _Job,
+    job: Job,
     start: int,
     checkpoint_every: int | None,
     tensorboard: bool,
@@ -233,7 +212,7 @@ def _shown(
     return watchers
 
 
-def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: _Job) -> bool:
+def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: Job) -> bool:
     """Makes the round's row of the log, with what every watcher adds, and shows it; whether the run stops here.
 
     Raises FloatingPointError, when the row is written, where the round must not be saved.
@@ -260,12 +239,3 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
     if stopped is not None:
         job.log(f"stopped after round {done.number}: {stopped}")
     return stopping
-
-
-def _settings(
-    data: FederatedData, plan: Sequence[Stage], per_round: int | Mapping[str, int], seed: int, config: Any
-) -> dict[str, Any]:
-    """What a directory belongs to, as JSON has it."""
-    several = {stage.name: stage.rounds for stage in plan} if len(plan) > 1 else None
-    settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "stages": several, "config": config}
-    return {k: digests.plain(v, k) for k, v in settings.items()} | {"data": digests.of_data(data)}

@@ -1,0 +1,47 @@
+"""What a run does, and what its directory belongs to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_mm import clients
+from fedjax_mm.data import FederatedData
+from fedjax_mm.run import digests
+from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.signals import Interruption
+from fedjax_mm.stages import Stage
+from fedjax_mm.types import RoundData
+
+
+class Job(NamedTuple):
+    """What a run does, however it is mapped and watched."""
+
+    plan: Sequence[Stage]
+    rounds: int
+    data: FederatedData
+    per_round: int | Mapping[str, int]
+    seed: int
+    files: RunDirectory | None
+    log: Callable[[str], None]
+    stop: Interruption
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several stages."""
+        return len(self.plan) > 1
+
+    def feed(self, r: int) -> RoundData:
+        """The data of round r, from 0."""
+        return self.data.round(clients.choose(self.data.sizes, self.per_round, r, self.seed))
+
+    def folder(self, stage: Stage) -> RunDirectory | Folder | None:
+        """Where what is known of a stage is remembered."""
+        return self.files.folder(stage.name) if self.files and self.several else self.files
+
+
+def settings_of(
+    plan: Sequence[Stage], data: FederatedData, per_round: int | Mapping[str, int], seed: int, config: Any
+) -> dict[str, Any]:
+    """What a directory belongs to, as JSON has it."""
+    several = {stage.name: stage.rounds for stage in plan} if len(plan) > 1 else None
+    settings = {"per_round": per_round, "seed": seed, "sizes": data.sizes, "stages": several, "config": config}
+    return {k: digests.plain(v, k) for k, v in settings.items()} | {"data": digests.of_data(data)}
