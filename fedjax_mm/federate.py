@@ -156,7 +156,8 @@ def cohort_pass(
 ) -> tuple[Upload, PyTree, Metrics]:
     """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
-    A participant whose upload, as it is summed, or new state is not finite is left out: its state stays as it was, its
+    A participant whose upload, as it is summed, or new state is not finite, or one of whose
+    weights is negative, is left out: its state stays as it was, its
     upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means
     over them, or over those of them that give a metric as a Mean of weight above 0; NaN where there are only others.
     """
@@ -177,10 +178,12 @@ def cohort_pass(
         summed = {slot: _scaled(*one) if isinstance(one, Mean) else one.value for slot, one in sent.items()}
         weights = {slot: one.weight for slot, one in sent.items()}
         counts = present & trees.all_finite((summed, weights, new))
+        for slot_weight in weights.values():
+            counts &= slot_weight >= 0
         w = jnp.where(counts, weight, 0.0)
         means, each = {}, {}
         for slot, (value, slot_weight) in sent.items():
-            slot_weight = jnp.where(counts & (slot_weight > 0), slot_weight, 0.0)
+            slot_weight = jnp.where(counts, slot_weight, 0.0)
             value = jax.tree.map(lambda x: jnp.where(counts, x, 0), value)
             if isinstance(sent[slot], Mean):
                 means[slot] = Mean(_scaled(value, slot_weight), slot_weight)
