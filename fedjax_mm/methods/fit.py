@@ -7,11 +7,10 @@ and a run with that of its data. `check_rows` holds the arrays of a test set or 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.models.checks import check_model
+from fedjax_mm.checks import say
 from fedjax_mm.types import Arrays, FedState, Population
 
 Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
@@ -126,10 +125,18 @@ def check_rows(where: str, arrays: Arrays, needed: Collection[str], like: Shapes
     _check_limits(where, arrays, limits, ranges)
 
 
-def check_mapping(where: str, arrays: Any) -> None:
-    """Raises ValueError where `arrays`, which the message calls `where`, are no mapping."""
-    if not isinstance(arrays, Mapping):
-        raise ValueError(f"{where} is {type(arrays).__name__}; it must be a mapping from names to arrays")
+def check_mapping(where: str, given: Any) -> None:
+    """Raises ValueError where `given`, which the message calls `where`, is no mapping from names."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{where} is {say(given)}; it must be a mapping from names")
+
+
+def population_of(data: Any) -> Population:
+    """The population of a FederatedData, or a Population itself. Raises ValueError where `data` is neither."""
+    population = getattr(data, "population", None)
+    if not isinstance(population, Population):
+        raise ValueError(f"data is {say(data)}; it must be a FederatedData or its Population")
+    return population
 
 
 def check_kind(what: str, given: Any, like: Any) -> None:
@@ -169,7 +176,9 @@ def check_names(modalities: Collection[str], reserved: Collection[str]) -> None:
     names = sorted({*reserved, "mask"})
     for m in modalities:
         if not isinstance(m, str) or not m or m in names or m.startswith("has_") or "/" in m:
-            raise ValueError(f"a modality may not be called {m!r}, nor {names}, nor has_..., nor hold a /; rename it")
+            raise ValueError(
+                f"a modality may not be called {say(m)}, nor {names}, nor has_..., nor hold a /; rename it"
+            )
 
 
 def check_whole(where: str, arrays: Collection[str], used: Collection[str]) -> None:
@@ -178,54 +187,6 @@ def check_whole(where: str, arrays: Collection[str], used: Collection[str]) -> N
         if f"has_{array}" in arrays:
             said = f"{where} has an array 'has_{array}', so that some of its examples lack {array!r}"
             raise ValueError(f"{said}, which is needed of each: leave these out, or keep them apart")
-
-
-def output_shape(name: str, model: Any, like: Any, given: Any = None) -> tuple[int, ...]:
-    """The shape of what a Model gives of a batch of two, from shapes alone; `name` is what messages call the model.
-
-    like: an array [E, ...] or its shape, from which the model starts. given: another, which it gets; None: the same.
-    Raises ValueError where `model` is no Model, or cannot take such a batch.
-
-    >>> from fedjax_mm.models import mlp
-    >>> output_shape("the encoder", mlp.encoder((), 4), jnp.ones((9, 5)))
-    (2, 4)
-    """
-    check_model(name, model)
-    given = like if given is None else given
-    batch = lambda size, x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-    first, two = batch(1, like), batch(2, given)
-    run = lambda: jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0), first), two)
-    output = traced(name, f"{two.dtype} {[*two.shape]}", run)
-    if not hasattr(output, "shape"):
-        raise ValueError(f"{name} gives {type(output).__name__} of a batch; it must give one array")
-    return tuple(output.shape)
-
-
-def traced(name: str, what: str, run: Callable[[], Any]) -> Any:
-    """What `run` gives; its error, whichever it is, becomes a ValueError that says that `name` cannot take `what`."""
-    try:
-        return run()
-    except Exception as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{name} cannot take {what}: {said}") from error
-
-
-def check_widths(shapes: Mapping[str, tuple[int, ...]], one: bool = True) -> int:
-    """D, where every encoder gives [B, D]. shapes: name -> the shape of what it gives of a batch of two.
-
-    Raises ValueError otherwise, and with `one` where the D of two encoders differ.
-
-    >>> check_widths({"image": (2, 4), "text": (2, 5)})
-    Traceback (most recent call last):
-    ...
-    ValueError: the encoders give image [B, 4], text [B, 5]; all must give [B, D] with one D
-    """
-    shown = ", ".join(
-        f"{name} [{', '.join(('B', *map(str, s[1:]))) if s[:1] == (2,) else s}]" for name, s in shapes.items()
-    )
-    if any(len(s) != 2 or s[0] != 2 for s in shapes.values()) or (one and len(set(shapes.values())) > 1):
-        raise ValueError(f"the encoders give {shown}; all must give [B, D]{' with one D' if one else ''}")
-    return next(iter(shapes.values()))[1]
 
 
 def _check_same(where: str, built: Shapes, given: Shapes, skip: int) -> None:

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fedjax_mm.checks import say
+
 AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
     *("batch_size", "single_batch", "server_batch", "public_batch", "proxy_batch", "test_batch", "block"),
     *("hidden", "projection_hidden", "projection_dim", "server_rounds"),
@@ -34,15 +36,15 @@ def check_settings(config: Any, kind: type) -> None:
     ValueError: Settings.optimizer is 'sdg'; it must be one of 'sgd', 'adam'
     """
     if not isinstance(config, kind):
-        raise ValueError(f"config is {config!r}; it must be a {kind.__name__}")
+        raise ValueError(f"config is {say(config)}; it must be a {kind.__name__}")
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{kind.__name__}.{field.name}"
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, field.type):
-                raise ValueError(f"{name} is {value!r}; it must be a {field.type.__name__}")
+                raise ValueError(f"{name} is {say(value)}; it must be a {field.type.__name__}")
             check_settings(value, field.type)
         elif not _fits(field.type, value, field.name):
-            raise ValueError(f"{name} is {value!r}; it must be {_wanted(field.type, field.name)}")
+            raise ValueError(f"{name} is {say(value)}; it must be {_wanted(field.type, field.name)}")
 
 
 def check_number(name: str, value: Any, least: int = 1) -> None:
@@ -54,7 +56,7 @@ def check_number(name: str, value: Any, least: int = 1) -> None:
     ValueError: num_classes is 2.0; it must be an integer of at least 1
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        raise ValueError(f"{name} is {say(value)}; it must be an integer of at least {least}")
 
 
 def _fits(kind: Any, value: Any, name: str) -> bool:

@@ -93,6 +93,7 @@ def encoder(
     (1, 14, 6)
     """
     check_sizes(mels=mels, frames=frames, patch=patch, stride=stride)
+    check_sizes(0, depth=depth)
     if min(mels, frames) < patch:
         raise ValueError(f"mels {mels} and frames {frames} must be at least a patch, {patch}")
     names = (

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.checks import say
+from fedjax_mm.models.checks import check_flag, check_sizes
 from fedjax_mm.models.lstm import LSTM
 from fedjax_mm.types import Key, PyTree
 
@@ -77,6 +78,7 @@ def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, re
     """
     _check_features(features)
     check_sizes(hidden=hidden, width=width)
+    check_flag("readout", readout)
     encoder = Half(hidden, width)
     decoder = {m: Half(hidden, size, readout) for m, size in features.items()}
 
@@ -138,7 +140,7 @@ def linear(features: Mapping[str, int], width: int = 4) -> AutoEncoder:
 
 def _check_features(features: Mapping[str, int]) -> None:
     if not isinstance(features, Mapping) or not features:
-        raise ValueError(f"features must be a mapping from modality to its number of features, got {features!r}")
+        raise ValueError(f"features must be a mapping from modality to its number of features, got {say(features)}")
     check_sizes(**{f"features[{m!r}]": size for m, size in features.items()})
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_flag, check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 
@@ -77,7 +77,8 @@ def encoder(
     (1, 5, 6)
     """
     check_sizes(vocabulary=vocabulary, positions=positions)
-    check_sizes(0, types=types)
+    check_sizes(0, types=types, depth=depth)
+    check_flag("pooler", pooler)
     if pooler and not types:
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
     if types:

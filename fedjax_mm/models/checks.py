@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fedjax_mm.checks import say
+
 
 def check_model(name: str, model: Any) -> None:
     """Raises a ValueError, which calls the model `name`, where it is no pair of functions `init` and `apply`."""
@@ -15,14 +17,14 @@ def check_model(name: str, model: Any) -> None:
         raise ValueError(f"{name} is a flax module, {type(model).__name__}; give models.layers.as_model of it")
     pair = (getattr(model, "init", None), getattr(model, "apply", None))
     if isinstance(model, type) or not all(callable(function) for function in pair):
-        given = f"{name} is {type(model).__name__} {model!r:.60}"
+        given = f"{name} is {type(model).__name__} {say(model)}"
         raise ValueError(f"{given}; it must be a models.Model(init, apply), such as models.mlp.encoder gives")
 
 
 def one_of(name: str, value: object, allowed: tuple) -> None:
     """Raises a ValueError that names the argument, unless its value is among the allowed ones."""
     if not isinstance(value, str | None) or value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be one of {allowed}, got {say(value)}")
 
 
 def check_sizes(least: int = 1, **sizes: Any) -> None:
@@ -35,7 +37,7 @@ def check_sizes(least: int = 1, **sizes: Any) -> None:
     """
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
+            raise ValueError(f"{name} must be an integer of at least {least}, got {say(size)}")
 
 
 def check_widths(**sequences: Any) -> None:
@@ -48,7 +50,7 @@ def check_widths(**sequences: Any) -> None:
     """
     for name, widths in sequences.items():
         if not isinstance(widths, Sequence | np.ndarray) or isinstance(widths, str | bytes):
-            raise ValueError(f"{name} must be a sequence of integers, such as (64,), got {widths!r}")
+            raise ValueError(f"{name} must be a sequence of integers, such as (64,), got {say(widths)}")
         check_sizes(**{f"{name}[{i}]": width for i, width in enumerate(widths)})
 
 
@@ -56,7 +58,13 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = float
     """Raises a ValueError that names the argument, unless it is a number from `least` to below `below`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < below:
         upper = "" if below == float("inf") else f" to below {below}"
-        raise ValueError(f"{name} must be a finite number from {least}{upper}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number from {least}{upper}, got {say(value)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a ValueError that names the argument, unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {say(value)}")
 
 
 def check_dtype(dtype: Any) -> None:
@@ -66,4 +74,4 @@ def check_dtype(dtype: Any) -> None:
     except TypeError:
         floating = False
     if not floating:
-        raise ValueError(f"dtype must be a floating type such as jax.numpy.float32, got {dtype!r}")
+        raise ValueError(f"dtype must be a floating type such as jax.numpy.float32, got {say(dtype)}")

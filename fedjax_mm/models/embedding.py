@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_mm.models.checks import check_model, check_number, check_sizes, one_of
+from fedjax_mm.models.checks import check_flag, check_model, check_number, check_sizes, one_of
 from fedjax_mm.models.layers import Model, as_model, run_module
 from fedjax_mm.models.text import GRU
 from fedjax_mm.types import Key, PyTree
@@ -151,6 +151,7 @@ def pie_text(
     (2, 4)
     """
     one_of("backward", backward, ("full", "last"))
+    check_flag("relu", relu)
     check_sizes(vocabulary=vocabulary, dim=dim, width=width)
     check_number("scale", scale)
     if dim % 2:

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from fedjax_mm.models import adapters as tunings
 from fedjax_mm.models import pretrained, transformer, vit
-from fedjax_mm.models.checks import check_dtype, check_sizes
+from fedjax_mm.models.checks import check_dtype, check_number, check_sizes
 from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.vilt_embeddings import Embeddings, ImageEmbeddings, Started, interpolation
@@ -98,6 +98,8 @@ def encoder(
     """
     check_sizes(image=image, patch=patch, vocabulary=vocabulary, text_length=text_length, dim=dim, heads=heads, mlp=mlp)
     check_sizes(0, depth=depth)
+    check_number("lora_alpha", lora_alpha)
+    check_number("std", std)
     check_dtype(dtype)
     if image % patch or dim % heads or depth < 1:
         sizes = f"image {image}, patch {patch}, dim {dim}, heads {heads}, depth {depth}"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import pretrained
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_flag, check_sizes
 from fedjax_mm.models.layers import Conv, pixels
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
@@ -58,6 +58,8 @@ def encoder(
     (1, 5, 6)
     """
     check_sizes(image=image, patch=patch)
+    check_sizes(0, depth=depth)
+    check_flag("pooler", pooler)
     if image % patch:
         raise ValueError(f"image {image} must be a multiple of patch {patch}")
     names = (

@@ -172,7 +172,7 @@ BOTH = {"x": X, "y": X[:, :2].copy(), "label": LABEL}
         ({"x": IDENTITY}, Model(lambda key, x: {}, lambda params, x: x.sum(-1)), r"head gives \[2\]"),
         ({"x": Model(lambda key, x: {}, lambda params, x: x @ jnp.ones((9, 2)))}, None, r"'x'\] cannot take float32"),
         ({}, None, "no modality"),
-        ([IDENTITY], None, "encoders is list"),
+        ([IDENTITY], None, "encoders is .Model.*it must be a mapping"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(encoders, head, said):
@@ -409,3 +409,24 @@ def test_tuning_in_half_precision_keeps_its_types_in_a_whole_round(settings):
     taken = data.round({"all": np.arange(2)})
     new = jax.eval_shape(method.round, state, taken, jax.random.key(1))[0]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_no_data_is_refused(name):
+    build, _ = BUILT[name]()
+    for data in (None, {"x": X}, [X], X, Population):
+        with pytest.raises(ValueError, match="^data is .*; it must be a FederatedData or its Population"):
+            build(data)
+
+
+def test_a_mapping_of_models_has_names_and_models():
+    data, population = pairs_problem(), pairs_problem().population
+    for wrong in (None, [LINEAR], {1: LINEAR, "text": LINEAR}, 3):
+        for build in (
+            lambda x: creamfl.build(creamfl.CreamFLConfig(), data, x, CLIENTS, NUM_CLASSES),
+            lambda x: creamfl.build(creamfl.CreamFLConfig(), data, SERVER, x, NUM_CLASSES),
+            lambda x: creamfl.build(creamfl.CreamFLConfig(), data, SERVER, {**CLIENTS, "text": x}, NUM_CLASSES),
+            lambda x: encoder_averaging.build(encoder_averaging.AveragingConfig(), population, x, NUM_CLASSES),
+        ):
+            with pytest.raises(ValueError, match="it must be a mapping from names"):
+                build(wrong)

@@ -28,7 +28,7 @@ from fedjax_mm.methods.creamfl import fitting, joint_space
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Shapes, modalities_of, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
 from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_mapping, check_population, evaluate_checked, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import (
     Arrays,
@@ -155,8 +155,9 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
     modality, and an array `label`. `evaluate` gives the same scores as creamfl's. Raises ValueError as
     creamfl.build does.
     """
-    population, training = data.population, config.training
     check_settings(config, AveragingConfig)
+    check_mapping("encoders", encoders)
+    population, training = population_of(data), config.training
     modalities = {name: modalities_of(cohort.arrays) for name, cohort in population.cohorts.items()}
     clients = {name: {m: encoders[m] for m in own if m in encoders} for name, own in modalities.items()}
     fit = fitting.fit_of(population, encoders, clients, num_classes)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mm.methods import fit
+from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, modalities_of
 from fedjax_mm.methods.creamfl.training import Encoders
 from fedjax_mm.methods.fit import Fit
@@ -32,7 +32,7 @@ def fit_of(
         f"server's {m}": _representation(f"the server's encoder of {m}", server[m], m, public[m], public[m])
         for m in MODALITIES
     }
-    fit.check_widths(widths)
+    outputs.check_widths(widths)
     for name, cohort in population.cohorts.items():
         own = clients[name]
         fit.check_whole(f"cohort {name}", cohort.arrays, (*own, "label"))
@@ -46,7 +46,7 @@ def fit_of(
             f"{name}'s public {m}": _representation(f"{encoder} {m}", own[m], m, cohort.arrays[m], public[m])
             for m in own
         }
-        fit.check_widths({**given, **seen, **(widths if one_width else {})})
+        outputs.check_widths({**given, **seen, **(widths if one_width else {})})
         if len(own) == 1:
             check_number(f"num_classes[{name!r}]", num_classes[name])
             if len(shape := cohort.arrays["label"].shape) != 1:
@@ -91,7 +91,7 @@ def _representation(name: str, model: Any, m: str, like: Any, given: Any) -> tup
     """The shape of what an encoder that starts from `like` gives of two rows of `given`; texts may have several
     captions."""
     one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1 + (m == "text" and len(x.shape) == 3) :]), x.dtype)
-    return fit.output_shape(name, model, one(like), one(given))
+    return outputs.output_shape(name, model, one(like), one(given))
 
 
 def _check_parts(
@@ -99,8 +99,9 @@ def _check_parts(
 ) -> None:
     """Raises ValueError where encoders, public arrays, labels or numbers of classes are missing."""
     for name, given in (("server", server), ("clients", clients), ("num_classes", num_classes)):
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{name} is {type(given).__name__}; it must be a mapping")
+        fit.check_mapping(name, given)
+    for name, own in clients.items():
+        fit.check_mapping(f"clients[{name!r}]", own)
     public = population.public or {}
     if missing := [m for m in MODALITIES if m not in public or m not in server]:
         raise ValueError(

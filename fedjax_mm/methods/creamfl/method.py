@@ -61,7 +61,7 @@ from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
 from fedjax_mm.methods.creamfl.training import Encoders
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import Cohort, HasPopulation, Server
 
@@ -85,7 +85,7 @@ def build(
     `evaluate` gives the server's retrieval and the clients' own scores (see `scores`). Raises ValueError where a
     setting is out of range, and where the data and the models do not fit each other; `evaluate` does for test arrays.
     """
-    population = data.population
+    population = population_of(data)
     check_settings(config, CreamFLConfig)
     fit = fitting.fit_of(population, server, clients, num_classes, one_width=config.exchanges)
     check_population(fit, population)

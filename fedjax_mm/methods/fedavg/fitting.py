@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_mm.methods import fit
+from fedjax_mm.checks import say
+from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fedavg.network import Encoders
 from fedjax_mm.methods.fit import Fit, Limit
 from fedjax_mm.models import Model
@@ -22,8 +23,7 @@ def find_modalities(encoders: Encoders, population: Population) -> tuple[Modalit
     Raises ValueError for a modality that no cohort holds or that is called like a part or an array, for cohorts that
     hold different examples of one modality, and for a cohort without a modality or without labels.
     """
-    if not isinstance(encoders, Mapping):
-        raise ValueError(f"encoders is {type(encoders).__name__}; it must be a mapping, modality -> Model")
+    fit.check_mapping("encoders", encoders)
     fit.check_names(encoders, ("head", "label"))
     modalities = {name: tuple(m for m in encoders if m in c.arrays) for name, c in population.cohorts.items()}
     for modality in encoders:
@@ -47,9 +47,9 @@ def find_modalities(encoders: Encoders, population: Population) -> tuple[Modalit
 
 def count_classes(encoders: Encoders, head: Model, examples: Examples) -> int:
     """K, the width of the head's output, from shapes alone. Raises ValueError where encoders and head do not fit."""
-    shapes = {m: fit.output_shape(f"encoders[{m!r}]", encoders[m], x) for m, x in examples.items()}
-    embedding = jax.ShapeDtypeStruct((1, fit.check_widths(shapes)), np.float32)
-    logits = fit.output_shape("head", head, embedding)
+    shapes = {m: outputs.output_shape(f"encoders[{m!r}]", encoders[m], x) for m, x in examples.items()}
+    embedding = jax.ShapeDtypeStruct((1, outputs.check_widths(shapes)), np.float32)
+    logits = outputs.output_shape("head", head, embedding)
     if len(logits) != 2 or logits[0] != 2:
         raise ValueError(f"the head gives {[*logits]} of two embeddings; it must give logits [2, K]")
     return logits[1]
@@ -84,4 +84,6 @@ def check_test(encoders: Encoders, num_classes: int, examples: Examples, arrays:
 def check_optimizer(optimizer: optax.GradientTransformation | None) -> None:
     """Raises ValueError where a server optimiser of one's own is none."""
     if optimizer is not None and not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise ValueError(f"server_optimizer is {optimizer!r}; give an optax transform such as optax.adam(0.1), or None")
+        raise ValueError(
+            f"server_optimizer is {say(optimizer)}; give an optax transform such as optax.adam(0.1), or None"
+        )

@@ -31,7 +31,7 @@ from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, scores
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model
 from fedjax_mm.types import (
@@ -73,7 +73,7 @@ def build(
     or without `label`, for models that do not fit the arrays or each other, for labels and tokens that they do not
     know, and for an unknown part in `config.shared`. `evaluate` does for test arrays that do not fit.
     """
-    population = data.population
+    population = population_of(data)
     check_settings(config, FedAvgConfig)
     fitting.check_optimizer(server_optimizer)
     modalities, examples = fitting.find_modalities(encoders, population)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.methods import fit
+from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fit import Fit, Limit
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import Arrays, Population, PyTree
@@ -23,14 +23,14 @@ def fit_of(model: Vilt, trunk: PyTree, features: Features, head: Model, populati
             raise ValueError(f"clients of {name} have {sorted(cohort.arrays)} but no 'target' [E, K], answers' scores")
         fit.check_whole(f"cohort {name}", cohort.arrays, cohort.arrays)
         two = {k: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for k, x in cohort.arrays.items()}
-        given = fit.traced(
+        given = outputs.traced(
             "the model",
             f"the arrays of cohort {name}, {_shown(two)}",
             lambda two=two: jax.eval_shape(features, trunk, two),
         )
         if given.shape != (2, model.width):
             raise ValueError(f"the model gives {[*given.shape]} of two questions; it must give [2, {model.width}]")
-        answers = fit.output_shape("head", head, jax.ShapeDtypeStruct((1, model.width), jnp.float32))[-1]
+        answers = outputs.output_shape("head", head, jax.ShapeDtypeStruct((1, model.width), jnp.float32))[-1]
         target = cohort.arrays["target"]
         if target.shape[1:] != (answers,):
             raise ValueError(

@@ -50,7 +50,7 @@ from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.feddat import fitting, steps
 from fedjax_mm.methods.feddat.config import FedDATConfig
 from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import (
@@ -91,7 +91,7 @@ def build(
     Raises ValueError where the settings, the arrays, the trunk and the head do not fit each other; `evaluate` does for
     test questions.
     """
-    population = data.population
+    population = population_of(data)
     check_settings(config, FedDATConfig)
 
     def features(trunk: PyTree, batch: Batch) -> jax.Array:

@@ -38,7 +38,7 @@ from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
 from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt, adapters
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
@@ -88,7 +88,7 @@ def build(
     Raises ValueError where the settings, the arrays, the trunk and the head do not fit each other; `evaluate` does for
     test questions.
     """
-    population = data.population
+    population = population_of(data)
     check_settings(config, PEFTConfig)
     features = lambda trunk, batch: model.apply(trunk, batch, tuning_init(jax.random.key(0)))
     fit = fitting.fit_of(model, trunk, features, head, population)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mm.methods import fit
+from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fedmekt.autoencoding import Owners, find_owners, modalities_of
 from fedjax_mm.methods.fit import Fit
 from fedjax_mm.models.autoencoder import AutoEncoder
@@ -40,7 +40,7 @@ def check_windows(where: str, ae: AutoEncoder, arrays: Mapping[str, Any]) -> Non
             raise ValueError(f"array {m!r} of {where} is {[*shape]}; it must be windows [E, T, F]")
         window = jax.ShapeDtypeStruct((1, *shape[1:]), dtype)
         run = lambda m=m, window=window: jax.eval_shape(lambda p, x: _there_and_back(ae, p, m, x), params, window)
-        decoded = fit.traced(f"the autoencoder of {m!r}", f"windows {[*window.shape]} of {where}", run)
+        decoded = outputs.traced(f"the autoencoder of {m!r}", f"windows {[*window.shape]} of {where}", run)
         if decoded.shape != window.shape:
             raise ValueError(
                 f"the autoencoder of {m!r} gives {[*decoded.shape]} of windows {[*window.shape]} of {where}"

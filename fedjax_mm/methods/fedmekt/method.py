@@ -50,7 +50,7 @@ from fedjax_mm.methods.fedmekt.config import FedMEKTConfig, check
 from fedjax_mm.methods.fedmekt.fitting import fit_of
 from fedjax_mm.methods.fedmekt.linear_evaluation import linear_evaluation
 from fedjax_mm.methods.fedmekt.server import download, init_server, server_update
-from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, FedState, HasPopulation, PyTree, Server
 
@@ -67,10 +67,10 @@ def build(
     where settings are out of range or do not go together, a modality has no owner, proxy windows or labels are missing,
     or arrays do not fit the autoencoder or the number of classes; `evaluate` does for test windows.
     """
-    population = data.population
+    population = population_of(data)
     public = population.public or {}
-    check(config, autoencoder, public)
     fit = fit_of(autoencoder, population, shared=True)
+    check(config, autoencoder, public)
     check_population(fit, population)
     owners = autoencoding.find_owners(autoencoder, population)
     evaluation = linear_evaluation(config.probe, autoencoder, labelled, num_classes)

@@ -46,7 +46,7 @@ from fedjax_mm.methods.fedmekt.mmfl_client import (
     score_client,
 )
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
-from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, Download, FedState, HasPopulation, Key, Metrics, PyTree, Server, Upload
@@ -79,7 +79,7 @@ def build(
     out of range or do not go together, a modality has no owner, labels are missing, or arrays do not fit the
     autoencoder or the number of classes; `evaluate` does for test windows.
     """
-    population = data.population
+    population = population_of(data)
     check_settings(config, MMFLConfig)
     fit = fit_of(autoencoder, population, shared=False)
     check_population(fit, population)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mm.methods import fit
+from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fit import Fit
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders
@@ -22,8 +22,9 @@ def check_settings_fit(
     check_settings(config, LayerwiseConfig)
     if num_classes is not None:
         check_number("num_classes", num_classes)
-    if not isinstance(encoders, Mapping):
-        raise ValueError(f"encoders is {type(encoders).__name__}; it must be a mapping, modality -> Transformer")
+    fit.check_mapping("encoders", encoders)
+    if pretrained is not None:
+        fit.check_mapping("pretrained", pretrained)
     if PREDICTION in encoders:
         raise ValueError(f"a modality may not be called {PREDICTION!r}, a part of that name is there already")
     fit.check_names(encoders, (PREDICTION, "label", "prompts"))
@@ -69,7 +70,7 @@ def check_features(where: str, m: str, encoder: Transformer, array: Any) -> None
     shape = array.shape[2:] if array.ndim > encoder.example.ndim else array.shape[1:]  # one of several captions
     rows = jax.ShapeDtypeStruct((2, *shape), array.dtype)
     run = lambda: jax.eval_shape(lambda p, x: encoder.apply(p, x), *_first(encoder), rows)
-    given = fit.traced(f"encoders[{m!r}]", f"array {m!r} of {where}, {array.dtype} {[*array.shape]}", run)
+    given = outputs.traced(f"encoders[{m!r}]", f"array {m!r} of {where}, {array.dtype} {[*array.shape]}", run)
     if given.shape != (2, encoder.width):
         raise ValueError(f"encoders[{m!r}] gives {[*given.shape]} of two rows; it must give [2, {encoder.width}]")
 

@@ -41,7 +41,7 @@ import jax
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.methods.fit import check_population, evaluate_checked
+from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
 from fedjax_mm.methods.layerwise import evaluation, fitting, network
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
@@ -85,7 +85,7 @@ def build(
     Raises ValueError for settings, weights and data that do not fit each other, and where no client owns a whole batch,
     so that none would take a step; `evaluate` does for test arrays that do not fit.
     """
-    population = data.population
+    population = population_of(data)
     fitting.check_settings_fit(config, encoders, num_classes, pretrained)
     fit = fitting.fit_of(config, encoders, num_classes, population)
     check_population(fit, population)
