@@ -121,7 +121,8 @@ def server_update(
 
     >>> import jax.numpy as jnp
     >>> state = {"params": {"image": jnp.zeros(2), "text": jnp.zeros(2)}, "round": jnp.int32(0)}
-    >>> uploads = {"A": {"image": Mean(jnp.ones(2), 1.0)}, "B": {"image": Mean(jnp.zeros(2), 3.0)}}
+    >>> sent = lambda value, weight: {"image": Mean(jnp.full(2, value), jnp.float32(weight))}
+    >>> uploads = {"A": sent(1.0, 1), "B": sent(0.0, 3)}
     >>> server_update(state, uploads)[0]["params"]["image"].tolist()
     [0.25, 0.25]
     """
