@@ -173,13 +173,13 @@ CALLS = {
 
 FILES = "what it reads are files, and tests/data tries damaged ones"
 JITTED = "a step of a method, which runs under jit on what the method's build has checked"
-BUILDS_TODO = "the builds check their settings and their data; they come into the table with these checks"
+BUILDS = "tests/methods/test_fit and test_settings try wrong data, models and settings of every build"
 EXEMPT = {
     **{f"data.{room}.": FILES for room in ("advance", "arrays", "audio", "av_digits", "captions", "coco_captions")},
     **{f"data.{room}.": FILES for room in ("digits", "flickr8k", "images", "mhealth", "opportunity", "prepared")},
     **{f"data.{room}.": FILES for room in ("scenes", "ur_fall", "utd_mhad", "vqa", "windows", "wordpiece")},
     "models.": "tests/models tries wrong sizes and names",
-    "methods.*.build": BUILDS_TODO,
+    "methods.*.build": BUILDS,
     "methods.": JITTED,
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",

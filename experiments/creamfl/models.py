@@ -65,7 +65,7 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Mod
     words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
     words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
     table = embedding.glove(vectors, words) if vectors.is_file() else None
-    of = lambda model, name: Model(_start(model, folder / name), model.apply)
+    of = lambda model, name: Model(_start(model, folder / name), model.apply, getattr(model, "vocabulary", None))
     server = {
         "image": embedding.pie_image(of(resnet.resnet101(side), "resnet-101"), dim),
         "text": embedding.linear(of(bert.base(dropout=0.0), "bert-base-uncased"), dim),
@@ -120,4 +120,4 @@ def learnt(model: Model, m: str, examples: Mapping[str, np.ndarray], epochs: int
     (params, _), metrics = train(arrays)
     print(f"pretrained a {m} encoder: accuracy over {epochs} passes {float(metrics['accuracy']):.2f}", flush=True)
     params = jax.device_get(params[m])
-    return Model(lambda key, x: jax.tree.map(jax.numpy.asarray, params), model.apply)
+    return model._replace(init=lambda key, x: jax.tree.map(jax.numpy.asarray, params))

@@ -254,6 +254,7 @@ def style(panel: Axes, title: str, x: str, y: str) -> None:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
-    for text in figure.findobj(lambda part: isinstance(part, Text) and "$" in part.get_text()):
-        text.set_parse_math(False)  # a name is no formula
+    for part in figure.findobj(Text):
+        if isinstance(part, Text) and "$" in part.get_text():
+            part.set_parse_math(False)  # a name is no formula
     figure.savefig(pathlib.Path(path), dpi=200, facecolor="white")
