@@ -1,11 +1,14 @@
 """A run: the rounds, what watches them, and the directory it is written to.
 
-**Directory.** It holds `config.json` (settings, seed, versions), `split.json` (examples per client and class),
-`costs.json`, `chunk.json` (how "auto" mapped clients, and what it measured), `metrics.jsonl` (a line per round),
-`own_scores.json` (every client's last score on its own test rows) and `checkpoints/`. Since a round's draws come from
-the seed and the round's number, the FedState and the round are all that a continuation needs: killed at any point, a
-run resumes bit for bit. With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts
-go by "<stage>/<cohort>", and each stage's `chunk.json` is in a folder of its name.
+**Directory.** It holds `config.json` (settings, seed, versions, digests of the data and of each stage's lowered round),
+`split.json` (examples per client and class), `costs.json`, `chunk.json` (how "auto" mapped clients, and what it
+measured), `metrics.jsonl` (a line per round; what is not finite is null), `own_scores.json` (every client's last score
+on its own test rows), `checkpoints/`, each with a digest of its state, and `lock`. It belongs to these settings, this
+program and these data: other ones are refused before the first round. Since a round's draws come from the seed and the
+round's number, the FedState and the round are all that a continuation needs: killed at any point, a run resumes bit for
+bit. Ctrl-C, SIGTERM and SIGHUP have their usual effect once the round in flight is saved. With several stages every
+line has the number of its "stage", from 1, in `costs.json` cohorts go by "<stage>/<cohort>", and each stage's
+`chunk.json` is in a folder of its name.
 
 **Scores.** A score is a function from the FedState to {metric: number}; `evaluate={"valid": score}` logs
 "valid/<metric>" every `evaluate_every` rounds and after the last one, and `run.Every(10, score)` has a period of its
