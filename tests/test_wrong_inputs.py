@@ -23,7 +23,7 @@ from fedjax_mm.federate import federate
 from fedjax_mm.local import local_steps, whole
 from fedjax_mm.types import Cohort, Download, Each, FedState, Mean, Server
 
-EXAMPLES = 20  # wrong calls of each entry
+EXAMPLES = 10  # wrong calls of each entry
 
 X, LABEL = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([0, 1, 0, 1, 1, 0])
 DATA = FederatedData.from_arrays({"x": X}, [[0, 1, 2], [3, 4, 5]])
