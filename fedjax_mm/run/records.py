@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import socket
+import zlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import IO, Any, NamedTuple
@@ -135,7 +136,7 @@ class RunDirectory:
         if jax.process_index() == 0:
             try:
                 with open(self.path / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(row, allow_nan=False) + "\n")
+                    file.write(_line(row))
             except OSError as error:
                 raise OSError(
                     f"could not write round {row['round']} to {self.path / 'metrics.jsonl'} ({error.strerror}); free "
@@ -156,7 +157,7 @@ class RunDirectory:
             shown = ", ".join(map(str, gaps[:5])) + (", ..." if len(gaps) > 5 else "")
             self.log(f"{rows} has no line for {len(gaps)} of the {after} rounds before ({shown})")
         temporary = rows.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(kept[r]) + "\n" for r in sorted(kept)))
+        temporary.write_text("".join(_line(kept[r]) for r in sorted(kept)))
         temporary.replace(rows)
 
     def close(self) -> None:
@@ -193,15 +194,24 @@ def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
+def _line(row: Mapping[str, float | None]) -> str:
+    """A row as a line of the log, with a checksum that tells whether a number of it was changed since."""
+    text = json.dumps(row, allow_nan=False)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
 def _read_lines(file: pathlib.Path) -> tuple[list[dict[str, float]], int]:
     """(the whole rows, how many lines are damaged); a last line that a kill cut off is not counted."""
-    rows, damaged = [], 0
-    *lines, last = file.read_bytes().split(b"\n")
+    rows, damaged, content = [], 0, file.read_bytes()
+    *lines, last = content.split(b"\n")
     for line in (*lines, last):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
+        if isinstance(row, dict) and b'"crc32"' in content:  # logs of earlier versions have none
+            crc = row.pop("crc32", None)
+            row = row if crc == zlib.crc32(json.dumps(row).encode()) else None
         if isinstance(row, dict) and type(row.get("round")) is int:
             rows.append(row)
         elif line is not last:
