@@ -138,8 +138,9 @@ def trained(
 
 def started(directory: pathlib.Path, **given: Any) -> subprocess.Popen:
     """A process that calls `trained` and prints the digest."""
-    # What is started in the background may ignore Ctrl-C, which is then no signal to try.
+    # What is started in the background or under nohup ignores some signals, which are then none to try.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     code += "import sys; from benchmarks import faults; print('digest', faults.trained(**eval(sys.argv[1])))"
     environment = {
         **os.environ,
