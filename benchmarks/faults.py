@@ -133,7 +133,10 @@ def trained(
         watch=[lambda done, row: time.sleep(pause)],
         log=lambda line: print(line, flush=True),
     )
-    return digests.of_state(jax.device_get(state) if processes == 1 else state)
+    digest = digests.of_state(jax.device_get(state) if processes == 1 else state)
+    if processes > 1 and index == 0:
+        time.sleep(3)  # where tasks may be recovered, JAX does not wait for the others before its coordinator ends
+    return digest
 
 
 def started(directory: pathlib.Path, **given: Any) -> subprocess.Popen:
