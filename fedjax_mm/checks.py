@@ -151,6 +151,15 @@ def check_mapping(name: str, value: Any, what: str) -> Mapping:
     return value
 
 
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a single number, which is no bool, is whole and at least `least`.
+
+    >>> is_whole(3, 1), is_whole(3.0, 1), is_whole(True, 1)
+    (True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def is_numeric(value: Any, kinds: tuple[type, ...] = NUMBERS) -> bool:
     """Whether a Python number or an array is of one of the NumPy `kinds`; those of bfloat16 are floats."""
     if not hasattr(value, "dtype"):

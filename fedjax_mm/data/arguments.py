@@ -1,11 +1,12 @@
 """What the loaders are asked for: each check raises a ValueError of one sentence that names the argument."""
 
 import logging
-import numbers
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from fedjax_mm.checks import is_whole
 
 
 def check_whole(least: int, **named: Any) -> None:
@@ -14,14 +15,14 @@ def check_whole(least: int, **named: Any) -> None:
     >>> check_whole(1, image=96, length=40)
     """
     for name, value in named.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        if not is_whole(value, least):
             raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more")
 
 
 def check_limit(**named: Any) -> None:
     """Raises ValueError for the first of the named arguments that is neither None, for all, nor a number from 1 on."""
     for name, value in named.items():
-        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1):
+        if value is not None and not is_whole(value, 1):
             raise ValueError(f"{name} is {value!r}; give a whole number from 1 on, or None for all")
 
 

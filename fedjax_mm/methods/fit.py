@@ -181,7 +181,7 @@ def check_names(modalities: Collection[str], reserved: Collection[str]) -> None:
             )
 
 
-def check_whole(where: str, arrays: Collection[str], used: Collection[str]) -> None:
+def check_complete(where: str, arrays: Collection[str], used: Collection[str]) -> None:
     """Raises ValueError where some examples lack an array of `used`, which `has_<array>` [E] says."""
     for array in used:
         if f"has_{array}" in arrays:

@@ -47,18 +47,6 @@ def check_settings(config: Any, kind: type) -> None:
             raise ValueError(f"{name} is {say(value)}; it must be {_wanted(field.type, field.name)}")
 
 
-def check_number(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless `value` is an integer of at least `least`; `name` is what the message calls it.
-
-    >>> check_number("num_classes", 2.0)
-    Traceback (most recent call last):
-    ...
-    ValueError: num_classes is 2.0; it must be an integer of at least 1
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} is {say(value)}; it must be an integer of at least {least}")
-
-
 def _fits(kind: Any, value: Any, name: str) -> bool:
     """Whether `value` is what the annotation `kind` of the field `name` says."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)

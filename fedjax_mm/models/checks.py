@@ -1,14 +1,14 @@
 """What every maker of a model asks of its arguments: errors in the user's words, before flax sees them."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_mm.checks import say
+from fedjax_mm.checks import is_whole, say
 
 
 def check_model(name: str, model: Any) -> None:
@@ -36,7 +36,7 @@ def check_sizes(least: int = 1, **sizes: Any) -> None:
     ValueError: dim must be an integer of at least 1, got 64.0
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < least:
+        if not is_whole(size, least):
             raise ValueError(f"{name} must be an integer of at least {least}, got {say(size)}")
 
 

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedjax_mm.checks import check_whole
 from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, layerwise
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.vqa_evaluation import VQAProbe
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig
-from fedjax_mm.methods.settings import check_number, check_settings
+from fedjax_mm.methods.settings import check_settings
 
 KINDS = [
     *(fedavg.FedAvgConfig, fedmekt.FedMEKTConfig, fedmekt.Probe, MMFLConfig, creamfl.CreamFLConfig, creamfl.Training),
@@ -55,7 +56,7 @@ def test_a_wrong_value_is_answered_with_the_right_ones(field, value, said):
 def test_numbers_of_numpy_lists_and_zeros_that_mean_something_are_taken():
     config = fedavg.FedAvgConfig(client_lr=np.float32(0.1), batch_size=np.int64(3), epochs=0, prox=0, shared=["head"])
     check_settings(config, fedavg.FedAvgConfig)
-    check_number("num_classes", np.int32(2))
+    check_whole("num_classes", np.int32(2), least=1)
 
 
 def test_another_methods_settings_are_refused():

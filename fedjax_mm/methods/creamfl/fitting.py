@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_mm.checks import check_whole
 from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, modalities_of
 from fedjax_mm.methods.creamfl.training import Encoders
 from fedjax_mm.methods.fit import Fit
-from fedjax_mm.methods.settings import check_number
 from fedjax_mm.types import Arrays, HasPopulation, Population
 
 
@@ -35,7 +35,7 @@ def fit_of(
     outputs.check_widths(widths)
     for name, cohort in population.cohorts.items():
         own = clients[name]
-        fit.check_whole(f"cohort {name}", cohort.arrays, (*own, "label"))
+        fit.check_complete(f"cohort {name}", cohort.arrays, (*own, "label"))
         limits[name] = fit.tokens(own, own)
         encoder = f"the encoder of {name} of"
         given = {
@@ -48,7 +48,7 @@ def fit_of(
         }
         outputs.check_widths({**given, **seen, **(widths if one_width else {})})
         if len(own) == 1:
-            check_number(f"num_classes[{name!r}]", num_classes[name])
+            check_whole(f"num_classes[{name!r}]", num_classes[name], least=1)
             if len(shape := cohort.arrays["label"].shape) != 1:
                 raise ValueError(f"array 'label' of cohort {name} is {[*shape]}; it must be [E]")
             limits[name] |= {"label": fit.classes(num_classes[name], f"num_classes[{name!r}]")}

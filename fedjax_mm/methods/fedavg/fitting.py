@@ -38,7 +38,7 @@ def find_modalities(encoders: Encoders, population: Population) -> tuple[Modalit
             raise ValueError(f"cohort {name} holds none of the modalities {list(encoders)}; leave the cohort out")
         if "label" not in arrays:
             raise ValueError(f"cohort {name} has no array 'label'; FedAvg trains on labels 0..K-1")
-        fit.check_whole(f"cohort {name}", arrays, ("label",))
+        fit.check_complete(f"cohort {name}", arrays, ("label",))
         for m in own:
             fit.check_kind(f"array {m!r} of cohort {name}", arrays[m], examples.get(m, arrays[m]))
             examples[m] = jax.ShapeDtypeStruct((1, *arrays[m].shape[1:]), arrays[m].dtype)
@@ -76,7 +76,7 @@ def check_test(encoders: Encoders, num_classes: int, examples: Examples, arrays:
     given = [m for m in encoders if m in arrays]
     if not given:
         raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities {list(encoders)}")
-    fit.check_whole("the test set", arrays, given)
+    fit.check_complete("the test set", arrays, given)
     limits = {"label": fit.classes(num_classes), **fit.tokens(encoders, given)}
     fit.check_rows("the test set", arrays, ["label"], {**examples, "label": np.zeros(1, np.int32)}, limits)
 

@@ -21,7 +21,7 @@ def fit_of(model: Vilt, trunk: PyTree, features: Features, head: Model, populati
     for name, cohort in population.cohorts.items():
         if "target" not in cohort.arrays:
             raise ValueError(f"clients of {name} have {sorted(cohort.arrays)} but no 'target' [E, K], answers' scores")
-        fit.check_whole(f"cohort {name}", cohort.arrays, cohort.arrays)
+        fit.check_complete(f"cohort {name}", cohort.arrays, cohort.arrays)
         two = {k: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for k, x in cohort.arrays.items()}
         given = outputs.traced(
             "the model",

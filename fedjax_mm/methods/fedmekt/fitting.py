@@ -23,7 +23,7 @@ def fit_of(ae: AutoEncoder, population: Population, shared: bool) -> Fit:
     fit.check_names(ae.modalities, ("label", "labels", "knowledge"))
     check_owners(ae, find_owners(ae, population))
     for name, cohort in population.cohorts.items():
-        fit.check_whole(f"cohort {name}", cohort.arrays, modalities_of(ae, cohort.arrays))
+        fit.check_complete(f"cohort {name}", cohort.arrays, modalities_of(ae, cohort.arrays))
         check_windows(f"cohort {name}", ae, cohort.arrays)
     if shared:
         check_windows("the public examples", ae, population.public or {})

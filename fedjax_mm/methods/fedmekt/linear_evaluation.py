@@ -18,9 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm import evaluate
+from fedjax_mm.checks import check_whole
 from fedjax_mm.methods.fedmekt.fitting import check_windows
-from fedjax_mm.methods.fit import check_mapping, check_rows, check_whole, classes
-from fedjax_mm.methods.settings import check_number, check_settings
+from fedjax_mm.methods.fit import check_complete, check_mapping, check_rows, classes
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, PyTree
 
@@ -70,7 +71,7 @@ def linear_evaluation(
     1.0
     """
     check_settings(probe, Probe)
-    check_number("num_classes", num_classes)
+    check_whole("num_classes", num_classes, least=1)
     for where, modality in [("labelled", m) for m in probe.labelled if m not in ae.modalities]:
         raise ValueError(f"probe.{where} names {modality!r}; the modalities are {list(ae.modalities)}")
     labels = _labels(probe, ae, num_classes, "labelled", labelled, probe.labelled or ae.modalities)
@@ -128,7 +129,7 @@ def _labels(
     check_mapping(f"the {name} set", arrays)
     if missing := [k for k in (key, *modalities) if k not in arrays]:
         raise ValueError(f"the {name} set has no {missing}; probe.unit {probe.unit!r} needs labels {key!r}")
-    check_whole(f"the {name} set", arrays, ae.modalities)
+    check_complete(f"the {name} set", arrays, ae.modalities)
     check_rows(f"the {name} set", arrays, (), {}, {key: classes(num_classes, "num_classes")})
     check_windows(f"the {name} set", ae, arrays)
     axes = 2 if probe.unit == "frame" else 1

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_mm.checks import check_whole
 from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fit import Fit
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders
-from fedjax_mm.methods.settings import check_number, check_settings
+from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Transformer
 from fedjax_mm.types import Arrays, Population, PyTree
 
@@ -21,7 +22,7 @@ def check_settings_fit(
     """Raises ValueError where settings are out of range, or settings, encoders and weights do not fit each other."""
     check_settings(config, LayerwiseConfig)
     if num_classes is not None:
-        check_number("num_classes", num_classes)
+        check_whole("num_classes", num_classes, least=1)
     fit.check_mapping("encoders", encoders)
     if pretrained is not None:
         fit.check_mapping("pretrained", pretrained)
@@ -56,7 +57,7 @@ def fit_of(config: LayerwiseConfig, encoders: Encoders, num_classes: int | None,
     for name, cohort in population.cohorts.items():
         if missing := [m for m in needed if m not in cohort.arrays]:
             raise ValueError(f"clients of {name} have no {missing}; all need {list(needed)}")
-        fit.check_whole(f"cohort {name}", cohort.arrays, needed)
+        fit.check_complete(f"cohort {name}", cohort.arrays, needed)
         if num_classes and len(cohort.arrays["label"].shape) != 1:
             raise ValueError(f"array 'label' of cohort {name} is {[*cohort.arrays['label'].shape]}; it must be [E]")
         for m, encoder in encoders.items():
@@ -84,7 +85,7 @@ def check_test(encoders: Encoders, num_classes: int | None, built: Fit, arrays: 
     first, *others = encoders
     where, cohort = "the test set", next(iter(built.population.cohorts.values())).arrays
     fit.check_mapping(where, arrays)
-    fit.check_whole(where, arrays, encoders)
+    fit.check_complete(where, arrays, encoders)
     limits, rows = fit.tokens(encoders, encoders), {k: x for k, x in arrays.items() if k != "prompts"}
     if num_classes:
         needed, limits = (*encoders, "label"), limits | {"label": fit.classes(num_classes)}
