@@ -14,6 +14,7 @@ from fedjax_mm.federate import Method
 from fedjax_mm.run.records import check_name
 from fedjax_mm.run.watch import Every
 from fedjax_mm.stages import Stage
+from fedjax_mm.types import Population
 
 PLACES = ("device", "host")  # of clients' states, beside a folder
 
@@ -44,8 +45,9 @@ def check_arguments(
     if not isinstance(data, FederatedData):
         raise ValueError(f"data is {say(data)}; give a FederatedData, as FederatedData.from_arrays makes it")
     plan = _plan(method, None if rounds is None else check_whole("rounds", rounds, 1))
+    population = data.population
     for stage in plan:
-        _check_fit(stage.method, data)
+        _check_fit(stage.method, population)
     check_whole("seed", seed, 0, 2**63 - 1)
     clients.choose(data.sizes, per_round, 0, seed)
     if not (sum(per_round.values()) if isinstance(per_round, Mapping) else per_round):
@@ -92,21 +94,22 @@ def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
     return plan
 
 
-def _check_fit(method: Method, data: FederatedData) -> None:
+def _check_fit(method: Method, population: Population) -> None:
     """Raises ValueError where the method was built for other clients than the data has."""
     built = {name: cohort.size for name, cohort in method.cohorts.items()}
-    if built != data.sizes:
+    if built != population.sizes:
         raise ValueError(
-            f"the method was built for {built} clients, and the data has {data.sizes}; build it from the data that it "
-            "trains on"
+            f"the method was built for {built} clients, and the data has {population.sizes}; build it from the data "
+            "that it trains on"
         )
-    method.check(data.population)
+    method.check(population)
 
 
 def _check_path(name: str, path: Any) -> None:
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"{name} is {say(path)}; give the path of a folder")
-    check_name(name, os.path.abspath(path) if "://" not in os.fspath(path) and os.fspath(path) else path)
+    check_name(name, path)
+    check_name(name, os.path.abspath(path))  # the folders that it lies in too
 
 
 def _check_folder_of_states(where: Any) -> None:

@@ -1,9 +1,11 @@
 """Checkpoints of a run by Orbax, each with a digest of its state, which is compared when it is read."""
 
+import contextlib
+import itertools
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EDQUOT, ENOSPC
 from typing import cast
 
@@ -63,26 +65,25 @@ class Checkpoints:
     def restore(self, like: Like, log: Callable[[str], None]) -> FedState | None:
         """The state of the last checkpoint that is whole; None where there is no checkpoint.
 
-        A damaged one is moved to <round>.damaged, and the run goes on from the one before. Raises OSError where there
-        are checkpoints and none of them is whole.
+        A damaged one is moved to checkpoint-<round>.damaged, and the run goes on from the one before. Raises OSError
+        where there are checkpoints and none of them is whole.
         """
-        problem = ""
-        for number in self.rounds:
+        rounds = self.rounds
+        for number, before in itertools.zip_longest(rounds, rounds[1:]):
+            first = like(number)
             try:
-                state = all_or_none(lambda number=number: self._read(number, like(number)))
+                return all_or_none(lambda number=number, first=first: self._read(number, first))
+            except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the checkpoint's
+                raise
             except Exception as error:  # Orbax raises anything where a file is not what it wrote
                 problem = f"the checkpoint {self.path / str(number)} is damaged ({_first_line(error)})"
-                if number == self.rounds[-1]:
-                    break
-                log(f"{problem}; going on from the one before, of round {self.rounds[self.rounds.index(number) + 1]}")
+                if before is None:
+                    raise OSError(
+                        f"{problem}, and there is none before it; bring it back from a copy, or remove {self.path} to "
+                        "begin again"
+                    ) from error
+                log(f"{problem}; going on from the one before, of round {before}")
                 self._set_aside(number)
-            else:
-                return state
-        if problem:
-            raise OSError(
-                f"{problem}, and there is none before it; bring it back from a copy, or remove {self.path} to begin "
-                "again"
-            )
         return None
 
     def _read(self, number: int, like: FedState) -> FedState:
@@ -113,12 +114,13 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps Orbax from logging the error of a damaged checkpoint, which is said in one line here."""
-
-    def __enter__(self) -> None:
-        self.level = logging.getLogger("absl").level
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("absl").setLevel(self.level)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

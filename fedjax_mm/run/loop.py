@@ -51,7 +51,6 @@ from fedjax_mm.run.watch import (
     Board,
     Every,
     Files,
-    LeftOut,
     OwnScores,
     Score,
     Scores,
@@ -60,6 +59,7 @@ from fedjax_mm.run.watch import (
     divergence,
     finite,
     flat,
+    say_left_out,
 )
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Arrays, FedState
@@ -189,8 +189,7 @@ def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) ->
 
 def _scored(job: Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
     """The watchers that give scores, which the user's own watchers find in the row."""
-    own = OwnScores(job.data, every, job.files, job.log)
-    return [LeftOut(job.data.sizes, job.log), Scores(evaluate, test, every, job.log), own]
+    return [Scores(evaluate, test, every, job.log), OwnScores(job.data, every, job.files, job.log)]
 
 
 def _shown(
@@ -223,8 +222,8 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
     row: dict[str, float] = {"round": done.number, **({"stage": done.stage_number} if job.several else {})}
     row |= flat(done.metrics)
     row["seconds"] = round(done.seconds, 4)
+    say_left_out(row, job.data.sizes, job.log)
     if problem := divergence(done, job.data.sizes):
-        watchers[0](done, row)
         if job.files:
             job.files.append(finite(row, job.log))
         raise problem

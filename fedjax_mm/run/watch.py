@@ -86,17 +86,11 @@ class OwnScores:
         return scored
 
 
-class LeftOut:
+def say_left_out(row: Row, cohorts: Iterable[str], log: Callable[[str], None]) -> None:
     """Logs the clients that a round left out."""
-
-    def __init__(self, cohorts: Iterable[str], log: Callable[[str], None]):
-        self.cohorts, self.log = tuple(cohorts), log
-
-    def __call__(self, done: Round, row: Row) -> None:
-        for name in self.cohorts:
-            if row[f"{name}/left_out"]:
-                number = row[f"{name}/left_out"]
-                self.log(f"round {done.number}: left out {number:.0f} clients of {name}, update not finite")
+    for name in cohorts:
+        if number := row[f"{name}/left_out"]:
+            log(f"round {row['round']}: left out {number:.0f} clients of {name}, update not finite")
 
 
 def divergence(done: Round, cohorts: Iterable[str]) -> FloatingPointError | None:
