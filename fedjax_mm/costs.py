@@ -142,6 +142,10 @@ def _matmul_flops(jaxpr: Any) -> float:  # a Jaxpr, whose stubs know no shapes
         elif eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval
             out_features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * eqn.outvars[0].aval.size * kernel.size / out_features
+            zeros = math.prod(eqn.params["lhs_dilation"])  # put between the values of a gradient, and not multiplied
+            total += 2.0 * eqn.outvars[0].aval.size * kernel.size / out_features / zeros
+        if eqn.primitive.name == "cond":  # one branch runs: of those by platform, each takes what the others take
+            total += max(_matmul_flops(branch.jaxpr) for branch in eqn.params["branches"])
+            continue
         total += sum(times * _matmul_flops(inner) for inner, times in _inner(eqn))
     return total

@@ -5,6 +5,7 @@ method with two optimisers or two phases writes its own, or runs `local_steps` t
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 wh
 Loss = Callable[[PyTree, Batch, Key], tuple[jax.Array, Metrics]]
 Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
+LARGE = 200_000  # values of a row: beyond it the TPU's compiler copies all rows for a gather
 STEP_NAME = "client_step"  # of the jitted step that `local_steps` runs: by it `costs.of` finds the step, and counts it
 
 
@@ -92,7 +94,16 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     if arrays:
         _count(arrays)
     check_traced("rows", rows)
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), arrays)
+    return jax.tree.map(lambda x: _rows(x, rows), arrays)
+
+
+def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    gather = functools.partial(jnp.take, axis=0, mode="clip")
+    if rows.ndim != 1 or math.prod(x.shape[1:]) <= LARGE:
+        return gather(x, rows)
+    one = lambda x, row: jax.lax.dynamic_index_in_dim(x, jnp.maximum(row, 0), keepdims=False)
+    slices = lambda x, rows: jax.lax.map(functools.partial(one, x), rows)
+    return jax.lax.platform_dependent(x, rows, tpu=slices, default=gather)
 
 
 def local_steps(

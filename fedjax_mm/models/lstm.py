@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models.checks import check_dtype, check_sizes, one_of
-from fedjax_mm.models.layers import Model, as_model
+from fedjax_mm.models.layers import Model, as_model, scan
 
 
 def unit_forget_bias(key: jax.Array, shape: tuple[int], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
@@ -85,7 +85,7 @@ def _forward(projected, kernel):
 
     # zeros_like, because inside shard_map a carry must vary over devices as its inputs do.
     zero = jnp.zeros_like(projected[0, :, :hidden])
-    h, c, gates = jax.lax.scan(step, (zero, zero), projected)[1]
+    h, c, gates = scan(step, (zero, zero), projected)[1]
     return h, (h, c, gates, kernel)
 
 
@@ -110,7 +110,7 @@ def _backward(residuals, d_outputs):
         return (dh, dc * f), d_gates
 
     zero = jnp.zeros_like(h[0])
-    d_projected = jax.lax.scan(step, (zero, zero), (d_outputs, f, through_tanh, slopes), reverse=True)[1]
+    d_projected = scan(step, (zero, zero), (d_outputs, f, through_tanh, slopes), reverse=True)[1]
     d_kernel = jnp.einsum("tbh,tbg->hg", previous(h), d_projected)
     return d_projected, d_kernel.astype(kernel.dtype)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models.checks import check_dtype, check_sizes, one_of
-from fedjax_mm.models.layers import Model, as_model
+from fedjax_mm.models.layers import Model, as_model, scan
 
 
 class GRU(nn.Module):
@@ -46,7 +46,7 @@ class GRU(nn.Module):
         projected = jnp.matmul(steps, kernel, preferred_element_type=jnp.float32) + bias[None, None]
         # zeros_like, because inside shard_map a carry must vary over devices as its inputs do.
         zero = jnp.zeros_like(projected[0, :, : self.hidden])
-        _, states = jax.lax.scan(step, zero, (projected, valid.swapaxes(0, 1)))
+        _, states = scan(step, zero, (projected, valid.swapaxes(0, 1)))
         return states.swapaxes(0, 1)
 
 
