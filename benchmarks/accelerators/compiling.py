@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.accelerators import chips, hlo
 from benchmarks.accelerators.papers import ROWS
+from benchmarks.accelerators.rows import Workload
 from fedjax_mm import costs
 from fedjax_mm.clients import AXIS
 from fedjax_mm.types import OverClients, PyTree, RoundData
@@ -18,11 +19,12 @@ from fedjax_mm.types import OverClients, PyTree, RoundData
 def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, keep: str, top: int) -> dict[str, Any]:
     """The numbers of a row. keep: file that the program's text is written to; "" keeps none."""
     chip, topology = chips.find(chip_name)[0], chips.topology_for(chip_name, devices)
-    workload = ROWS[name].make(jnp.dtype(dtype))
     mesh = Mesh(chips.devices(chip_name, topology)[:devices], (AXIS,))
-    over = OverClients(chunk, mesh if devices > 1 else None)
-    round, shapes = workload.round(over)
-    flops = costs.matmul_flops(round, *shapes)
+    several = mesh if devices > 1 else None
+    workload = made(name, dtype, several)
+    round, shapes = workload.round(OverClients(chunk, several))
+    one_device, given = workload.round(OverClients())
+    flops = costs.matmul_flops(one_device, *given, unknown_trips=workload.trips)
     begun = time.perf_counter()
     lowered = jax.jit(round, donate_argnums=0).lower(*everywhere(shapes, mesh))
     middle = time.perf_counter()
@@ -35,6 +37,12 @@ def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, ke
     row |= memory(program)
     row |= read(text, chip, flops / devices, _examples(workload.data), workload.trips, top)
     return row | {"lower s": middle - begun, "compile s": done - middle, "topology": topology}
+
+
+def made(name: str, dtype: str, mesh: Mesh | None = None) -> Workload:
+    """The workload of a row. mesh: over whose devices the clients are spread."""
+    row = ROWS[name]
+    return row.make(jnp.dtype(dtype), *([mesh] if row.takes_mesh else []))
 
 
 def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:

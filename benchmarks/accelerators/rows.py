@@ -44,12 +44,14 @@ class Row:
 
     about: str
     """What is trained, by how many clients, for how many steps."""
-    make: Callable[[np.dtype], Workload]
-    """The workload with arithmetic of that type."""
+    make: Callable[..., Workload]
+    """dtype -> the workload with arithmetic of that type."""
     chunks: tuple[int, ...] = (1,)
     """Clients vmapped at a time."""
     dtypes: tuple[str, ...] = BOTH
     """Types of arithmetic that the models have."""
+    takes_mesh: bool = False
+    """Whether `make` takes the mesh too, None on one device."""
 
 
 class Clients(NamedTuple):
