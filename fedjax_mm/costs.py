@@ -58,10 +58,11 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     return {name: _of_cohort(method, name, downloads[name], before.clients[name], data) for name in method.cohorts}
 
 
-def matmul_flops(function: Callable, *args: PyTree) -> float:
+def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) -> float:
     """FLOPs of the matrix multiplications and convolutions in `function(*args)`, which is traced and not run.
 
-    A multiply-add counts 2, an inner scan as often as it runs. args may hold `jax.ShapeDtypeStruct` leaves.
+    A multiply-add counts 2, an inner scan as often as it runs, and of the branches of a condition the one with most. A
+    loop of unknown length counts `unknown_trips` times. args may hold `jax.ShapeDtypeStruct` leaves.
 
     >>> a, b = jax.ShapeDtypeStruct((2, 3), np.float32), jax.ShapeDtypeStruct((3, 4), np.float32)
     >>> matmul_flops(lambda a, b: a @ b, a, b)  # 2 * 2 * 3 * 4
@@ -71,7 +72,8 @@ def matmul_flops(function: Callable, *args: PyTree) -> float:
     for leaf in jax.tree.leaves(args):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             check_number("a leaf of args", leaf)
-    return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    check_number("unknown_trips", unknown_trips, least=0)
+    return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr, unknown_trips)
 
 
 def _of_cohort(method: Method, name: str, download: Download, states: PyTree, data: RoundData) -> Cost:
@@ -122,9 +124,9 @@ def _client_steps(jaxpr: jax.extend.core.Jaxpr) -> list[jax.extend.core.ClosedJa
     return found
 
 
-def _inner(eqn: jax.extend.core.JaxprEqn) -> Iterator[tuple[jax.extend.core.Jaxpr, int]]:
-    """(jaxpr, times it runs) inside an equation; a `while` of unknown length counts once."""
-    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+def _inner(eqn: jax.extend.core.JaxprEqn, unknown_trips: float = 1.0) -> Iterator[tuple[jax.extend.core.Jaxpr, float]]:
+    """(jaxpr, times it runs) inside an equation."""
+    times = {"scan": eqn.params.get("length", 1), "while": unknown_trips}.get(eqn.primitive.name, 1)
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if hasattr(item, "eqns"):
@@ -133,7 +135,7 @@ def _inner(eqn: jax.extend.core.JaxprEqn) -> Iterator[tuple[jax.extend.core.Jaxp
                 yield item.jaxpr, times
 
 
-def _matmul_flops(jaxpr: Any) -> float:  # a Jaxpr, whose stubs know no shapes
+def _matmul_flops(jaxpr: Any, unknown_trips: float = 1.0) -> float:  # a Jaxpr, whose stubs know no shapes
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -142,10 +144,8 @@ def _matmul_flops(jaxpr: Any) -> float:  # a Jaxpr, whose stubs know no shapes
         elif eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval
             out_features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-            zeros = math.prod(eqn.params["lhs_dilation"])  # put between the values of a gradient, and not multiplied
-            total += 2.0 * eqn.outvars[0].aval.size * kernel.size / out_features / zeros
-        if eqn.primitive.name == "cond":  # one branch runs: of those by platform, each takes what the others take
-            total += max(_matmul_flops(branch.jaxpr) for branch in eqn.params["branches"])
-            continue
-        total += sum(times * _matmul_flops(inner) for inner, times in _inner(eqn))
+            products = eqn.outvars[0].aval.size * kernel.size / out_features
+            total += 2.0 * products / math.prod(eqn.params["lhs_dilation"])  # the zeros put in between are no work
+        inner = [times * _matmul_flops(one, unknown_trips) for one, times in _inner(eqn, unknown_trips)]
+        total += max(inner, default=0.0) if eqn.primitive.name == "cond" else sum(inner)
     return total

@@ -87,3 +87,30 @@ def test_an_update_without_local_steps_has_bytes_but_no_flops():
     taken = FederatedData.from_arrays({"x": x}, [[0], [1], [2, 3]]).round({"all": np.arange(3)})
     cost = costs.of(plain._replace(cohorts={"all": cohort}), taken)["all"]
     assert cost == costs.Cost(4 * PARAMS, 4 * PARAMS, 0, None, None, None)
+
+
+def test_of_a_condition_the_branch_with_most_counts_and_a_loop_of_unknown_length_as_often_as_told():
+    a = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    product = 2 * 4**3
+    branches = (lambda a: a @ a @ a, lambda a: a @ a, lambda a: a)
+    assert costs.matmul_flops(lambda i, a: jax.lax.switch(i, branches, a), jnp.int32(0), a) == 2 * product
+    looped = lambda n, a: jax.lax.fori_loop(0, n, lambda _, x: x @ a, a)
+    n = jax.ShapeDtypeStruct((), jnp.int32)
+    assert costs.matmul_flops(looped, n, a) == product
+    assert costs.matmul_flops(looped, n, a, unknown_trips=7) == 7 * product
+    with pytest.raises(ValueError, match="unknown_trips"):
+        costs.matmul_flops(looped, n, a, unknown_trips=-1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_zeros_that_a_convolution_puts_between_its_inputs_are_no_work(stride):
+    x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((2, 2, 3, 5), jnp.float32)
+
+    def convolve(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=dimensions)
+
+    forward = 2 * (8 // stride) ** 2 * 2 * 2 * 3 * 5
+    assert costs.matmul_flops(convolve, x, kernel) == forward
+    backward = jax.grad(lambda x, kernel: convolve(x, kernel).sum(), (0, 1))
+    assert costs.matmul_flops(backward, x, kernel) == pytest.approx(3 * forward)

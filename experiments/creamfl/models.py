@@ -7,7 +7,7 @@ BERT and GloVe: with fresh ones clients have nothing to teach.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -65,13 +65,26 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Mod
     words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
     words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
     table = embedding.glove(vectors, words) if vectors.is_file() else None
-    of = lambda model, name: Model(_start(model, folder / name), model.apply, getattr(model, "vocabulary", None))
+    return fresh(dim, side, released, len(words), table, lambda model, name: _start(model, folder / name))
+
+
+def fresh(
+    dim: int,
+    side: int,
+    released: bool,
+    vocabulary: int = 30522,
+    table: np.ndarray | None = None,
+    start: Callable = lambda model, name: model.init,
+    dtype: jax.typing.DTypeLike = np.float32,
+) -> Models:
+    """The paper's, which start at random unless `start(model, name of its checkpoint)` gives another `init`."""
+    of = lambda model, name: Model(start(model, name), model.apply, getattr(model, "vocabulary", None))
     server = {
-        "image": embedding.pie_image(of(resnet.resnet101(side), "resnet-101"), dim),
-        "text": embedding.linear(of(bert.base(dropout=0.0), "bert-base-uncased"), dim),
+        "image": embedding.pie_image(of(resnet.resnet101(side, dtype), "resnet-101"), dim),
+        "text": embedding.linear(of(bert.base(dropout=0.0, dtype=dtype), "bert-base-uncased"), dim),
     }
-    trunk = of(resnet.resnet18(side), "resnet-18")
-    return _with_clients(server, trunk, dim, len(words), 300, table, released)
+    trunk = of(resnet.resnet18(side, dtype), "resnet-18")
+    return _with_clients(server, trunk, dim, vocabulary, 300, table, released)
 
 
 def _start(model, path: pathlib.Path):

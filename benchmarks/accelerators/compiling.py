@@ -1,0 +1,101 @@
+"""One row, compiled for one chip: what the compiler says of memory, time and traffic."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.accelerators import chips, hlo
+from benchmarks.accelerators.papers import ROWS
+from benchmarks.accelerators.rows import Workload
+from fedjax_mm import costs
+from fedjax_mm.clients import AXIS
+from fedjax_mm.types import OverClients, PyTree, RoundData
+
+
+def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, keep: str, top: int) -> dict[str, Any]:
+    """The numbers of a row. keep: file that the program's text is written to; "" keeps none."""
+    chip, topology = chips.find(chip_name)[0], chips.topology_for(chip_name, devices)
+    mesh = Mesh(chips.devices(chip_name, topology)[:devices], (AXIS,))
+    several = mesh if devices > 1 else None
+    workload = made(name, dtype, several)
+    round, shapes = workload.round(OverClients(chunk, several))
+    one_device, given = workload.round(OverClients())
+    flops = costs.matmul_flops(one_device, *given, unknown_trips=workload.trips)
+    begun = time.perf_counter()
+    lowered = jax.jit(round, donate_argnums=0).lower(*everywhere(shapes, mesh))
+    middle = time.perf_counter()
+    program = lowered.compile(compiler_options=dict(chip.options))
+    done = time.perf_counter()
+    text = program.as_text() or ""
+    if keep:
+        pathlib.Path(keep).write_text(text)
+    row = {"HBM GB": None, "est ms": None, "share": None, "TFLOP": flops / 1e12, "clients": _clients(workload.data)}
+    row |= memory(program)
+    row |= read(text, chip, flops / devices, _examples(workload.data), workload.trips, top)
+    return row | {"lower s": middle - begun, "compile s": done - middle, "topology": topology}
+
+
+def made(name: str, dtype: str, mesh: Mesh | None = None) -> Workload:
+    """The workload of a row. mesh: over whose devices the clients are spread."""
+    row = ROWS[name]
+    return row.make(jnp.dtype(dtype), *([mesh] if row.takes_mesh else []))
+
+
+def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The shapes, placed as `run.train` places arrays: whole on every device."""
+    at = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+
+
+def memory(program: jax.stages.Compiled) -> dict[str, float]:
+    """Gigabytes on one device: arguments, results and temporaries, less the state that is replaced in place."""
+    found = program.memory_analysis()
+    if found is None:
+        return {}
+    kinds = {"arguments GB": found.argument_size_in_bytes, "temporaries GB": found.temp_size_in_bytes}
+    total = sum(kinds.values()) + found.output_size_in_bytes - found.alias_size_in_bytes
+    return {name: size / 1e9 for name, size in {"HBM GB": total, **kinds}.items()}
+
+
+def read(text: str, chip: chips.Chip, flops: float, examples: list, trips: float, top: int) -> dict[str, Any]:
+    """What the text of the program on one device says. flops: of the products that this device has to do."""
+    found = hlo.operations(hlo.parse(text), trips)
+    talks = [one for one in found if hlo.is_collective(one)]
+    again = hlo.copies(found, examples)
+    traffic = lambda some: sum(hlo.moved(one) * one.times for one in some)
+    row: dict[str, Any] = {
+        "collectives": sum(one.times for one in talks if not one.depth),
+        "in loops": sum(one.times for one in talks if one.depth),
+        "collective MB": traffic(talks) / 1e6,
+        "example copies": sum(one.times for one in again),
+        "example copies GB": traffic(again) / 1e9,
+        "not estimated GB": traffic(hlo.without_estimate(found)) / 1e9,
+        "loops": [[one.op_name, one.trips, one.times, one.known] for one in found if one.trips is not None],
+    }
+    row["unknown loops"] = sum(not known for *_, known in row["loops"])
+    by_kind: dict[str, float] = {}
+    for one in talks:
+        by_kind[one.op.removesuffix("-start")] = by_kind.get(one.op.removesuffix("-start"), 0) + one.times
+    row |= {"collectives by kind": by_kind, "copied examples": [[one.op, one.type, one.times] for one in again]}
+    if not chip.ghz:
+        return row
+    in_ms = 1e-6 / chip.ghz
+    est = hlo.cycles(found) * in_ms
+    largest = [
+        {"ms": total * in_ms, "times": times, "op": one.op, "type": one.type, "op_name": one.op_name}
+        for total, times, one in hlo.largest(found, top)
+    ]
+    return row | {"est ms": est, "share": flops / (est * 1e9 * chip.tflops) if est else None, "largest": largest}
+
+
+def _examples(data: RoundData) -> list[tuple[str, tuple[int, ...]]]:
+    arrays = [x for cohort in data.cohorts.values() for x in cohort.arrays.values()]
+    return [(str(x.dtype), x.shape) for x in arrays]
+
+
+def _clients(data: RoundData) -> int:
+    return sum(cohort.index.shape[0] for cohort in data.cohorts.values())

@@ -1,0 +1,162 @@
+"""Programs compiled for accelerators: what is read off their text, the command, and the compiler's own estimate."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import __main__ as benchmark
+from benchmarks.accelerators import chips, command, compiling, hlo
+
+# Two loops in one another, of 4 and 3 trips, a loop of unknown length, a conditional, and collectives.
+TEXT = (pathlib.Path(__file__).parent / "fixtures" / "program.hlo").read_text()
+EXAMPLES = [("f32", (64, 8)), ("s32", (64,))]
+
+
+def read(trips=1.0):
+    return hlo.operations(hlo.parse(TEXT), trips)
+
+
+def test_an_operation_counts_the_trips_of_all_loops_around_it():
+    times = {one.name: (one.times, one.depth) for one in read()}
+    assert times["sum"] == (1, 0) and times["outer_product"] == (4, 1) and times["inner_product"] == (12, 2)
+    loops = [(one.trips, one.times, one.known) for one in read(trips=5.0) if one.trips is not None]
+    assert loops == [(4, 1, True), (3, 4, True), (5, 1, False)]
+    assert hlo.cycles(read()) == 100 + 4 * 10 + 12 * 7 + 30 + 1 * 1000
+    assert hlo.cycles(read(trips=5.0)) - hlo.cycles(read()) == 4 * 1000
+
+
+def test_of_a_conditional_the_longer_branch_counts():
+    names = {one.name for one in read()}
+    assert "long" in names and "short" not in names
+
+
+def test_collectives_are_found_in_loops_in_fusions_and_where_they_start():
+    talks = {one.name: (one.op, one.times, hlo.moved(one)) for one in read() if hlo.is_collective(one)}
+    assert talks == {
+        "total": ("all-reduce", 1, 4 * 8),
+        "begun": ("all-gather-start", 1, 4 * 64 * 8),
+        "hidden": ("all-reduce", 12, 4 * 8 * 8),
+    }
+
+
+def test_copies_of_examples_are_those_inside_loops_in_any_layout_or_type():
+    again = {one.name: (one.times, one.type.split("{")[0]) for one in hlo.copies(read(), EXAMPLES)}
+    assert again == {"copied": (4, "f32[64,8]"), "rounded": (12, "bf16[8,64]")}
+
+
+def test_what_has_no_estimate_is_named_and_the_largest_are_summed_by_source():
+    assert {one.name for one in hlo.without_estimate(read())} == {
+        "before",
+        "begun",
+        "copied",
+        "hidden",
+        "total",
+        "moved",
+    }
+    (most, times, one), *rest = hlo.largest(read(), 3)
+    assert (most, times, one.op_name) == (1000, 1, "jit(f)/sort") and rest[0][:2] == (100, 1)
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        hlo.parse("HloModule nothing")
+
+
+def test_a_row_of_a_text_has_its_share_of_the_peak():
+    chip = dataclasses.replace(chips.CHIPS["v5e"], ghz=1e-6, tflops=1e-9)  # a cycle is a ms; 1,000 FLOPs a s
+    row = compiling.read(TEXT, chip, flops=100.0, examples=EXAMPLES, trips=1.0, top=2)
+    assert row["est ms"] == pytest.approx(1254) and row["share"] == pytest.approx(100 / 1254)
+    assert (row["collectives"], row["in loops"], row["example copies"], row["unknown loops"]) == (2, 12, 16, 1)
+    assert row["collectives by kind"] == {"all-reduce": 13, "all-gather": 1} and len(row["largest"]) == 2
+    untimed = compiling.read(TEXT, chips.CHIPS["h100"], flops=100.0, examples=EXAMPLES, trips=1.0, top=2)
+    assert "est ms" not in untimed and untimed["collectives"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, devices, topology", [("v5e", 4, "2x2"), ("v5e", 8, "2x4"), ("v5e:2x4", 1, "2x4"), ("h100", 4, "1x1x4")]
+)
+def test_the_smallest_topology_that_has_the_devices_is_taken(name, devices, topology):
+    assert chips.topology_for(name, devices) == topology
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--chip", "v9"], "the chip v9 is not known; there are v4, v5e"),
+        (["--chip", "v5e:big"], "the topology big is not known"),
+        (["--papers", "fedprox"], "the paper fedprox is not known; there are all, fedavg"),
+        (["--only", "fedavg/rnn"], "the row fedavg/rnn is not known; there are fedavg/mlp"),
+        (["--compare", "a.json"], "--compare has 1 files; give two"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(given, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(chips, "missing", lambda chip: None)
+    with pytest.raises(ValueError, match=said):
+        benchmark.main(["accelerators", "--out", str(tmp_path), *given])
+
+
+ONE = {"row": "fedavg/mlp", "chip": "v5e", "dtype": "float32", "chunk": 8, "devices": 1}
+
+
+def run(tmp_path, *given):
+    settings = ["--chip", "v5e", "--only", "fedavg/mlp", "--chunks", "8", "--dtypes", "float32"]
+    return command.main([*settings, "--out", str(tmp_path), *given])
+
+
+def test_a_compiler_that_is_not_there_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    rows = run(tmp_path, "--devices", "1", "4")
+    why = 'libtpu is not installed; pip install "fedjax_mm[tpu-compiler]" brings the compiler'
+    assert rows == [ONE | {"skipped": why}, ONE | {"devices": 4, "skipped": why}]
+    assert json.loads((tmp_path / "v5e.json").read_text())["rows"] == rows
+
+
+def test_one_row_that_fails_is_no_end(tmp_path, monkeypatch):
+    calls, answers = [], [{"HBM GB": 1.5}, subprocess.TimeoutExpired("x", 9.0), "RuntimeError: no room\nFor more"]
+
+    def fake(line, timeout, env, **given):
+        calls.append((line, env["JAX_PLATFORMS"], timeout))
+        answer = answers[len(calls) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        failed = isinstance(answer, str)
+        return subprocess.CompletedProcess(line, int(failed), "" if failed else f"hello\n{json.dumps(answer)}", answer)
+
+    monkeypatch.setattr(chips, "missing", lambda chip: None)
+    monkeypatch.setattr(command.subprocess, "run", fake)
+    rows = run(tmp_path, "--devices", "1", "4", "8", "16", "--limit", "9")
+    assert [row.get("skipped") for row in rows] == [
+        None,
+        "not compiled in 9 s",
+        "RuntimeError: no room",
+        "v5e has 8 devices, not 16",
+    ]
+    assert rows[0]["HBM GB"] == 1.5 and [call[1:] for call in calls] == [("cpu", 9.0)] * 3
+
+
+def test_two_files_are_compared_row_by_row(tmp_path):
+    before = [{**ONE, "est ms": 4.0, "compile s": 9.0}, {**ONE, "chunk": 1, "est ms": 5.0}, {**ONE, "devices": 4}]
+    after = [{**ONE, "est ms": 3.0, "compile s": 2.0}, {**ONE, "devices": 4, "est ms": 1.0}, {**ONE, "chunk": 2}]
+    for name, rows in (("a", before), ("b", after)):
+        (tmp_path / name).write_text(json.dumps({"rows": rows}))
+    same, other = command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (same["est ms"], same["est ms, after"], same["est ratio"], same["compile s, after"]) == (4, 3, 0.75, 2)
+    assert other["devices"] == 4 and "est ratio" not in other and other["est ms, after"] == 1
+
+
+def test_the_estimate_is_that_of_a_known_product_and_a_loop_counts_its_trips():
+    chip = chips.CHIPS["v5e"]
+    if why := chips.missing(chip):
+        pytest.skip(why)
+    here = pathlib.Path(__file__)
+    environment = {**os.environ, **chips.WITHOUT_A_TPU, "XLA_FLAGS": "", "PYTHONPATH": str(here.parents[2])}
+    line = [sys.executable, str(here.parent / "fixtures" / "known_products.py")]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    (product, _), (few, trips), (many, more) = json.loads(done.stdout.splitlines()[-1])
+    assert chip.ghz and product == pytest.approx(2 * 4096**3 / (1000 * chip.tflops / chip.ghz), rel=0.05)
+    assert (trips, more) == ([5], [50]) and many == pytest.approx(10 * few, rel=0.05)
