@@ -323,6 +323,72 @@ def test_stages_follow_each_other_and_say_which_they_are(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("devices", [None, 2])
+def test_rounds_in_one_call_are_the_single_rounds_bit_for_bit(tmp_path, devices):
+    """Eight rounds as 3 + 3 + 1 + 1, then resumed behind the sixth; another chunk of calls reads the same directory."""
+    settings = {"checkpoint_every": 3, "test": TEST, "evaluate_every": 3, "devices": devices}
+    whole, lines = train(tmp_path / "one", rounds=8, **settings), []
+    several = train(tmp_path / "three", rounds=8, rounds_per_call=3, log=lines.append, **settings)
+    chex.assert_trees_all_equal(several, whole)
+    assert rows_of(tmp_path / "three") == rows_of(tmp_path / "one")
+    assert ["compiled 3 rounds" in lines[0], sum("compiled the round" in line for line in lines)] == [True, 1]
+    train(tmp_path / "parts", rounds=6, rounds_per_call=3, **settings)
+    chex.assert_trees_all_equal(
+        train(tmp_path / "parts", rounds=8, rounds_per_call=2, devices=devices, checkpoint_every=2), whole
+    )
+
+
+def test_rounds_in_one_call_stay_within_a_stage(tmp_path):
+    plan = staged((3, 0, 4, 2))
+    whole = train_stages(tmp_path / "one", plan=plan)
+    several = train_stages(tmp_path / "two", plan=plan, rounds_per_call=2, checkpoint_every=None)
+    chex.assert_trees_all_equal(several, whole)
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+
+
+def test_a_watcher_finds_the_state_behind_a_call_alone_and_a_run_stops_there(tmp_path):
+    def watch(done, row):
+        if done.number == 3:
+            with pytest.raises(ValueError, match="the state after round 3 never leaves the device"):
+                done.state  # noqa: B018
+            raise run.StopRun("enough")
+        return {"server": float(jax.tree.leaves(done.state.server)[0].sum())} if done.number % 2 == 0 else {}
+
+    state = train(tmp_path, rounds=8, rounds_per_call=2, checkpoint_every=None, watch=[watch])
+    assert int(state.round) == 4 and [r["round"] for r in rows_of(tmp_path) if "server" in r] == [2, 4]
+    assert int(train(tmp_path, rounds=4, log=print).round) == 4
+
+
+def test_a_round_within_a_call_that_diverges_is_named(tmp_path):
+    data = problem()[1]
+    method = build(FedAvgConfig(batch_size=4, client_lr=1e30), data, {"x": mlp.encoder((), 5)}, heads.linear(3))
+    with pytest.raises(FloatingPointError, match=r"round [12]:"):
+        run.train(method, data, rounds=4, per_round=4, rounds_per_call=4, directory=tmp_path, log=lambda line: None)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    "settings, why",
+    [
+        ({"rounds_per_call": 0}, "rounds_per_call"),
+        ({"rounds_per_call": 1.5}, "rounds_per_call"),
+        (
+            {"rounds_per_call": 3, "evaluate_every": 4},
+            "evaluate_every is 4; with rounds_per_call 3 it must be a multiple",
+        ),
+        ({"rounds_per_call": 3, "checkpoint_every": 1}, "checkpoint_every is 1"),
+        (
+            {"rounds_per_call": 2, "checkpoint_every": 2, "evaluate": {"a": run.Every(3, len)}},
+            r"period of evaluate\['a'\] is 3",
+        ),
+        ({"rounds_per_call": 2, "checkpoint_every": None, "client_state": "host"}, "states are off the device"),
+    ],
+)
+def test_rounds_per_call_that_do_not_fit_are_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        train(**settings)
+
+
 def test_a_stage_keeps_what_came_before_and_attaches_layers_of_skipped_ones():
     plan, init_key = staged(), jax.random.fold_in(jax.random.key(0), 0)
     first, whole = (train_stages(rounds=r).server for r in (2, None))

@@ -88,9 +88,8 @@ def test_scores_go_by_their_names_and_have_their_own_periods(tmp_path):
 def test_the_method_says_how_clients_are_mapped_where_the_run_does_not(monkeypatch):
     used = []
     compile = compilation._compile
-    monkeypatch.setattr(
-        compilation, "_compile", lambda stage, inputs, over: used.append(over.chunk) or compile(stage, inputs, over)
-    )
+    kept = lambda stage, inputs, over, number: used.append(over.chunk) or compile(stage, inputs, over, number)
+    monkeypatch.setattr(compilation, "_compile", kept)
     method, data = problem()
     two = method._replace(over=OverClients(2))
     for chunk in (None, 1):

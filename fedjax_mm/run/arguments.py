@@ -32,6 +32,7 @@ def check_arguments(
     evaluate_every: Any,
     watch: Any,
     checkpoint_every: Any,
+    rounds_per_call: Any,
     chunk: Any,
     devices: Any,
     client_state: Any,
@@ -54,9 +55,7 @@ def check_arguments(
         raise ValueError(f"per_round is {per_round}, so that nobody ever takes part; give at least one client")
     if directory is not None:
         _check_path("directory", directory)
-    for name, value in {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}.items():
-        if value is not None:
-            check_whole(name, value, 1)
+    every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     _check_chunk(chunk, data)
     if isinstance(devices, Mesh):
         if devices.axis_names != (clients.AXIS,):
@@ -68,6 +67,8 @@ def check_arguments(
     if test is not None and not isinstance(test, Mapping):
         raise ValueError(f"test is {say(test)}; give a mapping from names to arrays")
     _check_scores(evaluate)
+    every |= {f"the period of evaluate[{k!r}]": v.rounds for k, v in (evaluate or {}).items() if isinstance(v, Every)}
+    _check_calls(rounds_per_call, every, data.on_device, client_state)
     if isinstance(watch, str) or not isinstance(watch, Iterable) or not all(map(callable, watch)):
         raise ValueError(f"watch is {say(watch)}; give a list of functions of (done, row)")
     if peer_timeout is not None:
@@ -130,6 +131,16 @@ def _check_chunk(chunk: Any, data: FederatedData) -> None:
             raise ValueError(f"chunk is {chunk!r}; give a number of clients from 1 on, or 'auto'")
     elif chunk is not None:
         check_whole("chunk", chunk, 1)
+
+
+def _check_calls(number: Any, periods: Mapping[str, int | None], on_device: bool, client_state: Any) -> None:
+    """Several rounds in one call need all that they use on the device, and give no state in between."""
+    number = check_whole("rounds_per_call", number, 1)
+    for name, period in periods.items():
+        if period is not None and check_whole(name, period, 1) % number:
+            raise ValueError(f"{name} is {period}; with rounds_per_call {number} it must be a multiple of {number}")
+    if number > 1 and (not on_device or client_state != "device"):
+        raise ValueError(f"rounds_per_call is {number}; it must be 1 where examples or states are off the device")
 
 
 def _check_scores(evaluate: Any) -> None:

@@ -1,6 +1,7 @@
 """A stage's round, compiled as the stage is entered, or ahead of that in a thread while the stage before trains."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from fedjax_mm.federate import Method
 from fedjax_mm.run import client_state, digests
 from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import Folder, RunDirectory
-from fedjax_mm.run.rounds import Inputs
+from fedjax_mm.run.rounds import PARTICIPANTS, Inputs, scan_rounds
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import FedState, Key, Metrics, OverClients, RoundData
@@ -39,22 +40,24 @@ class Compiler(NamedTuple):
     claimed: set[str]
     log: Callable[[str], None]
 
-    def now(self, stage: Stage, inputs: Inputs, begun: Future | None) -> Callable:
-        """The stage's round for these inputs. begun: what `ahead` gave for it."""
+    def now(self, stage: Stage, inputs: Inputs, number: int, begun: Future | None) -> Callable:
+        """`number` rounds of the stage for these inputs. begun: what `ahead` gave for them."""
+        single = inputs._replace(data=_first(inputs.data, number))
         if begun is None:
             if isinstance(self.chunk, str):
-                self.claim(stage, inputs.data)  # before minutes are spent on measuring
-                chunk = chosen_chunks(stage.method, *inputs, self.mesh, self.folder(stage), self.log)
+                self.claim(stage, single.data)  # before minutes are spent on measuring
+                chunk = chosen_chunks(stage.method, *single, self.mesh, self.folder(stage), self.log)
             else:
                 chunk = self.chunk
-            step, seconds, digest = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh))
+            step, seconds, digest = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh), number)
             waited = ""
         else:
             since = time.perf_counter()
             step, seconds, digest = begun.result()
             waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
-        self.claim(stage, inputs.data, digest)
-        self.log(f"compiled the round{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
+        self.claim(stage, single.data, digest)
+        what = "the round" if number == 1 else f"{number} rounds"
+        self.log(f"compiled {what}{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
         return step
 
     def claim(self, stage: Stage, data: RoundData, digest: str | None = None) -> None:
@@ -72,12 +75,12 @@ class Compiler(NamedTuple):
         if files is not None:
             all_or_none(lambda: files.claim_program(stage.name, program) if jax.process_index() == 0 else None)
 
-    def ahead(self, later: Stage, inputs: Inputs) -> Future | None:
-        """The round of a later stage, which a thread is compiling; None where its chunks are still to be measured."""
+    def ahead(self, later: Stage, inputs: Inputs, number: int) -> Future | None:
+        """`number` rounds of a later stage, which a thread is compiling; None where chunks are still to be measured."""
         if isinstance(self.chunk, str):
             return None
         over = over_clients(later.method, self.chunk, self.mesh)
-        return ahead(later, inputs, self.init_key, over, self.streamed)
+        return ahead(later, inputs, number, self.init_key, over, self.streamed)
 
 
 def over_clients(method: Method, chunk: int | Mapping[str, int] | None, mesh: Mesh | None) -> OverClients:
@@ -85,10 +88,10 @@ def over_clients(method: Method, chunk: int | Mapping[str, int] | None, mesh: Me
     return OverClients(method.over.chunk if chunk is None else chunk, mesh)
 
 
-def ahead(stage: Stage, before: Inputs, init_key: Key, over: OverClients, streamed: bool) -> Future:
-    """The stage's round that a thread is compiling: (the compiled round, seconds).
+def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverClients, streamed: bool) -> Future:
+    """`number` rounds of a stage that a thread is compiling: what `_compile` gives.
 
-    before: inputs of the stage that trains meanwhile; the shapes of a round's data are the same in all stages.
+    before: inputs of a single round of the stage that trains meanwhile; a round's shapes are the same in all stages.
     """
     state, data, key = before
     state = jax.eval_shape(lambda state: state, state)  # its arrays are given away while the thread runs
@@ -101,7 +104,7 @@ def ahead(stage: Stage, before: Inputs, init_key: Key, over: OverClients, stream
         if over.mesh is not None:
             everywhere = NamedSharding(over.mesh, PartitionSpec())
             entered = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), entered)
-        return _compile(stage, Inputs(entered, data, key), over)
+        return _compile(stage, Inputs(entered, _shaped(data, number), key), over, number)
 
     thread = ThreadPoolExecutor(1)
     step = thread.submit(compile_it)
@@ -117,26 +120,46 @@ def _digest(method: Method, init_key: Key, data: RoundData) -> str:
     return digests.of_program(_lower(method._replace(over=OverClients()), _shapes(inputs)))
 
 
-def _compile(stage: Stage, inputs: Inputs, over: OverClients) -> tuple[jax.stages.Compiled, float, str | None]:
+def _compile(
+    stage: Stage, inputs: Inputs, over: OverClients, number: int
+) -> tuple[jax.stages.Compiled, float, str | None]:
     """(the compiled round, the seconds that took, its digest where this is the program that `_digest` means)."""
     begun = time.perf_counter()
-    plain = over == OverClients() and all(taken.place is None for taken in inputs.data.cohorts.values())
-    lowered = _lower(stage.method._replace(over=over), _shapes(inputs) if plain else inputs)
+    plain = number == 1 and over == OverClients() and all(taken.place is None for taken in inputs.data.cohorts.values())
+    lowered = _lower(stage.method._replace(over=over), _shapes(inputs) if plain else inputs, number)
     digest = digests.of_program(lowered) if plain else None
     step = lowered.compile()
     return step, time.perf_counter() - begun, digest
 
 
-def _lower(method: Method, inputs: Inputs) -> jax.stages.Lowered:
-    """The round, which also says whether the server's new state is finite."""
+def _lower(method: Method, inputs: Inputs, number: int = 1) -> jax.stages.Lowered:
+    """`number` rounds, each of which also says whether the server's new state is finite."""
 
     def round(state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics], jax.Array]:
         new, metrics = method.round(state, data, key)
         return new, metrics, trees.all_finite(new.server)
 
-    return jax.jit(round, donate_argnums=0).lower(*inputs)
+    call = round if number == 1 else functools.partial(scan_rounds, round)
+    return jax.jit(call, donate_argnums=0).lower(*inputs)
 
 
 def _shapes(inputs: Inputs) -> Inputs:
     """Their shapes and types alone; a type that was weak is not, as it is not in a checkpoint."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+
+
+def _first(data: RoundData, number: int) -> RoundData:
+    """The first of the `number` rounds that `several` made one of."""
+    return data if number == 1 else _changed(data, lambda x: x[0])
+
+
+def _shaped(data: RoundData, number: int) -> RoundData:
+    """The shapes of `number` rounds like the one of `data`."""
+    longer = lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype, sharding=getattr(x, "sharding", None))
+    return data if number == 1 else _changed(data, longer)
+
+
+def _changed(data: RoundData, change: Callable) -> RoundData:
+    fields = lambda taken: {name: change(getattr(taken, name)) for name in PARTICIPANTS}
+    cohorts = {name: dataclasses.replace(taken, **fields(taken)) for name, taken in data.cohorts.items()}
+    return data._replace(cohorts=cohorts)

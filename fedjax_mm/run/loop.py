@@ -19,6 +19,10 @@ clients' own test rows (`FederatedData.from_arrays(..., test=...)`) and the meth
 **Watchers.** `watch=[f]` calls `f(done, row)` after every round, with the finished round (`run.Round`: number, metrics,
 state) and its row of the log; what it returns is added to the row, and `raise run.StopRun("why")` ends the run.
 
+**Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, and the host's time between them is gone,
+which is half the time of a small round on a GPU. Scores and checkpoints are due, watchers find the state, and the run
+can be stopped, behind every tenth round alone.
+
 **Clients' states.** With `client_state="device"` the device holds the states of all clients; with "host" they are NumPy
 arrays in memory, and with a folder memory-mapped files, of which the device holds the participants' alone. Scores then
 get, and `train` returns, a FedState whose clients are NumPy arrays; a checkpoint, which has all of them, is written and
@@ -78,6 +82,7 @@ def train(
     evaluate_every: int | None = None,
     watch: Sequence[Watcher] = (),
     checkpoint_every: int | None = None,
+    rounds_per_call: int = 1,
     chunk: Chunk = None,
     devices: int | Mesh | None = None,
     client_state: str | os.PathLike = "device",
@@ -94,6 +99,7 @@ def train(
     directory: where the run is written; it goes on from the last checkpoint there. None keeps nothing.
     test, evaluate, evaluate_every: what is scored and how often. watch: the user's own watchers.
     checkpoint_every: rounds between checkpoints; by default ten in a run. One is always written at the end.
+    rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
     chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
         that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
     client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
@@ -119,8 +125,8 @@ def train(
         total = rounds or sum(stage.rounds for stage in plan)
         job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
         scored = _scored(job, test, evaluate or {}, evaluate_every or total)
-        show = lambda start: _shown(job, start, checkpoint_every, tensorboard, progress, closing)
-        state = _run(job, client_states(client_state, mesh), chunk, mesh, [*scored, *watch], show)
+        show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
+        state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), [*scored, *watch], show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
     return state
 
@@ -141,12 +147,15 @@ def _agreed(given: Mapping[str, Any]) -> tuple[Sequence[Stage], Mapping[str, Any
 def _run(
     job: Job,
     states: States,
-    chunk: Chunk,
-    mesh: Mesh | None,
+    how: tuple[Chunk, Mesh | None, int],
     watchers: Sequence[Watcher],
     show: Callable[[int], Sequence[Watcher]],
 ) -> FedState:
-    """Every round that is left, watched. show: the watchers of a run that starts behind so many rounds."""
+    """Every round that is left, watched.
+
+    how: the chunk, the mesh and the rounds in a call. show: the watchers of a run that starts behind so many rounds.
+    """
+    chunk, mesh, per_call = how
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.write("split.json", job.data.split())
@@ -155,12 +164,16 @@ def _run(
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
         return state
-    shown = show(int(state.round))
-    for done in rounds_of(job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh):
-        stopped = _watched(done, watchers, shown, job)
-        state = done.whole
-        if stopped:
-            break
+    shown, stopped = show(int(state.round)), False
+    behind = rounds_of(
+        job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh, per_call=per_call
+    )
+    for done in behind:
+        stopped = _watched(done, watchers, shown, job, stopped)
+        if done.whole is not None:  # a run ends with a call
+            state = done.whole
+            if stopped:
+                break
     return state
 
 
@@ -196,6 +209,7 @@ def _shown(
     job: Job,
     start: int,
     checkpoint_every: int | None,
+    per_call: int,
     tensorboard: bool,
     progress: bool | None,
     closing: contextlib.ExitStack,
@@ -203,7 +217,8 @@ def _shown(
     """The watchers that log, save and show the row as all others leave it; they are closed with the run."""
     watchers: list[Watcher] = []
     if job.files:
-        watchers.append(Files(job.files, checkpoint_every or max(1, job.rounds // 10), job.several))
+        every = checkpoint_every or -(-max(1, job.rounds // 10) // per_call) * per_call
+        watchers.append(Files(job.files, every, job.several))
         if tensorboard and jax.process_index() == 0:
             watchers.append(Board(job.files, start))
     if progress is not False:
@@ -214,10 +229,11 @@ def _shown(
     return watchers
 
 
-def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: Job) -> bool:
+def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: Job, stopping: bool) -> bool:
     """Makes the round's row of the log, with what every watcher adds, and shows it; whether the run stops here.
 
-    Raises FloatingPointError, when the row is written, where the round must not be saved.
+    stopping: whether an earlier round of the call asked for it. Raises FloatingPointError, when the row is written,
+    where the round must not be saved.
     """
     row: dict[str, float] = {"round": done.number, **({"stage": done.stage_number} if job.several else {})}
     row |= flat(done.metrics)
@@ -232,12 +248,12 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
         try:
             row |= watcher(done, row) or {}
         except StopRun as stop:
-            stopped, done = stop, done._replace(last=True)
+            stopped, done = stop, done._replace(last=done.whole is not None)
     job.stop.begin()
-    stopping = any_of(stopped is not None or job.stop.signal is not None)
+    stopping = any_of(stopping or stopped is not None or job.stop.signal is not None)
     row = finite(row, job.log)
-    for watcher in shown:
-        watcher(done._replace(last=done.last or stopping), row)  # so that the round is saved
+    for watcher in shown:  # the last round is saved
+        watcher(done._replace(last=done.last or stopping and done.whole is not None), row)
     if stopped is not None:
         job.log(f"stopped after round {done.number}: {stopped}")
     return stopping

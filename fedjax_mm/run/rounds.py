@@ -1,11 +1,13 @@
 """The loop over rounds, as a generator: it knows no file, no test set and no screen. What watches it is in watch.py."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_mm import stages
@@ -24,11 +26,11 @@ class Inputs(NamedTuple):
 
 
 class Compiler(Protocol):
-    """How a stage's round is compiled: as the stage is entered, or ahead of that in a thread."""
+    """How a stage's rounds are compiled, `number` of them in one call: as they are needed, or ahead in a thread."""
 
-    def now(self, stage: Stage, inputs: Inputs, begun: Future | None) -> Callable: ...
+    def now(self, stage: Stage, inputs: Inputs, number: int, begun: Future | None) -> Callable: ...
 
-    def ahead(self, later: Stage, inputs: Inputs) -> Future | None: ...
+    def ahead(self, later: Stage, inputs: Inputs, number: int) -> Future | None: ...
 
 
 class Round(NamedTuple):
@@ -53,8 +55,9 @@ class Round(NamedTuple):
     """Whether this run entered the stage with this round."""
     data: RoundData
     """Who took part, and with which rows."""
-    whole: FedState
-    """The state after the round over all devices, with the states of all clients, as a checkpoint has it."""
+    whole: FedState | None
+    """The state after the round over all devices, with the states of all clients, as a checkpoint has it. None where
+    the round is not the last of its call."""
     mesh: Mesh | None
     """The devices that `whole` lies on; None: one."""
     finite: bool
@@ -67,7 +70,12 @@ class Round(NamedTuple):
 
     @property
     def state(self) -> FedState:
-        """The state after the round on this process's own device, with the states of all clients."""
+        """The state after the round on this process's own device, with the states of all clients.
+
+        Raises ValueError where the round is not the last of its call.
+        """
+        if self.whole is None:
+            raise ValueError(f"the state after round {self.number} never leaves the device: rounds_per_call is above 1")
         return local(self.whole, self.mesh)
 
 
@@ -81,36 +89,84 @@ def rounds(
     *,
     until: int,
     mesh: Mesh | None = None,
+    per_call: int = 1,
 ) -> Iterator[Round]:
     """Every round from where `state` stands up to round `until`, as it is finished.
 
     plan: the stages. state: whole, as `states.first` or a checkpoint gives it. feed: the data of round r, from 0; that
-    of the next round is laid out while a round computes. keys: of the first states, and of the rounds.
+    of the next call is laid out while a call computes. keys: of the first states, and of the rounds. per_call: rounds
+    that the device runs in one call; calls end at its multiples, and rounds before the first and after the last of
+    these in a stage are run one by one.
     """
     init_key, round_key = keys
     start = int(state.round)
     # The stage that the state was made in: a state at a stage's end has still to enter the next one.
-    at, step, later = stages.index(plan, max(0, start - 1)), None, None
-    data = states.placed(feed(start))
-    for r in range(start, until):
+    at, steps, later = stages.index(plan, max(0, start - 1)), {}, None
+
+    number_at = lambda r: _in_one_call(plan, r, until, per_call)
+    r, each = start, [feed(start + i) for i in range(number_at(start))]
+    data = states.placed(several(each))
+    while r < until:
         entered = (here := stages.index(plan, r)) != at
         if entered:
-            state, at, step = states.enter(state, plan[here].method, init_key), here, None
-        if step is None:
+            state, at, steps = states.enter(state, plan[here].method, init_key), here, {}
+        if not steps:
             state = states.load(state, data)
-            step = compiler.now(plan[at], Inputs(state, data, round_key), later)
-            end = sum(stage.rounds for stage in plan[: at + 1])
-            if end < until:
-                later = compiler.ahead(plan[stages.index(plan, end)], Inputs(state, data, round_key))
+        if len(each) not in steps:
+            begun, ends = (None, None) if steps else (later, sum(stage.rounds for stage in plan[: at + 1]))
+            steps[len(each)] = compiler.now(plan[at], Inputs(state, data, round_key), len(each), begun)
+            if ends is not None and ends < until:
+                inputs = Inputs(state, states.placed(each[0]), round_key)
+                later = compiler.ahead(plan[stages.index(plan, ends)], inputs, number_at(ends))
         begun = time.perf_counter()
-        state, metrics, finite = step(state, data, round_key)
-        done, last = data, r + 1 == until
-        coming = None if last else states.placed(feed(r + 1))  # laid out while this round computes
+        state, metrics, finite = steps[len(each)](state, data, round_key)
+        done, those, r = data, each, r + len(each)
+        # While these rounds compute:
+        each = [feed(r + i) for i in range(number_at(r))] if r < until else []
+        coming = states.placed(several(each)) if each else None
         fetched = None if coming is None else states.prefetch(coming)
-        metrics, finite = jax.device_get((metrics, finite))
+        told = jax.device_get((metrics, finite))
+        told = [told] if len(those) == 1 else [jax.tree.map(lambda x, i=i: x[i], told) for i in range(len(those))]
         state = states.exchange(state, done, coming, fetched)
-        seconds = time.perf_counter() - begun
-        first = entered or r == start
+        seconds = (time.perf_counter() - begun) / len(those)
         whole = states.whole(state)
-        yield Round(r + 1, last, metrics, seconds, plan[at], at + 1, first, done, whole, mesh, bool(finite))
+        for i, (one, (metrics, finite)) in enumerate(zip(those, told, strict=True)):
+            number, final = r - len(those) + i + 1, i + 1 == len(those)
+            first = i == 0 and (entered or number == start + 1)
+            numbers = (number, number == until, metrics, seconds, plan[at], at + 1, first)
+            yield Round(*numbers, one, whole if final else None, mesh, bool(finite))
         data = coming if coming is not None else data
+
+
+def _in_one_call(plan: Sequence[Stage], r: int, until: int, per_call: int) -> int:
+    """How many rounds the call has that begins with round r, from 0."""
+    end = min(until, sum(stage.rounds for stage in plan[: stages.index(plan, r) + 1]))
+    return per_call if r % per_call == 0 and r + per_call <= end else 1
+
+
+def several(each: Sequence[RoundData]) -> RoundData:
+    """Rounds of the same arrays as one: what differs, leaves [n, ...], is who takes part and with which rows."""
+    if len(each) == 1:
+        return each[0]
+    cohorts = {}
+    for name, first in each[0].cohorts.items():
+        those = [data.cohorts[name] for data in each]
+        stack = lambda field, those=those: np.stack([np.asarray(getattr(one, field)) for one in those])
+        cohorts[name] = dataclasses.replace(first, **{field: stack(field) for field in PARTICIPANTS})
+    return each[0]._replace(cohorts=cohorts)
+
+
+def scan_rounds(round: Callable, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Any, jax.Array]:
+    """`round(state, data, key)` of the rounds that `several` made one of: the last state, and what each tells."""
+
+    def one(state: FedState, taken: Any) -> tuple[FedState, Any]:
+        cohorts = {name: dataclasses.replace(data.cohorts[name], **fields) for name, fields in taken.items()}
+        new, *told = round(state, data._replace(cohorts=cohorts), key)
+        return new, told
+
+    taken = {name: {f: getattr(cohort, f) for f in PARTICIPANTS} for name, cohort in data.cohorts.items()}
+    new, told = jax.lax.scan(one, state, taken)
+    return new, *told
+
+
+PARTICIPANTS = ("index", "weight", "rows", "count")  # fields of a CohortRound that differ from round to round

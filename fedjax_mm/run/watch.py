@@ -120,7 +120,7 @@ class Files:
                 cost = costs.of(done.method, done.data, done.whole)
                 self.files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
         self.files.append(row)
-        if is_due(done, self.checkpoint_every):
+        if done.whole is not None and is_due(done, self.checkpoint_every):
             self.files.checkpoints.save(done.whole)
 
 
