@@ -80,10 +80,10 @@ def fresh(
     """The paper's, which start at random unless `start(model, name of its checkpoint)` gives another `init`."""
     of = lambda model, name: Model(start(model, name), model.apply, getattr(model, "vocabulary", None))
     server = {
-        "image": embedding.pie_image(of(resnet.resnet101(side, dtype), "resnet-101"), dim),
+        "image": embedding.pie_image(of(resnet.resnet101(side, dtype=dtype), "resnet-101"), dim),
         "text": embedding.linear(of(bert.base(dropout=0.0, dtype=dtype), "bert-base-uncased"), dim),
     }
-    trunk = of(resnet.resnet18(side, dtype), "resnet-18")
+    trunk = of(resnet.resnet18(side, dtype=dtype), "resnet-18")
     return _with_clients(server, trunk, dim, vocabulary, 300, table, released)
 
 

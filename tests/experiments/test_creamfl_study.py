@@ -92,8 +92,8 @@ def test_full_models_start_from_their_checkpoints(tmp_path, monkeypatch):
         "bert-base-uncased": bert.encoder(vocabulary=7, dim=8, depth=1, heads=2, mlp=8, positions=9),
     }
     for module, name, kind in ((resnet, "resnet101", "resnet-101"), (resnet, "resnet18", "resnet-18")):
-        monkeypatch.setattr(module, name, lambda side, model=tiny[kind]: model)
-    monkeypatch.setattr(bert, "base", lambda dropout: tiny["bert-base-uncased"])
+        monkeypatch.setattr(module, name, lambda side, model=tiny[kind], **settings: model)
+    monkeypatch.setattr(bert, "base", lambda dropout, **settings: tiny["bert-base-uncased"])
     held = {}
     for i, (name, model) in enumerate(tiny.items()):
         (tmp_path / name).mkdir()

@@ -68,11 +68,11 @@ def _autoencoder() -> AutoEncoder:
         return {part: draw(i, shape) for i, (part, shape) in enumerate(halves)}
 
     def encode(params, m, x):
-        h = jnp.tanh(x @ params[f"encoder_{m}"])
+        h = jnp.tanh(x @ params[f"encoder_{m}"]).astype(jnp.float32)
         return h.cumsum(1), h
 
     def decode(params, m, code, steps):
-        return jnp.repeat(code[:, None], steps, 1) @ params[f"decoder_{m}"]
+        return (jnp.repeat(code[:, None], steps, 1) @ params[f"decoder_{m}"]).astype(jnp.float32)
 
     return AutoEncoder(tuple(features), init, encode, decode)
 
@@ -130,7 +130,10 @@ def _pictures_and_texts(build) -> Tiny:
     return Tiny(build(data), data)
 
 
-ENCODER = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 5)) / 2, lambda params, x: jnp.tanh(x @ params))
+ENCODER = Model(
+    lambda key, x: jax.random.normal(key, (x.shape[-1], 5)) / 2,
+    lambda params, x: jnp.tanh(x @ params).astype(jnp.float32),
+)
 ENCODERS = {"image": ENCODER, "text": ENCODER}
 HOLDS = {"A": {"image": ENCODER}, "B": {"text": ENCODER}, "AB": ENCODERS}
 TRAINING = Training(client_lr=0.05, both_lr=0.05, server_lr=0.05, batch_size=4, epochs=2, server_epochs=0, block=4)
