@@ -20,6 +20,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where a test's operations stand: a fifth off
 # Compiled programs are code: their folder is the user's own, where nobody else can put one.
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedjax_mm"
 cache /= f"tests-{jax.__version__}"
