@@ -1,5 +1,6 @@
 """One row, compiled for one chip: what the compiler says of memory, time and traffic."""
 
+import math
 import pathlib
 import time
 from typing import Any
@@ -17,26 +18,33 @@ from fedjax_mm.types import OverClients, PyTree, RoundData
 
 
 def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, keep: str, top: int) -> dict[str, Any]:
-    """The numbers of a row. keep: file that the program's text is written to; "" keeps none."""
+    """The numbers of a row, or {"skipped": why} beside those that need no compiler where it refuses the program.
+
+    keep: file that the program's text is written to; "" keeps none.
+    """
     chip, topology = chips.find(chip_name)[0], chips.topology_for(chip_name, devices)
     mesh = Mesh(chips.devices(chip_name, topology)[:devices], (AXIS,))
     several = mesh if devices > 1 else None
     workload = made(name, dtype, several)
-    round, shapes = workload.round(OverClients(chunk, several))
     one_device, given = workload.round(OverClients())
-    flops = costs.matmul_flops(one_device, *given, unknown_trips=workload.trips)
+    flops = costs.matmul_flops(one_device, *given, unknown_trips=workload.trips) / devices
+    round, shapes = workload.round(OverClients(chunk, several))
+    placed = everywhere(shapes, mesh)
     begun = time.perf_counter()
-    lowered = jax.jit(round, donate_argnums=0).lower(*everywhere(shapes, mesh))
+    lowered = jax.jit(round, donate_argnums=0).lower(*placed)
     middle = time.perf_counter()
-    program = lowered.compile(compiler_options=dict(chip.options))
-    done = time.perf_counter()
+    row = {"topology": topology, "lower s": middle - begun, "TFLOP a device": flops / 1e12}
+    row |= {"least ms": flops / (1e9 * chip.tflops), "arguments GB": held(placed) / 1e9}
+    try:
+        program = lowered.compile(compiler_options=dict(chip.options))
+    except jax.errors.JaxRuntimeError as error:
+        said = " ".join(str(error).splitlines()[0].split())
+        return row | {"skipped": said, "compile s": time.perf_counter() - middle}
+    row |= {"compile s": time.perf_counter() - middle, **memory(program)}
     text = program.as_text() or ""
     if keep:
         pathlib.Path(keep).write_text(text)
-    row = {"HBM GB": None, "est ms": None, "share": None, "TFLOP": flops / 1e12, "clients": _clients(workload.data)}
-    row |= memory(program)
-    row |= read(text, chip, flops / devices, _examples(workload.data), workload.trips, top)
-    return row | {"lower s": middle - begun, "compile s": done - middle, "topology": topology}
+    return row | read(text, chip, flops, _examples(workload.data), workload.trips, top)
 
 
 def made(name: str, dtype: str, mesh: Mesh | None = None) -> Workload:
@@ -51,14 +59,21 @@ def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
 
 
+def held(placed: PyTree) -> int:
+    """Bytes of arguments on one device, by their shapes."""
+    leaves = [x for x in jax.tree.leaves(placed) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
 def memory(program: jax.stages.Compiled) -> dict[str, float]:
     """Gigabytes on one device: arguments, results and temporaries, less the state that is replaced in place."""
     found = program.memory_analysis()
     if found is None:
         return {}
-    kinds = {"arguments GB": found.argument_size_in_bytes, "temporaries GB": found.temp_size_in_bytes}
-    total = sum(kinds.values()) + found.output_size_in_bytes - found.alias_size_in_bytes
-    return {name: size / 1e9 for name, size in {"HBM GB": total, **kinds}.items()}
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    total = arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes
+    named = {"HBM GB": total, "arguments GB": arguments, "temporaries GB": temporaries}
+    return {name: size / 1e9 for name, size in named.items()}
 
 
 def read(text: str, chip: chips.Chip, flops: float, examples: list, trips: float, top: int) -> dict[str, Any]:
@@ -95,7 +110,3 @@ def read(text: str, chip: chips.Chip, flops: float, examples: list, trips: float
 def _examples(data: RoundData) -> list[tuple[str, tuple[int, ...]]]:
     arrays = [x for cohort in data.cohorts.values() for x in cohort.arrays.values()]
     return [(str(x.dtype), x.shape) for x in arrays]
-
-
-def _clients(data: RoundData) -> int:
-    return sum(cohort.index.shape[0] for cohort in data.cohorts.values())

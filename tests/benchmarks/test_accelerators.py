@@ -7,10 +7,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import __main__ as benchmark
 from benchmarks.accelerators import chips, command, compiling, hlo
+from fedjax_mm import costs
+from fedjax_mm.types import OverClients
 
 # Two loops in one another, of 4 and 3 trips, a loop of unknown length, a conditional, and collectives.
 TEXT = (pathlib.Path(__file__).parent / "fixtures" / "program.hlo").read_text()
@@ -160,3 +163,27 @@ def test_the_estimate_is_that_of_a_known_product_and_a_loop_counts_its_trips():
     (product, _), (few, trips), (many, more) = json.loads(done.stdout.splitlines()[-1])
     assert chip.ghz and product == pytest.approx(2 * 4096**3 / (1000 * chip.tflops / chip.ghz), rel=0.05)
     assert (trips, more) == ([5], [50]) and many == pytest.approx(10 * few, rel=0.05)
+
+
+def test_a_row_is_made_of_shapes_and_its_flops_are_those_of_all_steps():
+    workload = compiling.made("fedavg/mlp", "bfloat16")
+    round, given = workload.round(OverClients(8))
+    assert {type(leaf) for leaf in jax.tree.leaves(given)} == {jax.ShapeDtypeStruct}
+    forward, first = 784 * 200 + 200 * 200 + 200 * 10, 784 * 200
+    steps = 128 * 3 * 2 * 20 * (3 * forward - first)  # no gradient with respect to the pictures
+    assert costs.matmul_flops(round, *given) == pytest.approx(steps, rel=0.02)  # and the sums over clients
+
+
+def test_a_row_is_compiled_for_four_devices(tmp_path):
+    if why := chips.missing(chips.CHIPS["v5e"]):
+        pytest.skip(why)
+    given = ["--chip", "v5e:2x2", "--only", "fedavg/mlp", "--chunks", "1", "--dtypes", "float32", "--devices", "4"]
+    (row,) = command.main([*given, "--keep", "--out", str(tmp_path)])
+    assert [trips for _, trips, *_ in row["loops"]] == [32, 3] and row["unknown loops"] == 0
+    assert row["collectives"] >= 1 and row["in loops"] == 0 and row["example copies"] == 0
+    data = 4 * 128 * 60 * 785
+    assert 1e9 * row["arguments GB"] == pytest.approx(data, rel=0.1) and 1e9 * row["HBM GB"] > data
+    flops = 1e12 * row["TFLOP a device"]
+    assert flops == pytest.approx(6.8e9 / 4, rel=0.01) and row["least ms"] == pytest.approx(flops / 197e9)
+    assert row["share"] == pytest.approx(row["least ms"] / row["est ms"]) and 0 < row["share"] < 1
+    assert (tmp_path / "fedavg-mlp-v5e-2x2-float32-1-4.txt").read_text().startswith("HloModule")
