@@ -81,13 +81,16 @@ def read(text: str, chip: chips.Chip, flops: float, examples: list, trips: float
     found = hlo.operations(hlo.parse(text), trips)
     talks = [one for one in found if hlo.is_collective(one)]
     again = hlo.copies(found, examples)
+    inside, once = [one for one in again if one.depth], [one for one in again if not one.depth]
     traffic = lambda some: sum(hlo.moved(one) * one.times for one in some)
     row: dict[str, Any] = {
         "collectives": sum(one.times for one in talks if not one.depth),
         "in loops": sum(one.times for one in talks if one.depth),
         "collective MB": traffic(talks) / 1e6,
-        "example copies": sum(one.times for one in again),
-        "example copies GB": traffic(again) / 1e9,
+        "example copies": sum(one.times for one in inside),
+        "example copies GB": traffic(inside) / 1e9,
+        "copies once": len(once),
+        "copies once GB": traffic(once) / 1e9,
         "not estimated GB": traffic(hlo.without_estimate(found)) / 1e9,
         "loops": [[one.op_name, one.trips, one.times, one.known] for one in found if one.trips is not None],
     }

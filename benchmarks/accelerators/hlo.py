@@ -154,13 +154,13 @@ def moved(operation: Operation) -> int:
 
 
 def copies(operations: Sequence[Operation], examples: Sequence[tuple[str, tuple[int, ...]]]) -> list[Operation]:
-    """The operations inside loops that write a whole array of examples again, whatever its layout and type there.
+    """The operations that write a whole array of examples again, whatever its layout and type there.
 
     examples: (dtype, [E, ...]) of every array of examples.
     """
     wholes = {(shape[0], size(shape)) for _, shape in examples}
     is_whole = lambda shape: any(size(shape) == total and number in shape for number, total in wholes)
-    written = [one for one in operations if one.depth and one.op not in MOVES_NOTHING and not one.op.endswith("-done")]
+    written = [one for one in operations if one.op not in MOVES_NOTHING and not one.op.endswith("-done")]
     return [one for one in written if any(is_whole(shape) for _, shape in arrays_of(one.type))]
 
 
