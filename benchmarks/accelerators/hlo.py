@@ -18,6 +18,9 @@ ARRAY = re.compile(rf"({'|'.join(BYTES)})\[([\d,]*)\]")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 MOVES_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call"}
 MOVES_NOTHING |= {"after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "iota"}
+MOVES_NOTHING |= {
+    f"custom-call {target}" for target in ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")
+}
 NO_ESTIMATE = 10**15  # what overflows in the compiler's own sum is beyond it
 
 
@@ -40,9 +43,9 @@ class Program(NamedTuple):
 class Operation(NamedTuple):
     """An operation that the program runs.
 
-    cycles: the compiler's estimate of one time, None where it has none. times: the trips of all loops around it. depth:
-    the number of these loops. trips: of the operation itself, where it is a loop; `known` is False where the program
-    does not say them.
+    op: its kind; that of a custom call has its target. type: what it writes. cycles: the compiler's estimate of one
+    time, None where it has none. times: the trips of all loops around it. depth: the number of these loops. trips: of
+    the operation itself, where it is a loop; `known` is False where the program does not say them.
     """
 
     op: str
@@ -74,12 +77,16 @@ def parse(text: str) -> Program:
 
 def _typed(text: str) -> tuple[str, str]:
     """(result type, operation) of a line after its name; the type may be a tuple, whose layouts have brackets too."""
-    end, depth = text.find(" "), 0
-    if text.startswith("("):
-        depths = ((depth := depth + (letter == "(") - (letter == ")")) for letter in text)
-        end = next((i + 1 for i, now in enumerate(depths) if not now), len(text))
-    found = OPCODE.search(text, end)
-    return text[:end], found[1] if found else "?"
+    type = _first(text) if text.startswith("(") else text.partition(" ")[0]
+    found = OPCODE.search(text, len(type))
+    return type, found[1] if found else "?"
+
+
+def _first(text: str) -> str:
+    """The part in brackets with which a text begins."""
+    depth = 0
+    depths = ((depth := depth + (letter == "(") - (letter == ")")) for letter in text)
+    return text[: next((i + 1 for i, now in enumerate(depths) if not now), len(text))]
 
 
 def arrays_of(type: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -116,7 +123,7 @@ def _operations(program: Program, computation: str, times: float, depth: int, un
     found = []
     for line in program.computations[computation]:
         inside = lambda name, more=1.0, deeper=0: _operations(program, name, times * more, depth + deeper, unknown)
-        one = Operation(line.op, line.type, _op_name(line.text), line.name, _cycles(line.text), times, depth)
+        one = Operation(_kind(line), _written(line), _op_name(line.text), line.name, _cycles(line.text), times, depth)
         if line.op == "while":
             said = _trips(program, line)
             trips = unknown if said is None else said
@@ -147,10 +154,9 @@ def is_collective(operation: Operation) -> bool:
 
 def moved(operation: Operation) -> int:
     """The bytes of an operation's result. One that starts a copy or a gather also lists what it reads."""
-    total = bytes_of(operation.type)
     if operation.op in ("all-gather-start", "copy-start", "collective-permute-start"):
         return max((BYTES[kind] * size(shape) for kind, shape in arrays_of(operation.type)), default=0)
-    return total
+    return bytes_of(operation.type)
 
 
 def copies(operations: Sequence[Operation], examples: Sequence[tuple[str, tuple[int, ...]]]) -> list[Operation]:
@@ -204,6 +210,17 @@ def _branches(text: str) -> list[str]:
     if listed := re.search(r"branch_computations=\{([^}]*)\}", text):
         return [name.strip().lstrip("%") for name in listed[1].split(",")]
     return _called(text, "true_computation", "false_computation")
+
+
+def _written(line: Instruction) -> str:
+    """The type of a result; what only starts an operation has ((what it reads), what it writes, ...)."""
+    started = line.op.endswith("-start") and line.type.startswith("((")
+    return line.type[len(_first(line.type[1:])) + 1 :] if started else line.type
+
+
+def _kind(line: Instruction) -> str:
+    target = re.search(r'custom_call_target="([^"]*)"', line.text) if line.op == "custom-call" else None
+    return f"{line.op} {target[1]}" if target else line.op
 
 
 def _op_name(text: str) -> str:
