@@ -57,6 +57,8 @@ def main(arguments: Sequence[str]) -> list[dict[str, Any]]:
             raise ValueError(f"--compare has {len(settings.compare)} files; give two, the one before and the one after")
         before, after = (json.loads(pathlib.Path(path).read_text())["rows"] for path in settings.compare)
         rows = compared(before, after)
+        if not rows:
+            raise ValueError("--compare names files without a common row; a row is one by its name, chip and numbers")
         report.show(rows)
         return rows
     return measure(settings)

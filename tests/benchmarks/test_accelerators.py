@@ -148,6 +148,9 @@ def test_two_files_are_compared_row_by_row(tmp_path):
         (tmp_path / name).write_text(json.dumps({"rows": rows}))
     same, other = command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     assert (same["est ms"], same["est ms, after"], same["est ratio"], same["compile s, after"]) == (4, 3, 0.75, 2)
+    (tmp_path / "c").write_text(json.dumps({"rows": [{**ONE, "chip": "v6e"}]}))
+    with pytest.raises(ValueError, match="files without a common row"):
+        command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "c")])
     assert other["devices"] == 4 and "est ratio" not in other and other["est ms, after"] == 1
 
 
