@@ -61,8 +61,9 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
 def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) -> float:
     """FLOPs of the matrix multiplications and convolutions in `function(*args)`, which is traced and not run.
 
-    A multiply-add counts 2, an inner scan as often as it runs, and of the branches of a condition the one with most. A
-    loop of unknown length counts `unknown_trips` times. args may hold `jax.ShapeDtypeStruct` leaves.
+    A multiply-add counts 2, an inner scan as often as it runs, and of the branches of a condition the one with most; of
+    those that `jax.lax.platform_dependent` chooses among, which compute the same, the first. A loop of unknown length
+    counts `unknown_trips` times. args may hold `jax.ShapeDtypeStruct` leaves.
 
     >>> a, b = jax.ShapeDtypeStruct((2, 3), np.float32), jax.ShapeDtypeStruct((3, 4), np.float32)
     >>> matmul_flops(lambda a, b: a @ b, a, b)  # 2 * 2 * 3 * 4
@@ -147,5 +148,8 @@ def _matmul_flops(jaxpr: Any, unknown_trips: float = 1.0) -> float:  # a Jaxpr, 
             products = eqn.outvars[0].aval.size * kernel.size / out_features
             total += 2.0 * products / math.prod(eqn.params["lhs_dilation"])  # the zeros put in between are no work
         inner = [times * _matmul_flops(one, unknown_trips) for one, times in _inner(eqn, unknown_trips)]
-        total += max(inner, default=0.0) if eqn.primitive.name == "cond" else sum(inner)
+        if eqn.params.get("branches_platforms"):
+            total += inner[0]
+        else:
+            total += max(inner, default=0.0) if eqn.primitive.name == "cond" else sum(inner)
     return total

@@ -94,6 +94,8 @@ def test_of_a_condition_the_branch_with_most_counts_and_a_loop_of_unknown_length
     product = 2 * 4**3
     branches = (lambda a: a @ a @ a, lambda a: a @ a, lambda a: a)
     assert costs.matmul_flops(lambda i, a: jax.lax.switch(i, branches, a), jnp.int32(0), a) == 2 * product
+    by_platform = lambda a: jax.lax.platform_dependent(a, cpu=branches[1], default=branches[0])
+    assert costs.matmul_flops(by_platform, a) == product  # they compute the same, whatever that takes
     looped = lambda n, a: jax.lax.fori_loop(0, n, lambda _, x: x @ a, a)
     n = jax.ShapeDtypeStruct((), jnp.int32)
     assert costs.matmul_flops(looped, n, a) == product
