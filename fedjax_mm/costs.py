@@ -62,8 +62,8 @@ def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) 
     """FLOPs of the matrix multiplications and convolutions in `function(*args)`, which is traced and not run.
 
     A multiply-add counts 2, an inner scan as often as it runs, and of the branches of a condition the one with most; of
-    those that `jax.lax.platform_dependent` chooses among, which compute the same, the first. A loop of unknown length
-    counts `unknown_trips` times. args may hold `jax.ShapeDtypeStruct` leaves.
+    those that `jax.lax.platform_dependent` chooses among, which compute the same, the one with least. A loop of unknown
+    length counts `unknown_trips` times. args may hold `jax.ShapeDtypeStruct` leaves.
 
     >>> a, b = jax.ShapeDtypeStruct((2, 3), np.float32), jax.ShapeDtypeStruct((3, 4), np.float32)
     >>> matmul_flops(lambda a, b: a @ b, a, b)  # 2 * 2 * 3 * 4
@@ -149,7 +149,7 @@ def _matmul_flops(jaxpr: Any, unknown_trips: float = 1.0) -> float:  # a Jaxpr, 
             total += 2.0 * products / math.prod(eqn.params["lhs_dilation"])  # the zeros put in between are no work
         inner = [times * _matmul_flops(one, unknown_trips) for one, times in _inner(eqn, unknown_trips)]
         if eqn.params.get("branches_platforms"):
-            total += inner[0]
+            total += min(inner)
         else:
             total += max(inner, default=0.0) if eqn.primitive.name == "cond" else sum(inner)
     return total

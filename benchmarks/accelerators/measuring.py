@@ -39,7 +39,9 @@ def filled(shapes: PyTree) -> PyTree:
 
     def fill(shape: Shape) -> Any:
         if jnp.issubdtype(shape.dtype, jnp.floating):
-            return jax.random.uniform(jax.random.key(rng.integers(1 << 30)), shape.shape, maxval=0.05).astype(shape.dtype)
+            return jax.random.uniform(jax.random.key(rng.integers(1 << 30)), shape.shape, maxval=0.05).astype(
+                shape.dtype
+            )
         if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
             return jax.random.split(jax.random.key(0), shape.shape)
         return jnp.asarray(rng.integers(0, 256 if shape.dtype == np.uint8 else 4, shape.shape).astype(shape.dtype))

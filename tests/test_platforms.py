@@ -1,0 +1,113 @@
+"""What other platforms run is what a CPU runs: each branch of a choice by platform, by value and gradient."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_mm import local
+from fedjax_mm.models import layers, text, transformer
+
+RNG = np.random.default_rng(0)
+draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(params=["cuda", "tpu"])
+def elsewhere(request, monkeypatch):
+    """As if the program were lowered for another platform; gives its name."""
+
+    def chosen(*args, default=None, **by_platform):
+        return by_platform.get(request.param, default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+    return request.param
+
+
+def convolutions(jaxpr):
+    """The names of all primitives, of inner programs too."""
+    names = [eqn.primitive.name for eqn in jaxpr.eqns]
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            names += convolutions(inner) if hasattr(inner, "eqns") else []
+    return names
+
+
+def on_cpu(size, stride, padding, x, kernel):
+    return layers.patches(x, size, stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@pytest.mark.parametrize("size, stride, padding", [(3, 2, None), (3, 1, None), (3, 2, 1), (7, 2, 3)])
+def test_a_convolution_and_its_gradient_are_those_of_a_cpu(elsewhere, size, stride, padding):
+    x, kernels = draw(2, 3, 9, 8, 2), draw(2, size, size, 2, 4)
+    here = lambda x, kernel: layers.convolve(x, kernel, stride, padding)
+    there = functools.partial(on_cpu, size, stride, padding)
+    both = lambda f: jax.value_and_grad(lambda x, kernel: (f(x, kernel) ** 2).sum(), (0, 1))
+    programs = [
+        both(here),
+        jax.vmap(both(here)),
+        jax.vmap(both(here), (0, None)),
+        jax.grad(lambda x, k: both(jax.vmap(here))(x, k)[0], (0, 1)),
+    ]
+    theirs = [
+        both(there),
+        jax.vmap(both(there)),
+        jax.vmap(both(there), (0, None)),
+        jax.grad(lambda x, k: both(jax.vmap(there))(x, k)[0], (0, 1)),
+    ]
+    given = [(x[0], kernels[0]), (x, kernels), (x, kernels[0]), (x, kernels)]
+    for ours, other, args in zip(programs, theirs, given, strict=True):
+        chex.assert_trees_all_close(jax.jit(ours)(*args), jax.jit(other)(*args), rtol=1e-4, atol=1e-4)
+
+
+def test_clients_own_kernels_make_no_grouped_convolution_on_a_gpu(elsewhere):
+    x, kernels = draw(2, 3, 8, 8, 2), draw(2, 3, 3, 2, 4)
+    one = jax.grad(lambda kernel, x: (layers.convolve(x, kernel) ** 2).sum())
+    native = lambda f, *args: "conv_general_dilated" in convolutions(jax.make_jaxpr(f)(*args).jaxpr)
+    assert native(one, kernels[0], x[0])
+    assert native(jax.vmap(one), kernels, x) == (elsewhere == "tpu")
+
+
+def test_a_recurrent_net_is_the_one_of_a_cpu(elsewhere, monkeypatch):
+    model = text.encoder(20, 4, 8, "gru")
+    tokens = RNG.integers(0, 20, (3, 11))
+    params = model.init(jax.random.key(0), tokens)
+    value = lambda params: (model.apply(params, tokens) ** 2).sum()
+    there = jax.jit(jax.value_and_grad(value))(params)
+    monkeypatch.undo()
+    chex.assert_trees_all_close(there, jax.jit(jax.value_and_grad(value))(params), rtol=1e-5, atol=1e-6)
+
+
+def test_large_rows_are_the_same_rows(elsewhere, monkeypatch):
+    monkeypatch.setattr(local, "LARGE", 5)
+    arrays, rows = {"x": RNG.integers(0, 256, (7, 2, 3), np.uint8), "y": np.arange(7)}, jnp.array([3, 0, 6, 9, -2])
+    for mapped in (False, True):
+        take = jax.vmap(local.take, (None, 0)) if mapped else local.take
+        found = jax.jit(take)(arrays, jnp.stack([rows, rows[::-1]]) if mapped else rows)
+        places = np.clip([rows, rows[::-1]] if mapped else rows, 0, 6)
+        chex.assert_trees_all_equal(found, {name: x[places] for name, x in arrays.items()})
+
+
+@pytest.mark.parametrize("tokens", [5, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_one_kernel_counts_the_keys_that_the_plain_one_counts(monkeypatch, tokens, masked):
+    """cuDNN's own arithmetic needs a GPU; what surrounds it must not let an added key count, nor a padded one."""
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def cudnn(query, key, value, *, scale, implementation):
+        assert implementation == "cudnn"
+        lengths.append((query.shape[1], query.shape[-1] % 8))
+        return plain(query, key, value, scale=scale)
+
+    inputs = [draw(3, tokens, 2, 8) for _ in range(3)]
+    mask = np.ones((3, tokens), bool)
+    mask[1, 2:4], mask[2] = False, False  # the last row has no key that counts: all count alike
+    value = lambda attend: lambda *qkv: (attend(*qkv, jnp.asarray(mask) if masked else None) ** 2).sum()
+    expected = jax.value_and_grad(value(transformer._attend), (0, 1, 2))(*inputs)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    found = jax.value_and_grad(value(transformer._fused), (0, 1, 2))(*inputs)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert lengths == [(6, 0)]
