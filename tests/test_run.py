@@ -25,7 +25,7 @@ from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import heads, mlp
-from fedjax_mm.run import compilation, records
+from fedjax_mm.run import compilation, records, tune
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
@@ -76,13 +76,20 @@ def test_chunk_auto_is_measured_once_remembered_and_said(tmp_path):
     lines = []
     state = train(tmp_path, rounds=2, chunk="auto", log=lines.append)
     remembered = json.loads((tmp_path / "chunk.json").read_text())["all"]
-    assert set(remembered) == {"1", "4"} and all(s > 0 for s in remembered.values())
+    assert set(remembered) == {"1", "2", "4"} and all(s > 0 for s in remembered.values())
     assert any("chunk of all is" in line for line in lines)
     (tmp_path / "chunk.json").write_text(json.dumps({"all": {"1": 9.0, "4": 0.5}}))
     lines.clear()
     again = train(tmp_path, rounds=3, chunk="auto", log=lines.append)
     assert any("chunk of all is 4 (ms per round at each chunk: 1: 9000.0, 4: 500.0)" in line for line in lines)
     assert int(again.round) == 3 and int(state.round) == 2
+
+
+def test_a_chunk_for_which_there_is_no_memory_is_not_run(monkeypatch):
+    lines = []
+    monkeypatch.setattr(tune, "_free_bytes", lambda: 1000)  # the round's own temporaries take more
+    train(rounds=1, chunk="auto", log=lines.append)
+    assert any("chunk of all is 1 (ms per round at each chunk: )" in line for line in lines)
 
 
 def test_devices_give_the_single_device_numbers(tmp_path):
@@ -446,7 +453,7 @@ def test_stages_can_be_left_early_and_taken_up_again(tmp_path):
 def test_auto_measures_and_remembers_the_chunks_of_every_stage(tmp_path):
     train_stages(tmp_path, chunk="auto", plan=staged((1, 1)))
     for stage in ("stage 1", "stage 2"):
-        assert set(json.loads((tmp_path / stage / "chunk.json").read_text())["all"]) == {"1", "4"}
+        assert set(json.loads((tmp_path / stage / "chunk.json").read_text())["all"]) == {"1", "2", "4"}
     (tmp_path / "stage 2" / "chunk.json").write_text(json.dumps({"all": {"1": 9.0, "4": 0.5}}))
     lines, again = [], tmp_path / "again"
     (tmp_path / "stage 2").rename(again.parent / "kept")

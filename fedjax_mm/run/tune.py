@@ -1,6 +1,7 @@
 """`chunk="auto"`: timing each cohort's map over clients on the real round, and keeping the fastest that fits."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -20,10 +22,11 @@ from fedjax_mm.types import FedState, OverClients, RoundData
 def tune_chunks(
     method: Method, state: FedState, data: RoundData, key: jax.Array, mesh: Mesh | None = None, repeats: int = 3
 ) -> dict[str, dict[str, float]]:
-    """Seconds per round of each cohort at several chunk sizes: {cohort: {chunk: seconds}}, on the real data.
+    """Seconds per round of each cohort at three chunk sizes at most: {cohort: {chunk: seconds}}, on the real data.
 
-    Each cohort is timed alone (its own download, update and reduction). A chunk that does not fit the device's
-    memory is left out; larger ones are then not tried.
+    Each cohort is timed alone (its own download, update and reduction): one client at a time, all at once, and between
+    them about the root of their number. A chunk for which the device has no memory, by its compiler, is left out;
+    larger ones are then not tried.
     """
     devices = mesh.size if mesh is not None else 1
     seconds = {}
@@ -32,29 +35,37 @@ def tune_chunks(
         keep = method.server._replace(update=only, begin=None)
         places = -(-data.cohorts[name].index.shape[0] // devices)
         seconds[name] = {}
-        for chunk in [c for c in (1, 4, 16, 64, 256) if c < places] + [places]:
-            alone = federate(keep, {name: cohort}, upload=method.upload, over=OverClients(chunk, mesh))
-            inputs = (
-                dataclasses.replace(state, clients={name: state.clients[name]}),
-                data._replace(cohorts={name: data.cohorts[name]}),
-                key,
-            )
+        alone = dataclasses.replace(state, clients={name: state.clients[name]})
+        its_own = data._replace(cohorts={name: data.cohorts[name]})
+        for chunk in sorted({1, 2 ** round(math.log2(places) / 2), places}):
+            round_of = federate(keep, {name: cohort}, upload=method.upload, over=OverClients(chunk, mesh)).round
             try:
-                compiled = jax.jit(alone.round).lower(*inputs).compile()
-                memory = compiled.memory_analysis()
-                if memory is not None and memory.temp_size_in_bytes > _free_bytes():
-                    break
-                times = []
-                for _ in range(repeats + 1):
-                    begun = time.perf_counter()
-                    jax.block_until_ready(compiled(*inputs))
-                    times.append(time.perf_counter() - begun)
+                took = _timed(jax.jit(round_of, donate_argnums=0), alone, its_own, key, repeats)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                took = None
+            if took is None:
                 break
-            seconds[name][str(chunk)] = float(np.median(times[1:]))
+            seconds[name][str(chunk)] = took
     return seconds
+
+
+def _timed(round_of: Any, state: FedState, data: RoundData, key: jax.Array, repeats: int) -> float | None:
+    """The median seconds of a round, which the state passes through as it does in a run; None where it does not fit."""
+    compiled = round_of.lower(state, data, key).compile()
+    memory = compiled.memory_analysis()
+    state = jax.tree.map(jnp.copy, state)  # the round is given it
+    if memory is not None:  # the arguments are there already
+        more = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        if more > _free_bytes():
+            return None
+    times = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, data, key))
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times[1:]))
 
 
 def chosen_chunks(
