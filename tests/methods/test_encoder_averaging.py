@@ -30,7 +30,8 @@ def compiled():
 
 
 def first_adam_step(params, slope, rate):
-    return jax.tree.map(lambda p, g: np.asarray(p - rate * g / (np.abs(g) + 1e-8)), params, slope)
+    params, slope = jax.tree.map(np.asarray, (params, slope))
+    return jax.tree.map(lambda p, g: p - rate * g / (np.abs(g) + 1e-8), params, slope)
 
 
 def slope(encoders):
