@@ -1,6 +1,7 @@
 """CreamFL's comparison in small, its models and its data."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -162,6 +163,8 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
     (texts.parent / "Flicker8k_Dataset").symlink_to(shared_data / "flickr8k" / "Flicker8k_Dataset")
     for name in ("tfds", "vqa"):
         (tmp_path / name).symlink_to(shared_data / name)
+    few = functools.partial(creamfl_data.prepared.load, limit=500)  # of CIFAR-100 and of the news
+    monkeypatch.setattr(creamfl_data.prepared, "load", few)
     problem = creamfl_data.photo_problem(NUMBERS, "test", 0.1, 0, str(tmp_path), vocabulary=600)
     data, test = problem.data, problem.test
     assert data.public["image"].shape == (16, 32, 32, 3) and data.public["text"].shape == (16, 24)
