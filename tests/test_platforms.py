@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_mm import local
-from fedjax_mm.models import layers, text, transformer
+from fedjax_mm.models import attention, layers, text
 
 RNG = np.random.default_rng(0)
 draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
@@ -106,8 +106,8 @@ def test_attention_in_one_kernel_counts_the_keys_that_the_plain_one_counts(monke
     mask = np.ones((3, tokens), bool)
     mask[1, 2:4], mask[2] = False, False  # the last row has no key that counts: all count alike
     value = lambda attend: lambda *qkv: (attend(*qkv, jnp.asarray(mask) if masked else None) ** 2).sum()
-    expected = jax.value_and_grad(value(transformer._attend), (0, 1, 2))(*inputs)
+    expected = jax.value_and_grad(value(attention._attend), (0, 1, 2))(*inputs)
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-    found = jax.value_and_grad(value(transformer._fused), (0, 1, 2))(*inputs)
+    found = jax.value_and_grad(value(attention._fused), (0, 1, 2))(*inputs)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
     assert lengths == [(6, 0)]

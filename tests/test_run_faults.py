@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -197,7 +198,7 @@ def test_whole_lines_of_a_damaged_log_are_kept_and_gaps_are_said(tmp_path):
     train(tmp_path, rounds=3)
     log = tmp_path / "metrics.jsonl"
     lines = log.read_bytes().splitlines()
-    other = lines[2].replace(b'"all/loss": 1', b'"all/loss": 2')  # a number that was changed
+    other = re.sub(rb'"all/loss": \d', b'"all/loss": 9', lines[2])  # a number that was changed
     log.write_bytes(b"\n".join([b"\x00garbage", lines[1], other]) + b"\n")
     said = []
     train(tmp_path, rounds=4, log=said.append)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models.attention import attention, dropout
 from fedjax_mm.models.checks import check_dtype, check_number, check_sizes
 from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import Checkpoint
@@ -66,76 +67,6 @@ def pooled(params: PyTree, tokens: jax.Array) -> jax.Array:
     """
     pooler = params["pooler"]
     return jnp.tanh(tokens[:, 0] @ pooler["kernel"] + pooler["bias"][None])
-
-
-def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
-    """`x` with a share `rate` of its values at 0 and the others scaled to keep the mean. Without a key it is `x`.
-
-    >>> dropout(jnp.ones(3), 0.5, None).tolist()
-    [1.0, 1.0, 1.0]
-    """
-    if key is None or rate == 0.0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0)
-
-
-def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rate: float, dropout_key: Key | None
-) -> jax.Array:
-    """Softmax attention: query, key and value [B, T, heads, D/heads] -> the same shape. The softmax is in float32.
-
-    mask [B, T] is True where a key takes part. A row without any such key attends to all keys alike, so that nothing
-    becomes NaN. With `dropout_key`, a share `rate` of the weights is dropped.
-
-    >>> x = jnp.ones((1, 2, 1, 3))
-    >>> attention(x, x, x, None, 0.0, None).shape
-    (1, 2, 1, 3)
-    """
-    if dropout_key is None or rate == 0.0:
-        if not _has_fused(query):
-            return _attend(query, key, value, mask)
-        return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_attend)
-    if mask is not None:
-        mask = mask[:, None, None, :]
-    logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
-    weights = dropout(jax.nn.softmax(logits), rate, dropout_key).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
-
-
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, mask=None if mask is None else mask[:, None, None, :])
-
-
-def _has_fused(query: jax.Array) -> bool:
-    """Whether this machine has cuDNN's attention for a query [B, T, heads, D/heads], and it is the faster there."""
-    long = query.dtype == jnp.bfloat16 and query.shape[1] >= LONG and query.shape[-1] % 8 == 0
-    return long and query.shape[-1] <= WIDE - 8 and jax.default_backend() == "gpu"
-
-
-LONG, WIDE = 128, 128  # tokens from which cuDNN's is faster on an H200, and the widest head that it takes everywhere
-
-
-def _fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The attention in one kernel of cuDNN, which takes even lengths alone and, under `vmap`, no mask.
-
-    So a key is added where the length is odd, and what a key must not count is told by eight more features of a head:
-    a query has 1 in the first of them, a key 0, or a number far below every logit.
-    """
-    tokens, width, odd = query.shape[1], query.shape[-1], query.shape[1] % 2
-    attend = functools.partial(jax.nn.dot_product_attention, scale=width**-0.5, implementation="cudnn")
-    if mask is None and not odd:
-        return attend(query, key, value)
-    counts = jnp.ones(key.shape[:2], bool)
-    if mask is not None:
-        some = mask.any(1, keepdims=True)  # where no key counts, all do alike
-        counts, query = mask | ~some, jnp.where(some[..., None, None], query, 0)
-    low = jnp.pad(jnp.where(counts, 0.0, -1e4), ((0, 0), (0, odd)), constant_values=-1e4) * width**0.5
-    query, key, value = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 8))) for x in (query, key, value))
-    query = query.at[..., width].set(1)
-    key = key.at[..., width].set(low[..., None].astype(key.dtype))
-    return attend(query, key, value)[:, :tokens, :, :width]
 
 
 class Layer(nn.Module):

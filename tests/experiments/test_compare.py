@@ -18,14 +18,14 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
     kept = {name: all_variants[name] for name in ("constant", "local only", "centralised", "FedAdam")}
     monkeypatch.setattr(compare, "variants", lambda dataset: kept)
     common = cli.Common(rounds=2, seeds=2, out=str(tmp_path))
-    found = compare.compare(data.Settings(cohorts="A2_B2_AB2", fraction=0.5, common=common))
+    found = compare.compare(data.Settings(cohorts="A2_AB2", fraction=0.5, common=common))
     rows = {row["method"]: row for row in found}
     assert list(rows) == list(kept)
     both = "test/left+right/macro_f1"
     for name in kept:
         assert 0 < rows[name][both][0] < 1
     constant = rows["constant"]["test/left/accuracy"][0]
-    labels = data.load("digits", None, "A2_B2_AB2", 0.3, 0).dataset.splits["test"]["label"]
+    labels = data.load("digits", None, "A2_AB2", 0.3, 0).dataset.splits["test"]["label"]
     assert constant == pytest.approx(np.bincount(labels).max() / len(labels), abs=0.02)
     assert rows["local only"]["MB up"] == 0 and rows["centralised"]["MB up"] is None and rows["FedAdam"]["MB up"] > 0
     last = [records.read_metrics(tmp_path / "FedAdam" / f"seed{seed}")[-1][both] for seed in range(2)]

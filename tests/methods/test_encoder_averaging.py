@@ -30,7 +30,8 @@ def compiled():
 
 
 def first_adam_step(params, slope, rate):
-    return jax.tree.map(lambda p, g: np.asarray(p - rate * g / (np.abs(g) + 1e-8)), params, slope)
+    params, slope = jax.tree.map(np.asarray, (params, slope))
+    return jax.tree.map(lambda p, g: p - rate * g / (np.abs(g) + 1e-8), params, slope)
 
 
 def slope(encoders):
@@ -40,7 +41,7 @@ def slope(encoders):
 def own(data, name, j):
     cohort = data.cohorts[name]
     rows = cohort.rows[cohort.offsets[j] : cohort.offsets[j + 1]]
-    return {k: x[rows] for k, x in cohort.arrays.items()} | {"mask": jnp.ones(len(rows))}
+    return {k: np.asarray(x)[rows] for k, x in cohort.arrays.items()} | {"mask": np.ones(len(rows), np.float32)}
 
 
 def test_a_round_is_a_step_at_home_and_a_mean_of_what_came_back():
@@ -48,7 +49,7 @@ def test_a_round_is_a_step_at_home_and_a_mean_of_what_came_back():
     data = problem()
     new, _ = round(state, everyone(data), KEY)
     slopes = {name: slope(encoders) for name, encoders in CLIENTS.items()}
-    pairs = {**data.public, "mask": jnp.ones(len(data.public["image"]))}
+    pairs = {**data.public, "mask": np.ones(len(data.public["image"]), np.float32)}
     begun = first_adam_step(state.server["params"], slopes["both"](state.server["params"], pairs), 0.05)
     sent = {"image": [], "text": []}
     for name, counts in COUNTS.items():

@@ -35,6 +35,12 @@ def two_modalities(parts=3):
     return FederatedData.from_arrays(arrays, owned, num_classes=3)
 
 
+def both_modalities(clients=3):
+    """One cohort whose clients own both: a round of it compiles in a third of the time that three take."""
+    arrays = {"AB": {"a": A, "b": B, "label": LABEL}}
+    return FederatedData.from_arrays(arrays, {"AB": np.split(np.arange(30), clients)}, num_classes=3)
+
+
 def one_round(config, data, encoders=ENCODERS, state=None, **settings):
     method = build(config, data, encoders, heads.linear(3), **settings)
     state = state or jax.jit(method.init)(jax.random.key(0))
@@ -99,30 +105,33 @@ def _uploads_one_by_one(method, state, taken):
 
 
 def test_prox_of_zero_is_fedavg_and_a_large_one_holds_clients_back():
-    data = two_modalities()
+    data = both_modalities()
     moved = {}
-    for mu in (0.0, 5.0, None):
-        config = FedAvgConfig(batch_size=10, epochs=3) if mu is None else FedAvgConfig(batch_size=10, epochs=3, prox=mu)
-        state, new, _ = one_round(config, data)
+    for mu in (0.0, 5.0):
+        state, new, _ = one_round(FedAvgConfig(batch_size=10, epochs=3, prox=mu), data)
         moved[mu] = optax.tree.norm(optax.tree.sub(new.server["params"], state.server["params"]))
-    assert float(moved[0.0]) == float(moved[None]) and 0 < float(moved[5.0]) < 0.7 * float(moved[0.0])
+    assert 0 < float(moved[5.0]) < 0.7 * float(moved[0.0]) and FedAvgConfig(prox=0.0) == FedAvgConfig()
 
 
 def test_server_optimisers_see_old_minus_mean_as_the_gradient():
-    data = two_modalities()
+    data = both_modalities()
     state, avg, _ = one_round(FedAvgConfig(batch_size=10), data)
+    change = jax.tree.map(
+        lambda old, mean: np.asarray(old) - np.asarray(mean), state.server["params"], avg.server["params"]
+    )
     for name, tx in (("momentum", optax.sgd(0.5, momentum=0.9)), ("adam", optax.adam(0.5, b1=0.9, b2=0.99, eps=1e-3))):
-        change = optax.tree.sub(state.server["params"], avg.server["params"])
-        updates, _ = tx.update(change, tx.init(state.server["params"]), state.server["params"])
+        first_step = jax.jit(
+            lambda params, tx=tx: optax.apply_updates(params, tx.update(change, tx.init(params), params)[0])
+        )
         _, new, _ = one_round(FedAvgConfig(batch_size=10, server_optimizer=name, server_lr=0.5), data)
         _, given, _ = one_round(FedAvgConfig(batch_size=10), data, server_optimizer=tx)
-        expected = optax.apply_updates(state.server["params"], updates)
+        expected = first_step(state.server["params"])
         chex.assert_trees_all_close(new.server["params"], expected, atol=1e-5)
         chex.assert_trees_all_close(given.server["params"], expected, atol=1e-5)
 
 
 def test_a_clipped_change_moves_the_server_no_further_than_the_clip():
-    data = two_modalities()
+    data = both_modalities()
     method = build(FedAvgConfig(batch_size=10, epochs=5), data, ENCODERS, heads.linear(3))
     everyone = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
     state = jax.jit(method.init)(jax.random.key(0))
@@ -190,8 +199,10 @@ def test_the_steps_by_hand_outside_the_loop_are_a_round():
     axes = dataclasses.replace(jax.tree.map(lambda _: 0, seen), arrays=dict.fromkeys(seen.arrays))
     update = jax.vmap(functools.partial(fedavg.client_update, config, encoders, heads.linear(3)), (None, None, axes, 0))
     uploads, _, _ = jax.jit(update)(download, {}, seen, keys)
+    uploads = jax.tree.map(np.asarray, uploads)
     mean = lambda part: Mean(jax.tree.map(lambda x: x.mean(0), uploads[part].value), uploads[part].weight.sum())
-    server, _ = fedavg.server_update(config, state.server, {"all": {p: mean(p) for p in uploads}}, None, KEY)
+    update = jax.jit(functools.partial(fedavg.server_update, config))
+    server, _ = update(state.server, {"all": {p: mean(p) for p in uploads}}, None, KEY)
     chex.assert_trees_all_close(server, new.server, atol=1e-6)
 
 

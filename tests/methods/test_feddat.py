@@ -49,7 +49,7 @@ def softmax(z):
 def by_the_book(config, model, trunk, head, batch, received, local, own, rounds):
     """(A_s, A_c, head) after one client's round of full batches: section 1 of the description, three passes a batch."""
     t, y, scale = config.training, batch["target"], config.temperature
-    f = lambda own, *adapters: head.apply(own, model.finish(trunk, model.start(trunk, batch), adapters))
+    f = jax.jit(lambda own, *adapters: head.apply(own, model.finish(trunk, model.start(trunk, batch), adapters)))
     dat = (lambda own, local: f(own, local, received)) if config.dual else f
 
     def task(z):
@@ -131,7 +131,7 @@ def test_the_steps_of_a_batch_stand_alone_under_jit_and_vmap():
         download, feddat.start(config, download, own), batch, (rate, rate), config.alpha, jnp.int32(0)
     )[0]
     expected = jax.jit(whole)(own)
-    close(by_steps(own, download), expected)
+    close(jax.jit(by_steps)(own, download), expected)
     close(one_of_two(jax.jit(jax.vmap(whole))(jax.tree.map(lambda x: jnp.stack([x, x]), own))), expected)
 
     update = jax.jit(functools.partial(feddat.client_update, config, model, head))
@@ -167,10 +167,10 @@ def test_the_mean_is_plain_or_by_examples_and_only_the_adapter_travels():
     for weights, share in (("uniform", [1, 1, 1]), ("size", [9, 3, 4])):
         config = FedDATConfig(training=dataclasses.replace(FULL_BATCH, batch_size=4), weights=weights)
         _, trunk, method, state = made(config, data)
-        new, _ = jax.jit(method.round)(state, everyone(data), KEY)
-        sent = []
+        round, sent = jax.jit(method.round), []
+        new, _ = round(state, everyone(data), KEY)
         for j in range(3):  # alone, a client's upload is the mean
-            alone, _ = jax.jit(method.round)(state, data.round({"all": np.array([j, 3, 3])}), KEY)
+            alone, _ = round(state, data.round({"all": np.array([j, 3, 3])}), KEY)
             sent.append(alone.server["adapter"])
             close(one(alone, j), one(new, j))
         close(new.server["adapter"], jax.tree.map(lambda *x, w=share: np.average(x, 0, w), *sent))
@@ -187,12 +187,13 @@ def test_a_warm_up_round_is_fedavg_of_an_adapter():
     tuning = lambda key: {"adapter": adapter_init(model)(key)}
     other = peft.build(peft.PEFTConfig(training=training), data, model, trunk, heads.linear(3), tuning_init=tuning)
     start = jax.jit(other.init)(jax.random.key(0))
-    new, _ = jax.jit(method.round)(state, everyone(data), KEY)
+    round = jax.jit(method.round)
+    new, _ = round(state, everyone(data), KEY)
     expected, _ = jax.jit(other.round)(start, everyone(data), KEY)
     close(new.server["adapter"], expected.server["tuned"]["tuning"]["adapter"])
     close(new.clients["all"]["head"], expected.clients["all"]["head"])
     chex.assert_trees_all_equal(new.clients["all"]["adapter"], state.clients["all"]["adapter"])
-    after, _ = jax.jit(method.round)(new, everyone(data), KEY)
+    after, _ = round(new, everyone(data), KEY)
     assert np.abs(flat(after.clients["all"]["adapter"])["['up']['bias']"]).max() > 0.01
 
 
@@ -226,20 +227,21 @@ def test_scores_are_those_of_each_clients_own_head_and_adapters():
     results = method.evaluate(state, arrays)
     assert method.evaluate(state, arrays) == results and seen.count("finish") == 3 * seen.count("start") == 3
     target = np.asarray(arrays["target"])
+    features_of = jax.jit(lambda used: model.finish(trunk, model.start(trunk, arrays), used))
     for name in ("dat", "local", "shared"):
         for j in (0, 2):
             mine, shared = one(state, j), state.server["adapter"]
             used = {"dat": (mine["adapter"], shared), "local": (mine["adapter"],), "shared": (shared,)}[name]
-            features = model.finish(trunk, model.start(trunk, arrays), used)
-            z = np.asarray(features) @ mine["head"]["Dense_0"]["kernel"] + mine["head"]["Dense_0"]["bias"][None]
+            dense = jax.tree.map(np.asarray, mine["head"]["Dense_0"])
+            z = np.asarray(features_of(used)) @ dense["kernel"] + dense["bias"][None]
             score = target[np.arange(40), np.argmax(z, 1)][owner == j].mean()
             assert results[f"client {j}/{name}"] == pytest.approx(100 * score, abs=1e-4)
         assert results[name] == pytest.approx((results[f"client 0/{name}"] + results[f"client 2/{name}"]) / 2)
     assert len(results) == 9
     download, score = method.server.download(state.server, None)["all"], jax.jit(method.cohorts["all"].score)
     for j in (0, 2):
-        rows = {k: jnp.asarray(v)[owner == j] for k, v in arrays.items() if k != "client"}
-        for name, each in score(download, one(state, j), rows, jnp.ones((owner == j).sum())).items():
+        rows = {k: np.asarray(v)[owner == j] for k, v in arrays.items() if k != "client"}
+        for name, each in score(download, one(state, j), rows, np.ones((owner == j).sum(), np.float32)).items():
             assert each.shape == ((owner == j).sum(),)
             assert np.mean(each) == pytest.approx(results[f"client {j}/{name}"], abs=1e-4)
     with pytest.raises(ValueError, match="clients 0..2"):

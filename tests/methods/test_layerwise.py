@@ -216,13 +216,18 @@ def test_the_split_update_is_a_masked_optimiser_on_the_whole_tree(classes):
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
     params = state.server
-    opt = tx.init(params)
-    for _ in range(3):
-        grads, after = jax.jit(jax.grad(loss, has_aux=True))(params)
+    opt = jax.jit(tx.init)(params)
+
+    @jax.jit
+    def step(params, opt):
+        grads, after = jax.grad(loss, has_aux=True)(params)
         updates, opt = tx.update(grads, opt, params)
         moved = optax.apply_updates(params, updates)
         is_statistic = trees.path_mask(params, heads.is_statistic)
-        params = jax.tree.map(lambda m, new, moved: new if m else moved, is_statistic, after, moved)
+        return jax.tree.map(lambda m, new, moved: new if m else moved, is_statistic, after, moved), opt
+
+    for _ in range(3):
+        params, opt = step(params, opt)
     chex.assert_trees_all_close(new.server, params, rtol=2e-3, atol=2e-4)
     assert (
         np.abs(
@@ -466,8 +471,9 @@ def test_full_size_models_have_the_papers_parameters_and_payloads(name):
     families, classes, parameters, payload, first = FULL[name]
     config = VARIANTS[name]
     count = lambda tree: sum(leaf.size for path, leaf in tree.items() if not heads.is_statistic(path))
-    for s, stage in enumerate(build(config, shapes_of(families), families, classes)):
-        sent, held = sent_and_held(stage)
+    plan = build(config, shapes_of(families), families, classes)
+    for s in (0, 1, 5):  # those between are as the second
+        sent, held = sent_and_held(plan[s])
         assert count(sent) * 4 / 2**20 == pytest.approx(first if s == 0 else payload, abs=0.005)
         running = {path: leaf for path, leaf in sent.items() if heads.is_statistic(path)}
         assert sum(leaf.size for leaf in running.values()) == 2 * 2 * (4096 + 4096 + 256)
@@ -475,7 +481,7 @@ def test_full_size_models_have_the_papers_parameters_and_payloads(name):
     (whole,) = build(dataclasses.replace(config, plan="end-to-end"), shapes_of(families), families, classes)
     sent, held = sent_and_held(whole)
     assert count(sent) == parameters - 37_056 and count(held) == 37_056  # ViT's pooler
-    assert [stage.rounds for stage in build(config, shapes_of(families), families, classes)] == [0, 0, 0, 10, 30, 50]
+    assert [stage.rounds for stage in plan] == [0, 0, 0, 10, 30, 50]
 
 
 def test_costs_need_shapes_only_and_frozen_layers_cost_a_forward_pass():

@@ -15,6 +15,10 @@ def count(tree):
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
+def decoded(ae, params, m, code, steps):
+    return jax.jit(ae.decode, static_argnums=(1, 3))(params, m, code, steps)
+
+
 @pytest.mark.parametrize(
     ("features", "width", "authors"),  # docs/specs/fedmekt.md, 2.1
     [((9, 6), 4, 24_076), ((63, 15), 10, 60_856), ((3, 8), 2, 21_692), ((512, 8), 4, 1_205_760)],
@@ -28,14 +32,14 @@ def test_parameters_are_the_authors_less_one_bias_per_layer(features, width, aut
 
 
 def test_halves_are_stacked_lstms_and_the_code_is_seen_at_every_step():
-    params = AE.init(jax.random.key(1))
-    layer = lambda half, i, hidden, x: LSTM(hidden).apply({"params": params[half][f"LSTM_{i}"]}, x)
-    z, h = AE.encode(params, "a", X)
+    params = jax.jit(AE.init)(jax.random.key(1))
+    layer = lambda half, i, hidden, x: jax.jit(LSTM(hidden).apply)({"params": params[half][f"LSTM_{i}"]}, x)
+    z, h = jax.jit(AE.encode, static_argnums=1)(params, "a", X)
     np.testing.assert_allclose(h, layer("encoder_a", 0, 4, X), atol=1e-6)
     np.testing.assert_allclose(z, layer("encoder_a", 1, 2, h), atol=1e-6)
     repeated = np.repeat(np.asarray(z)[:, -1:], 9, axis=1)
     expected = layer("decoder_b", 1, 5, layer("decoder_b", 0, 4, repeated))
-    np.testing.assert_allclose(AE.decode(params, "b", z[:, -1], 9), expected, atol=1e-6)
+    np.testing.assert_allclose(decoded(AE, params, "b", z[:, -1], 9), expected, atol=1e-6)
 
 
 def test_the_linear_autoencoder_equals_numpy():
@@ -51,17 +55,18 @@ def test_the_linear_autoencoder_equals_numpy():
 
 def test_a_readout_is_linear_and_not_bounded():
     ae = autoencoder.split_lstm({"a": 3}, hidden=4, width=2, readout=True)
-    params = ae.init(jax.random.key(0))
+    params = jax.jit(ae.init)(jax.random.key(0))
     code = np.ones((2, 2), np.float32)
     dense = params["decoder_a"]["Dense_0"]
     params["decoder_a"]["Dense_0"] = {"kernel": 100 * dense["kernel"], "bias": dense["bias"]}
-    assert np.abs(ae.decode(params, "a", code, 5)).max() > 1
-    bounded = jax.tree.map(lambda x: 100 * x, AE.init(jax.random.key(0)))
-    assert np.abs(AE.decode(bounded, "a", code, 5)).max() <= 1
+    assert np.abs(decoded(ae, params, "a", code, 5)).max() > 1
+    bounded = jax.tree.map(lambda x: 100 * x, jax.jit(AE.init)(jax.random.key(0)))
+    assert np.abs(decoded(AE, bounded, "a", code, 5)).max() <= 1
 
 
 def test_first_layers_start_orthogonal_and_the_rest_within_its_bound():
-    half = autoencoder.split_lstm({"a": 3}, hidden=16, width=2).init(jax.random.key(0))["encoder_a"]
+    ae = autoencoder.split_lstm({"a": 3}, hidden=16, width=2)
+    half = jax.tree.map(np.asarray, jax.jit(ae.init)(jax.random.key(0))["encoder_a"])
     for name in ("input_kernel", "recurrent_kernel"):
         w = half["LSTM_0"][name]
         np.testing.assert_allclose(w @ w.T, np.eye(len(w)), atol=1e-5)
@@ -70,10 +75,10 @@ def test_first_layers_start_orthogonal_and_the_rest_within_its_bound():
 
 
 def test_a_client_with_one_modality_needs_its_parts_alone():
-    params = AE.init(jax.random.key(0))
+    params = jax.eval_shape(AE.init, jax.random.key(0))
     own = {part: params[part] for part in AE.parts("b")}
-    code = AE.encode(own, "b", np.ones((2, 4, 5), np.float32))[0][:, -1]
-    assert AE.decode(own, "b", code, 4).shape == (2, 4, 5)
+    back = lambda own, x: AE.decode(own, "b", AE.encode(own, "b", x)[0][:, -1], 4)
+    assert jax.eval_shape(back, own, np.ones((2, 4, 5), np.float32)).shape == (2, 4, 5)
 
 
 def test_wrong_shapes_are_refused_in_words():

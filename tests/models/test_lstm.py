@@ -33,7 +33,7 @@ def test_lstm_equals_numpy():
             c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
             h = sigmoid(o) * np.tanh(c)
             expected[b, t] = h
-    np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), expected, atol=1e-5)
 
 
 def test_gru_equals_numpy_and_skips_invalid_steps():
@@ -54,7 +54,7 @@ def test_gru_equals_numpy_and_skips_invalid_steps():
                 new = np.tanh(cut(from_x, 2) + reset * (cut(from_h, 2) + params["recurrent_bias"]))
                 h = (1 - update) * new + update * h
             expected[b, t] = h
-    np.testing.assert_allclose(module.apply({"params": params}, x, valid), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x, valid), expected, atol=1e-5)
 
 
 def test_fresh_lstm_is_orthogonal_glorot_and_remembers():
@@ -71,10 +71,10 @@ def test_layers_stack_and_the_pools_read_what_they_say():
     params = random_params(lstm.encoder(4, 6, layers=2).init, x)
     sequence = x
     for name in ("LSTM_0", "LSTM_1"):
-        sequence = lstm.LSTM(4).apply({"params": params[name]}, sequence)
+        sequence = jax.jit(lstm.LSTM(4).apply)({"params": params[name]}, sequence)
     for pool, read in (("last", sequence[:, -1]), ("mean", sequence.mean(1))):
         expected = np.asarray(read) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
-        np.testing.assert_allclose(lstm.encoder(4, 6, 2, pool).apply(params, x), expected, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(lstm.encoder(4, 6, 2, pool).apply)(params, x), expected, atol=1e-5)
 
 
 def test_the_scan_is_not_unrolled_and_multiplies_inputs_once():
@@ -115,8 +115,8 @@ def test_the_gradient_by_hand_equals_automatic_differentiation():
 
     loss = lambda f: lambda *a: (jnp.sin(f(*a)) * weigh).sum()
     for got, expected in zip(
-        jax.grad(loss(lstm.recurrence), (0, 1))(projected, kernel),
-        jax.grad(loss(outputs), (0, 1))(projected, kernel),
+        jax.jit(jax.grad(loss(lstm.recurrence), (0, 1)))(projected, kernel),
+        jax.jit(jax.grad(loss(outputs), (0, 1)))(projected, kernel),
         strict=True,
     ):
         np.testing.assert_allclose(got, expected, atol=1e-5)

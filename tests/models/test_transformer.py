@@ -117,12 +117,14 @@ def test_layers_run_in_order_of_their_numbers():
     model = vit.encoder(image=8, patch=4, **{**SIZES, "depth": 3})
     params = random_params(model)
     params["layers"] = dict(zip(("11", "2", "10"), params["layers"].values(), strict=True))
-    x = vit.Embeddings(8, 4, 8).apply({"params": params["embeddings"]}, IMAGES)
+    x = jax.jit(vit.Embeddings(8, 4, 8).apply)({"params": params["embeddings"]}, IMAGES)
+    layer = jax.jit(transformer.Layer(2, 12).apply)
     for number in ("2", "10", "11"):
-        x = transformer.Layer(2, 12).apply({"params": params["layers"][number]}, x)
+        x = layer({"params": params["layers"][number]}, x)
+    x = np.asarray(x)
     mean, deviation = x[:, 0].mean(-1, keepdims=True), x[:, 0].std(-1, keepdims=True)
     expected = (x[:, 0] - mean) / deviation * params["norm"]["scale"][None] + params["norm"]["bias"][None]
-    np.testing.assert_allclose(model.apply(params, IMAGES), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, IMAGES), expected, rtol=1e-4, atol=1e-4)
     fewer = transformer.first(params, 2)
     assert fewer["layers"].keys() == {"2", "10"} and fewer["norm"] is params["norm"]
     with pytest.raises(ValueError, match="layers is 4; there are 3"):
@@ -134,9 +136,9 @@ def test_dropout_needs_a_key_and_starts_where_it_is_told(name):
     make, batch = MODELS[name]
     model = make(dropout=0.3)
     params = random_params(model)
-    tokens = model.tokens
+    tokens = jax.jit(model.tokens, static_argnums=3)
     without = tokens(params, batch)
-    np.testing.assert_array_equal(make(dropout=0.0).tokens(params, batch, KEY), without)
+    np.testing.assert_array_equal(jax.jit(make(dropout=0.0).tokens)(params, batch, KEY), without)
     np.testing.assert_array_equal(tokens(params, batch, KEY, 2), without)
     every, last = tokens(params, batch, KEY, 0), tokens(params, batch, KEY, 1)
     np.testing.assert_array_equal(tokens(params, batch, KEY), every)
@@ -147,11 +149,11 @@ def test_dropout_needs_a_key_and_starts_where_it_is_told(name):
     below = tokens(transformer.first(params, 1), batch)
     rates = (0.3, 0.3 if name == "bert" else 0.0, 0.3)
     layer = transformer.Layer(2, 12, pre_norm=False, dropout=rates)
-    alone = layer.apply({"params": params["layers"]["01"]}, below, batch != 0, jax.random.fold_in(KEY, 2))
+    alone = jax.jit(layer.apply)({"params": params["layers"]["01"]}, below, batch != 0, jax.random.fold_in(KEY, 2))
     np.testing.assert_allclose(last, alone, rtol=1e-4, atol=1e-4)
     # No layers: the embeddings' own.
     empty = transformer.first(params, 0)
-    bare, dropped = tokens(empty, batch), tokens(empty, batch, KEY)
+    bare, dropped = np.asarray(tokens(empty, batch)), np.asarray(tokens(empty, batch, KEY))
     kept = dropped != 0
     assert 0.5 < kept.mean() < 0.9
     np.testing.assert_allclose(np.where(kept, dropped, 0), np.where(kept, bare / 0.7, 0), rtol=1e-5)
@@ -166,8 +168,9 @@ def test_each_of_a_layers_rates_acts(place):
     params = random_params(vit.encoder(image=8, patch=4, **SIZES))["layers"]["00"]
     silent = {0: ("value", "out"), 1: ("out",), 2: ("fc_2",)}[place]  # nothing passes through the place
     quiet = {**params, **{name: jax.tree.map(np.zeros_like, params[name]) for name in silent}}
+    dropped, whole = jax.jit(lambda p: layer.apply({"params": p}, x, key=KEY)), jax.jit(plain.apply)
     for p, acts in ((params, True), (quiet, False)):
-        a, b = layer.apply({"params": p}, x, key=KEY), plain.apply({"params": p}, x)
+        a, b = dropped(p), whole({"params": p}, x)
         assert (np.abs(a - b).max() > 1e-2) == acts
 
 
@@ -211,7 +214,8 @@ def test_uint8_images_and_their_scaled_floats_are_the_same():
     model = MODELS["vit"][0]()
     params = random_params(model)
     scaled = IMAGES / np.float32(127.5) - 1
-    np.testing.assert_allclose(model.apply(params, IMAGES), model.apply(params, scaled), rtol=1e-5, atol=1e-5)
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply(params, IMAGES), apply(params, scaled), rtol=1e-5, atol=1e-5)
 
 
 @every_model
