@@ -1,4 +1,4 @@
-"""The command: every row that is asked for, compiled in a process of its own, printed and saved; two files compared."""
+"""The command: each row that is asked for, compiled or run in its own process, printed and saved; files compared."""
 
 import dataclasses
 import json
@@ -18,6 +18,8 @@ KEY = ("row", "chip", "dtype", "chunk", "devices")
 CHANGES_COMPILING = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")  # what was kept takes no time to compile
 SHOWN = (*KEY, "HBM GB", "est ms", "least ms", "share", "collectives", "in loops", "collective MB", "example copies")
 SHOWN += ("compile s",)
+HERE = "here"  # the device that this machine has, on which rows are run
+RUN = (*KEY, "ms", "TFLOP/s", "HBM GB", "compile s")
 COMPARED = ("est ms", "HBM GB", "collectives", "in loops", "example copies", "compile s")
 
 
@@ -26,7 +28,8 @@ class Settings:
     """What is compiled, and for what."""
 
     chip: str = "v5e"
-    """Chip, with a topology or without: v5e:2x2, v5e, v6e, v5p, v4, h100. Without one it is as small as it can be."""
+    """Chip, with a topology or without: v5e:2x2, v5e, v6e, v5p, v4, h100. Without one it is as small as it can be. Or
+    "here": the rows are run on the device that this machine has."""
     papers: tuple[str, ...] = ("all",)
     """Papers whose rounds are compiled: fedavg, fedmekt, feddat, layerwise, creamfl, or all."""
     only: tuple[str, ...] = ()
@@ -36,9 +39,9 @@ class Settings:
     dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
     """Types of arithmetic; a row whose models have but one is compiled with it."""
     devices: tuple[int, ...] = (1, 4, 8)
-    """Numbers of devices that the clients are spread over."""
+    """Numbers of devices that the clients are spread over; "here" it is one."""
     limit: float = 3600.0
-    """Seconds that one compilation may take."""
+    """Seconds that one row may take."""
     top: int = 8
     """Largest operations of each row that are saved; three are printed."""
     keep: bool = False
@@ -66,9 +69,10 @@ def main(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
     """Compiles, prints and saves the rows, each as it is done. One that fails is a row that says why."""
-    chip, topology = chips.find(settings.chip)
-    if topology:
-        chips.count(chip, topology)  # which refuses one that is none
+    if settings.chip != HERE:
+        chip, topology = chips.find(settings.chip)
+        if topology:
+            chips.count(chip, topology)  # which refuses one that is none
     out, asked = pathlib.Path(settings.out), list(chosen(settings))
     path, rows = out / f"{settings.chip.replace(':', '-')}.json", []
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,8 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         _say(rows[-1])
         about = {"settings": dataclasses.asdict(settings), "versions": records.versions(), "cpus": os.cpu_count()}
         path.write_text(json.dumps({**about, "load_average": os.getloadavg(), "rows": rows}, indent=1))
-    report.show([{key: row.get(key) for key in (*SHOWN, "skipped")} for row in rows])
+    shown = RUN if settings.chip == HERE else SHOWN
+    report.show([{key: row.get(key) for key in (*shown, "skipped")} for row in rows])
     print(f"written to {path}")
     return rows
 
@@ -95,7 +100,7 @@ def chosen(settings: Settings) -> Iterator[dict[str, Any]]:
     for name in settings.only or in_papers:
         row = ROWS[name]
         dtypes = [dtype for dtype in row.dtypes if dtype in settings.dtypes] or row.dtypes
-        for devices in settings.devices:
+        for devices in (1,) if settings.chip == HERE else settings.devices:
             for dtype in dtypes:
                 for chunk in settings.chunks or row.chunks:
                     yield dict(zip(KEY, (name, settings.chip, dtype, chunk, devices), strict=True))
@@ -103,6 +108,10 @@ def chosen(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def outcome(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The numbers of a row, from a process of its own; {"skipped": why} where there are none."""
+    if settings.chip == HERE:
+        from benchmarks.accelerators.measuring import measured
+
+        return _in_a_process(command(measured, row["row"], row["dtype"], row["chunk"]), settings, {})
     chip, _ = chips.find(settings.chip)
     if why := chips.missing(chip):
         return {"skipped": why}
@@ -117,12 +126,17 @@ def outcome(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     from benchmarks.accelerators.compiling import compiled
 
     line = command(compiled, *(row[key] for key in KEY), keep, settings.top)
+    return _in_a_process(line, settings, chips.WITHOUT_A_TPU)
+
+
+def _in_a_process(line: Sequence[str], settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a process says in its last line, or why it says nothing."""
     kept = {name: value for name, value in os.environ.items() if name not in CHANGES_COMPILING}
-    given: dict[str, Any] = {"env": {**kept, **chips.WITHOUT_A_TPU}, "capture_output": True, "text": True}
+    given: dict[str, Any] = {"env": {**kept, **environment}, "capture_output": True, "text": True}
     try:
         done = subprocess.run(line, timeout=settings.limit, **given)
     except subprocess.TimeoutExpired:
-        return {"skipped": f"not compiled in {settings.limit:g} s"}
+        return {"skipped": f"not done in {settings.limit:g} s"}
     if done.returncode:
         said = [text.strip() for text in done.stderr.splitlines() if text.strip()]
         errors = [text for text in said if "Error" in text.partition(":")[0]]
@@ -153,7 +167,8 @@ def _say(row: Mapping[str, Any]) -> None:
     if "skipped" in row:
         print(row["skipped"], flush=True)
         return
-    numbers = [f"{key} {row[key]:.4g}" for key in SHOWN[len(KEY) :] if row.get(key) is not None]
+    keys = (RUN if row["chip"] == HERE else SHOWN)[len(KEY) :]
+    numbers = [f"{key} {row[key]:.4g}" for key in keys if row.get(key) is not None]
     print(", ".join(numbers), flush=True)
     for one in row.get("largest", ())[:3]:
         print(f"    {one['ms']:.3f} ms  {one['op']} x {one['times']:g}  {one['op_name'][-90:]}", flush=True)

@@ -29,8 +29,8 @@ def measured(name: str, dtype: str, chunk: int, repetitions: int = 10) -> dict[s
         state, _ = jax.block_until_ready(program(state, data, key))
         times.append(1000 * (time.perf_counter() - begun))
     ms = float(np.median(times[1:]))
-    row = {"row": name, "dtype": dtype, "chunk": chunk, "ms": ms, "TFLOP/s": flops / ms / 1e9, "compile s": compiled}
-    return row | memory(program)
+    about = {"device": jax.devices()[0].device_kind, "TFLOP": flops / 1e12}
+    return about | memory(program) | {"ms": ms, "TFLOP/s": flops / ms / 1e9, "compile s": compiled}
 
 
 def filled(shapes: PyTree) -> PyTree:
@@ -53,5 +53,6 @@ def _everybody(cohort: CohortRound) -> CohortRound:
     number, owned = cohort.rows.shape
     rows = np.arange(number * owned, dtype=np.int32).reshape(number, owned)
     count = np.full(number, owned, np.int32)
-    given = (np.arange(number, dtype=np.int32), np.ones(number, np.float32), rows, count)
-    return CohortRound(*map(jnp.asarray, given), filled(cohort.arrays), cohort.uniform)
+    index, weight = np.arange(number, dtype=np.int32), np.ones(number, np.float32)
+    given: tuple[Any, ...] = (*map(jnp.asarray, (index, weight, rows, count)), filled(cohort.arrays))
+    return CohortRound(*given, uniform=cohort.uniform)

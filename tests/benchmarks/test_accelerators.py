@@ -134,7 +134,7 @@ def test_one_row_that_fails_is_no_end(tmp_path, monkeypatch):
     rows = run(tmp_path, "--devices", "1", "4", "8", "16", "--limit", "9")
     assert [row.get("skipped") for row in rows] == [
         None,
-        "not compiled in 9 s",
+        "not done in 9 s",
         "RuntimeError: no room",
         "v5e has 8 devices, not 16",
     ]
@@ -189,3 +189,11 @@ def test_a_row_is_compiled_for_four_devices(tmp_path):
     assert flops == pytest.approx(6.8e9 / 4, rel=0.01) and row["least ms"] == pytest.approx(flops / 197e9)
     assert row["share"] == pytest.approx(row["least ms"] / row["est ms"]) and 0 < row["share"] < 1
     assert (tmp_path / "fedavg-mlp-v5e-2x2-float32-1-4.txt").read_text().startswith("HloModule")
+
+
+def test_a_row_is_run_on_the_device_that_is_here(tmp_path):
+    asked = ["--chip", "here", "--only", "fedavg/mlp", "--dtypes", "float32", "--chunks", "1", "--out", str(tmp_path)]
+    (row,) = command.main(asked)
+    assert row["device"] == "cpu" and row["ms"] > 0 and row["chunk"] == 1 and "skipped" not in row
+    assert row["TFLOP"] == pytest.approx(6 * 128 * 60 * (784 * 200 + 200 * 200 + 200 * 10) / 1e12, rel=0.3)
+    assert json.loads((tmp_path / "here.json").read_text())["rows"] == [row]
