@@ -111,3 +111,10 @@ def test_attention_in_one_kernel_counts_the_keys_that_the_plain_one_counts(monke
     found = jax.value_and_grad(value(attention._fused), (0, 1, 2))(*inputs)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
     assert lengths == [(6, 0)]
+
+
+def test_a_gpu_without_cudnn_takes_the_plain_attention(monkeypatch):
+    """As on a card of another maker: JAX names it a GPU too."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.asarray(draw(1, attention.LONG, 1, 8), jnp.bfloat16)
+    chex.assert_trees_all_equal(attention.attention(x, x, x, None, 0.0, None), attention._attend(x, x, x, None))

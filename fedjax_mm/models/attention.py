@@ -32,7 +32,7 @@ def attention(
     (1, 2, 1, 3)
     """
     if dropout_key is None or rate == 0.0:
-        if not _has_fused(query):
+        if not _has_fused(query, key, value, mask):
             return _attend(query, key, value, mask)
         return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_attend)
     if mask is not None:
@@ -48,13 +48,18 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array 
     return jax.nn.dot_product_attention(query, key, value, mask=None if mask is None else mask[:, None, None, :])
 
 
-def _has_fused(query: jax.Array) -> bool:
-    """Whether this machine has cuDNN's attention for a query [B, T, heads, D/heads], and it is the faster there."""
-    long = query.dtype == jnp.bfloat16 and query.shape[1] >= LONG and query.shape[-1] % 8 == 0
-    return long and query.shape[-1] <= WIDE - 8 and jax.default_backend() == "gpu"
+def _has_fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> bool:
+    """Whether this machine's cuDNN has a kernel for these, and it is the faster there."""
+    if jax.default_backend() != "gpu" or query.dtype != jnp.bfloat16 or query.shape[1] < LONG:
+        return False
+    try:
+        jax.eval_shape(_fused, query, key, value, mask)
+    except (RuntimeError, NotImplementedError, ValueError):  # no cuDNN, an older card, or a head that it does not take
+        return False
+    return True
 
 
-LONG, WIDE = 128, 128  # tokens from which cuDNN's is faster on an H200, and the widest head that it takes everywhere
+LONG = 128  # tokens from which cuDNN's kernel is faster than XLA's on an H200
 
 
 def _fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
