@@ -44,6 +44,17 @@ def accept_any(population: Population) -> None:
     """The check of a method that any population fits."""
 
 
+class Evaluation(NamedTuple):
+    """A `Method.evaluate` whose arrays must pass `check`: a run asks it once, before the first round."""
+
+    check: Callable[[Arrays], None]
+    scores: Callable[[FedState, Arrays], Mapping[str, float]]
+
+    def __call__(self, state: FedState, arrays: Arrays) -> Mapping[str, float]:
+        self.check(arrays)
+        return self.scores(state, arrays)
+
+
 class Method(NamedTuple):
     """A federated method, as plain data: `method._replace(upload=..., over=...)` means what it says.
 
@@ -101,10 +112,9 @@ def federate(
 ) -> Method:
     """Ties a server and its cohorts into a Method.
 
-    upload: a chain of pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and
-        its aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as
-        `params` and a random key as the extra argument `key` (see `on_change`). What must last from round to round
-        belongs in the client's state.
+    upload: pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and its
+        aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as `params`
+        and a random key as `key` (see `on_change`). What must last from round to round belongs in the client's state.
     check: raises ValueError for a population that does not fit; a run asks it before its first round.
 
     Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:

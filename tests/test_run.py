@@ -26,7 +26,7 @@ from fedjax_mm.federate import federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import Model
-from fedjax_mm.run import compilation, records, tune
+from fedjax_mm.run import compilation, json_files, records, tune
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
@@ -338,7 +338,7 @@ def test_stages_follow_each_other_and_say_which_they_are(tmp_path):
         f"compiled the round of stage {s}" for s in (1, 3, 4)
     ]
     assert traces == [1, 3, 4]  # one trace for each stage that has rounds
-    costs = json.loads((tmp_path / "costs.json").read_text())
+    costs = json_files.read_json(tmp_path / "costs.json")
     assert {name: (c["bytes_up"], c["bytes_held"]) for name, c in costs.items()} == {
         f"stage {s}/all": (4 * 16, (s - 1) * 4 * 16) for s in (1, 3, 4)
     }
@@ -486,7 +486,7 @@ def test_stages_on_several_devices_give_the_single_device_numbers():
 def test_one_stage_is_logged_as_a_plain_method_is(tmp_path):
     train_stages(tmp_path, plan=staged((2,)))
     assert all("stage" not in row for row in rows_of(tmp_path))
-    assert set(json.loads((tmp_path / "costs.json").read_text())) == {"all"}
+    assert set(json_files.read_json(tmp_path / "costs.json")) == {"all"}
 
 
 def test_the_next_stage_is_compiled_while_one_trains(tmp_path):

@@ -17,11 +17,11 @@ import optax
 import pytest
 from test_run import LABEL, SMALL_BATCH, TEST, X, problem, rows_of, train
 
-from fedjax_mm import run
+from fedjax_mm import report, run, stages
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import federate
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.run import client_scores, digests, processes, records, signals
+from fedjax_mm.run import client_scores, digests, json_files, processes, records, signals
 from fedjax_mm.run.checkpoints import Checkpoints
 from fedjax_mm.types import Cohort, Download, FedState, Mean, Server
 
@@ -186,12 +186,63 @@ def test_what_can_be_made_anew_is_and_checkpoints_without_settings_are_refused(t
         (tmp_path / name).write_bytes(content)
     lines = []
     train(tmp_path, rounds=2, chunk="auto", log=lines.append)
-    assert set(json.loads((tmp_path / "costs.json").read_text())) == {"all"}
+    assert set(json_files.read_json(tmp_path / "costs.json")) == {"all"}
     assert set(json.loads((tmp_path / "chunk.json").read_text())["all"]) == {"1", "4"}
     assert any("costs.json is damaged" in line and line.endswith("it is made anew") for line in lines)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="has checkpoints and no config.json"):
         train(tmp_path, rounds=3)
+
+
+def changed(file):
+    """Another digit in the place of one of the file's, so that it is as good a file of JSON as before."""
+    content = bytearray(file.read_bytes())
+    at = random.Random(0).choice([i for i, byte in enumerate(content) if byte in b"2345678"])
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_changed_digit_of_a_small_file_is_named_and_what_can_be_is_made_anew(tmp_path):
+    plan = [stages.Stage(name, problem()[0], 1) for name in ("one", "two")]
+    names = ["split.json", "costs.json", "one/chunk.json"]
+    settings = {"per_round": 4, "directory": tmp_path, "chunk": "auto"}
+    start = lambda rounds, said=print: run.train(plan, problem()[1], rounds=rounds, log=said, **settings)
+    start(1)
+    was = {name: json_files.read_json(tmp_path / name) for name in names}
+    for name in names:
+        changed(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is damaged .it was changed after it was written.; bring it back"):
+            json_files.read_json(tmp_path / name)
+    lines = []
+    start(2, lines.append)
+    for again in (False, True):  # the run goes on; then it has its rounds already
+        assert all(any(f"{name} is damaged" in line and "made anew" in line for line in lines) for name in names[:2])
+        assert json_files.read_json(tmp_path / "split.json") == was["split.json"]
+        costs = json_files.read_json(tmp_path / "costs.json")
+        assert set(costs) == {"one/all", "two/all"} and costs["one/all"] == was["costs.json"]["one/all"]
+        if not again:
+            [changed(tmp_path / name) for name in names[:2]]
+            lines.clear()
+            start(2, lines.append)
+    changed(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="config.json is damaged .* give another directory"):
+        start(2)
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        report.runs.load(tmp_path)
+
+
+def test_every_flipped_bit_of_a_small_file_is_found(tmp_path):
+    file, content = tmp_path / "costs.json", {"all": {"bytes_up": 172, "flops": None, "xla_flops": 1.5}}
+    json_files.Folder(tmp_path).write(file.name, content)
+    whole = file.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(ValueError, match="costs.json is damaged"):
+            json_files.read_json(file)
+    file.write_text(json.dumps(content))  # as an earlier version wrote it
+    assert json_files.read_json(file) == content
 
 
 def test_whole_lines_of_a_damaged_log_are_kept_and_gaps_are_said(tmp_path):

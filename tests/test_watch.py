@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_mm import report, run
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.federate import federate
+from fedjax_mm.federate import Evaluation, federate
 from fedjax_mm.run import client_scores, compilation, progress, records
 from fedjax_mm.types import Cohort, Download, Mean, OverClients, Server
 
@@ -85,6 +85,32 @@ def test_scores_go_by_their_names_and_have_their_own_periods(tmp_path):
     assert all(row["valid/sum"] == row["test/sum"] + 1 for row in rows[1::2])
 
 
+def test_test_arrays_are_checked_once_and_before_the_first_round(tmp_path):
+    seen, rounds = [], []
+    method, data = problem()
+
+    def check(arrays):
+        seen.append(arrays)
+        if "b" not in arrays:
+            raise ValueError("the test set has no 'b'")
+
+    method = method._replace(evaluate=Evaluation(check, method.evaluate))
+    settings = {"rounds": 2, "per_round": 2, "watch": [lambda done, row: rounds.append(1)]}
+    train = lambda **given: run.train(method, data, **settings, **given, log=lambda line: None)
+    score = lambda arrays: run.scores(method, arrays)
+    for wrong in (lambda: train(test={}, directory=tmp_path / "run"), lambda: train(evaluate={"v": score({})})):
+        with pytest.raises(ValueError, match="the test set has no 'b'"):
+            wrong()
+    assert not rounds and not (tmp_path / "run").exists()
+    seen.clear()
+    train(test={"b": 0.0}, evaluate={"valid": score({"b": 1.0})}, evaluate_every=1)
+    assert sorted(arrays["b"] for arrays in seen) == [0, 1] and len(rounds) == 2
+    with pytest.raises(ValueError, match="method is 3; give a Method"):
+        run.scores(3, {})
+    with pytest.raises(ValueError, match="the test set has no 'b'"):
+        method.evaluate(None, {})
+
+
 def test_the_method_says_how_clients_are_mapped_where_the_run_does_not(monkeypatch):
     used = []
     compile = compilation._compile
@@ -114,7 +140,11 @@ def test_clients_are_scored_on_their_own_test_rows(tmp_path):
     assert row["own/all/first_spread"] == pytest.approx(known.std())
     kept = json.loads((tmp_path / "own_scores.json").read_text())
     np.testing.assert_allclose(np.array(kept["cohorts"]["all"]["first"], float), expected, rtol=1e-6)
-    assert "NaN" not in (tmp_path / "own_scores.json").read_text()
+    content = (tmp_path / "own_scores.json").read_text()
+    assert "NaN" not in content
+    (tmp_path / "own_scores.json").write_text(content.replace("3", "4", 1))  # the round
+    run.train(method, data, rounds=3, per_round=2, directory=tmp_path, log=lambda line: None)
+    assert (tmp_path / "own_scores.json").read_text() == content
     page = report.write([tmp_path], tmp_path / "report").read_text()
     assert "## Clients on their own test rows" in page and (tmp_path / "report" / "own.png").stat().st_size > 10_000
 

@@ -4,14 +4,14 @@ A `Fit` is what a method was built for. `check_population` holds a population ag
 and a run with that of its data. `check_rows` holds the arrays of a test set or of a labelled set against it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.checks import say
-from fedjax_mm.types import Arrays, FedState, Population
+from fedjax_mm.types import Arrays, Population
 
 Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
 
@@ -150,17 +150,6 @@ def check_kind(what: str, given: Any, like: Any) -> None:
     if tuple(given.shape[1:]) != tuple(like.shape[1:]) or kind(given) != kind(like):
         shape = lambda x: f"{x.dtype} [{', '.join(('M', *map(str, x.shape[1:])))}]"
         raise ValueError(f"{what} is {shape(given)}; the method was built for {shape(like)}")
-
-
-def evaluate_checked(
-    check: Callable[[Arrays], None],
-    scores: Callable[[FedState, Arrays], Mapping[str, float]],
-    state: FedState,
-    arrays: Arrays,
-) -> Mapping[str, float]:
-    """The scores of test arrays that passed `check`: a `Method.evaluate`."""
-    check(arrays)
-    return scores(state, arrays)
 
 
 def check_names(modalities: Collection[str], reserved: Collection[str]) -> None:

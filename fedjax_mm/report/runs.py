@@ -17,7 +17,8 @@ import numpy as np
 from fedjax_mm.report import plots
 from fedjax_mm.report.plots import modalities
 from fedjax_mm.report.tables import Cell
-from fedjax_mm.run.records import read_json, read_metrics
+from fedjax_mm.run.json_files import read_json
+from fedjax_mm.run.records import read_metrics
 
 COSTS = {  # heading -> the key of costs.json, and its unit
     "MB down": ("bytes_down", 1e6),

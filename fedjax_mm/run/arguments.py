@@ -8,11 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_mm import clients, stages
-from fedjax_mm.checks import check_callable, check_flag, check_number, check_whole, say
+from fedjax_mm.checks import check_callable, check_flag, check_mapping, check_number, check_whole, say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.run.json_files import CHECKSUM
 from fedjax_mm.run.records import check_name
-from fedjax_mm.run.watch import Every
+from fedjax_mm.run.watch import Every, checked
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Population
 
@@ -64,8 +65,10 @@ def check_arguments(
         check_whole("devices", devices, 1, jax.device_count())
     if client_state not in PLACES:
         _check_folder_of_states(client_state)
-    if test is not None and not isinstance(test, Mapping):
-        raise ValueError(f"test is {say(test)}; give a mapping from names to arrays")
+    if test is not None:
+        check_mapping("test", test, "names to arrays")
+        for stage in (stage for stage in plan if stage.rounds):
+            checked(stage.method, test)
     _check_scores(evaluate)
     every |= {f"the period of evaluate[{k!r}]": v.rounds for k, v in (evaluate or {}).items() if isinstance(v, Every)}
     _check_calls(rounds_per_call, every, data.on_device, client_state)
@@ -92,6 +95,8 @@ def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
     for stage in plan:
         for name in stage.method.cohorts:
             check_name("the name of a cohort", name)
+            if name == CHECKSUM:
+                raise ValueError(f"a cohort may not be called {name!r}, as the checksum of a run's files is; rename it")
     return plan
 
 

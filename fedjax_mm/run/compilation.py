@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_mm import stages, trees
 from fedjax_mm.federate import Method
 from fedjax_mm.run import client_state, digests
+from fedjax_mm.run.json_files import Folder
 from fedjax_mm.run.processes import agree, all_or_none
-from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import PARTICIPANTS, Inputs, scan_rounds
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage

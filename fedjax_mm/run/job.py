@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from fedjax_mm import clients
 from fedjax_mm.data import FederatedData
 from fedjax_mm.run import digests
-from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.json_files import Folder
+from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.signals import Interruption
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import RoundData

@@ -3,12 +3,12 @@
 **Directory.** It holds `config.json` (settings, seed, versions, digests of the data and of each stage's lowered round),
 `split.json` (examples per client and class), `costs.json`, `chunk.json` (how "auto" mapped clients, and what it
 measured), `metrics.jsonl` (a line per round; what is not finite is null), `own_scores.json` (every client's last score
-on its own test rows), `checkpoints/`, each with a digest of its state, and `lock`. It belongs to these settings, this
-program and these data: other ones are refused before the first round. Since a round's draws come from the seed and the
-round's number, the FedState and the round are all that a continuation needs: killed at any point, a run resumes bit for
-bit. Ctrl-C, SIGTERM and SIGHUP have their usual effect once the round in flight is saved. With several stages every
-line has the number of its "stage", from 1, in `costs.json` cohorts go by "<stage>/<cohort>", and each stage's
-`chunk.json` is in a folder of its name.
+on its own test rows), `checkpoints/`, each with a digest of its state, and `lock`; files and lines end with a checksum.
+It belongs to these settings, this program and these data: other ones are refused before the first round. Since a
+round's draws come from the seed and the round's number, the FedState and the round are all that a continuation needs:
+killed at any point, a run resumes bit for bit. Ctrl-C, SIGTERM and SIGHUP have their usual effect once the round in
+flight is saved. With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts go by
+"<stage>/<cohort>", and each stage's `chunk.json` is in a folder of its name.
 
 **Scores.** A score is a function from the FedState to {metric: number}; `evaluate={"valid": score}` logs
 "valid/<metric>" every `evaluate_every` rounds and after the last one, and `run.Every(10, score)` has a period of its
@@ -19,9 +19,8 @@ clients' own test rows (`FederatedData.from_arrays(..., test=...)`) and the meth
 **Watchers.** `watch=[f]` calls `f(done, row)` after every round, with the finished round (`run.Round`: number, metrics,
 state) and its row of the log; what it returns is added to the row, and `raise run.StopRun("why")` ends the run.
 
-**Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, and the host's time between them is gone,
-which is half the time of a small round on a GPU. Scores and checkpoints are due, watchers find the state, and the run
-can be stopped, behind every tenth round alone.
+**Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, without the host's time between them.
+Scores and checkpoints are due, watchers find the state, and the run can be stopped, behind every tenth round alone.
 
 **Clients' states.** With `client_state="device"` the device holds the states of all clients; with "host" they are NumPy
 arrays in memory, and with a folder memory-mapped files, of which the device holds the participants' alone. Scores then
@@ -44,7 +43,7 @@ from fedjax_mm.federate import Method
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.job import Job, settings_of
-from fedjax_mm.run.placement import OffDevice, States, client_states, on_mesh
+from fedjax_mm.run.placement import OffDevice, States, client_states, local, on_mesh
 from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
@@ -63,6 +62,7 @@ from fedjax_mm.run.watch import (
     divergence,
     finite,
     flat,
+    mend,
     say_left_out,
 )
 from fedjax_mm.stages import Stage
@@ -158,11 +158,12 @@ def _run(
     chunk, mesh, per_call = how
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
-        job.files.write("split.json", job.data.split())
+        job.files.renew("split.json", job.data.split())
     compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), job.log)
     state = _first(job, states, keys[0], compiler)
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
+        mend(job.files, job.plan, job.data, job.feed(0), local(state, mesh))
         return state
     shown, stopped = show(int(state.round)), False
     behind = rounds_of(
@@ -218,7 +219,7 @@ def _shown(
     watchers: list[Watcher] = []
     if job.files:
         every = checkpoint_every or -(-max(1, job.rounds // 10) // per_call) * per_call
-        watchers.append(Files(job.files, every, job.several))
+        watchers.append(Files(job.files, every, job.plan))
         if tensorboard and jax.process_index() == 0:
             watchers.append(Board(job.files, start))
     if progress is not False:

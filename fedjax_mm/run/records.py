@@ -2,50 +2,20 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import shutil
 import socket
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import jax
 
 from fedjax_mm.run.checkpoints import Checkpoints
+from fedjax_mm.run.json_files import Folder, Log, line_of, read_lines
 
 GLOBBED = "*?[]"  # Orbax looks for a checkpoint's files by patterns
-Log = Callable[[str], None]
-
-
-class Folder(NamedTuple):
-    """A folder of JSON files."""
-
-    path: pathlib.Path
-
-    def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file whole or not at all."""
-        if jax.process_index() == 0:
-            temporary = self.path / f"{name}.tmp"
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
-            temporary.replace(self.path / name)
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        """The mapping that a JSON file holds, or None where there is no file.
-
-        Raises ValueError, with the file's name, where it is damaged.
-        """
-        return read_json(self.path / name) if (self.path / name).exists() else None
-
-    def read_or_rebuild(self, name: str, log: Log) -> dict[str, Any]:
-        """What `read` gives; nothing, with a line of the log, where the file is missing or damaged and is made anew."""
-        try:
-            return self.read(name) or {}
-        except ValueError as error:
-            log(f"{error}; it is made anew")
-            return {}
 
 
 class RunDirectory:
@@ -119,13 +89,18 @@ class RunDirectory:
         (self.path / name).mkdir(exist_ok=True)
         return Folder(self.path / name)
 
-    def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """As `Folder.write`."""
         Folder(self.path).write(name, content)
 
     def read_or_rebuild(self, name: str) -> dict[str, Any]:
         """As `Folder.read_or_rebuild`."""
         return Folder(self.path).read_or_rebuild(name, self.log)
+
+    def renew(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file in place of what is there, which the log names where it is damaged."""
+        self.read_or_rebuild(name)
+        self.write(name, content)
 
     def add(self, name: str, content: Mapping[str, Any]) -> None:
         """Adds keys to a JSON file, in place of those of the same names."""
@@ -136,7 +111,7 @@ class RunDirectory:
         if jax.process_index() == 0:
             try:
                 with open(self.path / "metrics.jsonl", "a") as file:
-                    file.write(_line(row))
+                    file.write(line_of(row))
             except OSError as error:
                 raise OSError(
                     f"could not write round {row['round']} to {self.path / 'metrics.jsonl'} ({error.strerror}); free "
@@ -148,7 +123,7 @@ class RunDirectory:
         rows = self.path / "metrics.jsonl"
         if jax.process_index() != 0 or not rows.exists():
             return
-        whole, damaged = _read_lines(rows)
+        whole, damaged = read_lines(rows)
         kept = {row["round"]: row for row in whole if row["round"] <= after}
         if damaged:
             shutil.copy(rows, copy := rows.with_suffix(".jsonl.damaged"))
@@ -157,7 +132,7 @@ class RunDirectory:
             shown = ", ".join(map(str, gaps[:5])) + (", ..." if len(gaps) > 5 else "")
             self.log(f"{rows} has no line for {len(gaps)} of the {after} rounds before ({shown})")
         temporary = rows.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(_line(kept[r]) for r in sorted(kept)))
+        temporary.write_text("".join(line_of(kept[r]) for r in sorted(kept)))
         temporary.replace(rows)
 
     def close(self) -> None:
@@ -175,48 +150,10 @@ def check_name(what: str, name: Any) -> None:
         raise ValueError(f"{what} is {name!r}; give a name or path without any of the characters {' '.join(GLOBBED)}")
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds. Raises ValueError, with the file's name, where it does not hold one."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}); bring it back from a copy or give another directory") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{file} is damaged (it holds no mapping); bring it back from a copy or give another directory"
-        )
-    return content
-
-
 def read_metrics(directory: str | os.PathLike) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl, without what is null; lines that are damaged or cut off are left out."""
-    rows = _read_lines(pathlib.Path(directory) / "metrics.jsonl")[0]
+    rows = read_lines(pathlib.Path(directory) / "metrics.jsonl")[0]
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
-
-
-def _line(row: Mapping[str, float | None]) -> str:
-    """A row as a line of the log, with a checksum that tells whether a number of it was changed since."""
-    text = json.dumps(row, allow_nan=False)
-    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
-
-
-def _read_lines(file: pathlib.Path) -> tuple[list[dict[str, float]], int]:
-    """(the whole rows, how many lines are damaged); a last line that a kill cut off is not counted."""
-    rows, damaged, content = [], 0, file.read_bytes()
-    *lines, last = content.split(b"\n")
-    for line in (*lines, last):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and b'"crc32"' in content:  # logs of earlier versions have none
-            crc = row.pop("crc32", None)
-            row = row if crc == zlib.crc32(json.dumps(row).encode()) else None
-        if isinstance(row, dict) and type(row.get("round")) is int:
-            rows.append(row)
-        elif line is not last:
-            damaged += 1
-    return rows, damaged
 
 
 def _locked(file: pathlib.Path) -> IO[str]:

@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fedjax_mm.federate import Method, federate
-from fedjax_mm.run.records import Folder, RunDirectory
+from fedjax_mm.run.json_files import Folder
+from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.types import FedState, OverClients, RoundData
 
 

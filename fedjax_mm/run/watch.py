@@ -5,18 +5,20 @@ to the row. It may end the run by raising `StopRun`: the round is still logged a
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_mm import _lazy, costs
+from fedjax_mm import _lazy, costs, stages
+from fedjax_mm.checks import say
 from fedjax_mm.data import FederatedData
-from fedjax_mm.federate import Method
+from fedjax_mm.federate import Evaluation, Method
 from fedjax_mm.run.client_scores import own_scores, summary
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
-from fedjax_mm.types import Arrays, FedState
+from fedjax_mm.stages import Stage
+from fedjax_mm.types import Arrays, FedState, RoundData
 
 Row = Mapping[str, float]
 Watcher = Callable[[Round, Row], Row | None]
@@ -35,8 +37,22 @@ class Every(NamedTuple):
 
 
 def scores(method: Method, arrays: Arrays) -> Score:
-    """The method's own scores on `arrays`, for `run.train(evaluate={"valid": run.scores(method, valid)})`."""
-    return lambda state: method.evaluate(state, arrays)
+    """The method's own scores on `arrays`, for `run.train(evaluate={"valid": run.scores(method, valid)})`.
+
+    Raises ValueError where the arrays do not fit the method.
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {say(method)}; give a Method, as `build` makes it")
+    score = checked(method, arrays)
+    return lambda state: score(state, arrays)
+
+
+def checked(method: Method, arrays: Arrays) -> Callable[[FedState, Arrays], Mapping[str, float]]:
+    """How a method scores these arrays, which are checked here once and not again at every evaluation."""
+    if not isinstance(method.evaluate, Evaluation):
+        return method.evaluate
+    method.evaluate.check(arrays)
+    return method.evaluate.scores
 
 
 class Scores:
@@ -58,7 +74,9 @@ class Scores:
     def __call__(self, done: Round, row: Row) -> Row:
         scored = {}
         if self.test is not None and is_due(done, self.every):
-            scored |= _under("test", done.method.evaluate(done.state, self.test))
+            evaluate = done.method.evaluate  # which `check_arguments` asked about the arrays
+            evaluate = evaluate.scores if isinstance(evaluate, Evaluation) else evaluate
+            scored |= _under("test", evaluate(done.state, self.test))
         for name, (every, score) in self.evaluate.items():
             if is_due(done, every):
                 scored |= _under(name, score(done.state))
@@ -76,14 +94,18 @@ class OwnScores:
     def __call__(self, done: Round, row: Row) -> Row:
         if not is_due(done, self.every):
             return {}
-        each = own_scores(done.method, done.state, self.data)
-        if self.files and each:
-            plain = {name: {key: _or_none(values) for key, values in of.items()} for name, of in each.items()}
-            self.files.write("own_scores.json", {"round": done.number, "cohorts": plain})
-        scored = summary(each)
+        scored = summary(self.keep(done.number, done.method, done.state))
         if scored:
             self.log(f"round {done.number}: " + ", ".join(f"{k} {v:.4f}" for k, v in scored.items()))
         return scored
+
+    def keep(self, number: int, method: Method, state: FedState) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """The scores of every client after so many rounds, which own_scores.json keeps."""
+        each = own_scores(method, state, self.data)
+        if self.files and each:
+            plain = {name: {key: _or_none(values) for key, values in of.items()} for name, of in each.items()}
+            self.files.write("own_scores.json", {"round": number, "cohorts": plain})
+        return each
 
 
 def say_left_out(row: Row, cohorts: Iterable[str], log: Callable[[str], None]) -> None:
@@ -109,19 +131,39 @@ def divergence(done: Round, cohorts: Iterable[str]) -> FloatingPointError | None
 class Files:
     """Writes costs.json as a stage begins, a line of the log for every round, and a checkpoint when one is due."""
 
-    def __init__(self, files: RunDirectory, checkpoint_every: int, several: bool):
-        self.files, self.checkpoint_every, self.several = files, checkpoint_every, several
+    def __init__(self, files: RunDirectory, checkpoint_every: int, plan: Sequence[Stage]):
+        self.files, self.checkpoint_every, self.plan = files, checkpoint_every, plan
 
     def __call__(self, done: Round, row: Row) -> None:
         if done.first_of_stage:
-            prefix = f"{done.stage.name}/" if self.several else ""
-            known = self.files.read_or_rebuild("costs.json")
-            if any(not isinstance(known.get(f"{prefix}{name}"), dict) for name in done.method.cohorts):
-                cost = costs.of(done.method, done.data, done.whole)
-                self.files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
+            keep_costs(self.files, self.plan, done.stage_number, done.data, done.whole)
         self.files.append(row)
         if done.whole is not None and is_due(done, self.checkpoint_every):
             self.files.checkpoints.save(done.whole)
+
+
+def keep_costs(
+    files: RunDirectory, plan: Sequence[Stage], entered: int, data: RoundData, state: FedState | None = None
+) -> None:
+    """Adds to costs.json what is not known there of the first `entered` stages. state: of the last one of these."""
+    known = files.read_or_rebuild("costs.json")
+    for number, stage in enumerate(plan[:entered], 1):
+        prefix = f"{stage.name}/" if len(plan) > 1 else ""
+        if stage.rounds and any(not isinstance(known.get(f"{prefix}{name}"), dict) for name in stage.method.cohorts):
+            cost = costs.of(stage.method, data, state if number == entered else None)
+            files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
+
+
+def mend(
+    files: RunDirectory | None, plan: Sequence[Stage], data: FederatedData, taken: RoundData, state: FedState
+) -> None:
+    """Makes anew what is missing or damaged of a finished run's files. taken: the data of any round."""
+    if files is None:
+        return
+    at = stages.index(plan, int(state.round) - 1)
+    keep_costs(files, plan, at + 1, taken)
+    if not files.read_or_rebuild("own_scores.json"):
+        OwnScores(data, 1, files, files.log).keep(int(state.round), plan[at].method, state)
 
 
 class Board:

@@ -13,6 +13,7 @@ from tiny_joint_space import CLIENTS, LINEAR, NUM_CLASSES, SERVER
 from tiny_joint_space import problem as pairs_problem
 from tiny_transformer import tiny
 
+from fedjax_mm import run
 from fedjax_mm.data.federated import FederatedData, pooled
 from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, layerwise
 from fedjax_mm.methods.creamfl import encoder_averaging
@@ -83,6 +84,8 @@ def test_a_method_fits_its_own_data_and_refuses_other_clients_arrays_shapes_and_
     population = data.population
     method = build(data)
     method.check(population)
+    with pytest.raises(ValueError, match="test"):
+        run.train(method, data, rounds=2, per_round=1, test={}, watch=[pytest.fail])
     first, cohort = next(iter(population.cohorts.items()))
     key = next(iter(cohort.arrays))
     instead = lambda cohort: population._replace(cohorts={**population.cohorts, first: cohort})
@@ -240,6 +243,9 @@ BAD = [
 def test_test_arrays_that_do_not_fit_are_refused(arrays, said):
     with pytest.raises(ValueError, match=said):
         _averaging().evaluate(None, arrays)
+    if isinstance(arrays, dict):
+        with pytest.raises(ValueError, match=said):
+            run.train(_averaging(), of(GOOD), rounds=2, per_round=1, test=arrays, watch=[pytest.fail])
 
 
 @functools.cache

@@ -22,13 +22,13 @@ from collections.abc import Mapping
 import jax
 
 from fedjax_mm import aggregate
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import fitting, joint_space
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Shapes, modalities_of, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
 from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
-from fedjax_mm.methods.fit import check_mapping, check_population, evaluate_checked, population_of
+from fedjax_mm.methods.fit import check_mapping, check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import (
     Arrays,
@@ -181,5 +181,5 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
     classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
     score_all = functools.partial(scores, training, encoders, clients, classes)
     check_test = functools.partial(fitting.check_test, encoders, clients, num_classes, fit)
-    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    evaluate = Evaluation(check_test, score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))

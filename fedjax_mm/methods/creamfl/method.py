@@ -54,14 +54,14 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.creamfl import fitting
 from fedjax_mm.methods.creamfl.client import client_update, init_client, score_client
 from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
 from fedjax_mm.methods.creamfl.training import Encoders
-from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.types import Cohort, HasPopulation, Server
 
@@ -107,5 +107,5 @@ def build(
     classes = {name: x.classes for name, x in population.cohorts.items() if x.classes is not None}
     score_all = functools.partial(scores, config.training, server, clients, classes)
     check_test = functools.partial(fitting.check_test, server, clients, num_classes, fit)
-    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    evaluate = Evaluation(check_test, score_all)
     return federate(at_server, cohorts, evaluate, check=functools.partial(check_population, fit))

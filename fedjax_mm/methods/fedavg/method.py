@@ -25,13 +25,13 @@ import jax
 import optax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, scores
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
-from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model
 from fedjax_mm.types import (
@@ -96,7 +96,7 @@ def build(
     predict = jax.jit(functools.partial(predict_classes, encoders, head))
     score_all = functools.partial(scores, encoders, head, modalities, predict=predict)
     check_test = functools.partial(fitting.check_test, encoders, num_classes, examples)
-    evaluate = functools.partial(evaluate_checked, check_test, score_all)
+    evaluate = Evaluation(check_test, score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 

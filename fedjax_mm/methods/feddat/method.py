@@ -45,12 +45,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mm import aggregate
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.feddat import fitting, steps
 from fedjax_mm.methods.feddat.config import FedDATConfig
 from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
-from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import (
@@ -111,7 +111,7 @@ def build(
         server_update,
     )
     score_all = functools.partial(scores, predictor, send, config.training)
-    evaluate = functools.partial(evaluate_checked, functools.partial(fitting.check_test, model, fit), score_all)
+    evaluate = Evaluation(functools.partial(fitting.check_test, model, fit), score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 

@@ -31,14 +31,14 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
 from fedjax_mm.methods.feddat import fitting
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
 from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
-from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt, adapters
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
@@ -110,7 +110,7 @@ def build(
         functools.partial(server_update, config, sum(population.sizes.values())),
     )
     score_all = functools.partial(scores, predictor, send, config.training)
-    evaluate = functools.partial(evaluate_checked, functools.partial(fitting.check_test, model, fit), score_all)
+    evaluate = Evaluation(functools.partial(fitting.check_test, model, fit), score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 

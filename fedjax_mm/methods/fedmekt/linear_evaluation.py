@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fedjax_mm import evaluate
 from fedjax_mm.checks import check_whole
+from fedjax_mm.federate import Evaluation
 from fedjax_mm.methods.fedmekt.fitting import check_windows
 from fedjax_mm.methods.fit import check_complete, check_mapping, check_rows, classes
 from fedjax_mm.methods.settings import check_settings
@@ -26,6 +27,7 @@ from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, PyTree
 
 Encode = Callable[[PyTree, str, jax.Array], jax.Array]  # params, modality, x [M, T, F] -> z [M, T, D]
+LABELS = {"frame": "labels", "window": "label"}  # unit -> the array that holds its labels
 Classifier = Callable[[np.ndarray], np.ndarray]  # rows [M, D] -> logits [M, K]
 
 
@@ -49,9 +51,7 @@ class Probe:
     """Steps of the classifier "adam"; the released code takes 5 epochs in each of 100 rounds."""
 
 
-def linear_evaluation(
-    probe: Probe, ae: AutoEncoder, labelled: Arrays, num_classes: int
-) -> Callable[[PyTree, Arrays], dict[str, float]]:
+def linear_evaluation(probe: Probe, ae: AutoEncoder, labelled: Arrays, num_classes: int) -> Evaluation:
     """score(params, arrays) -> {"a/macro_f1": ..., "a+b/accuracy": ...} for the modalities in `arrays`.
 
     params: parts of the modalities that are tested and labelled; labelled: {m: [Q, T, F]} and its labels (see Probe);
@@ -74,11 +74,13 @@ def linear_evaluation(
     check_whole("num_classes", num_classes, least=1)
     for where, modality in [("labelled", m) for m in probe.labelled if m not in ae.modalities]:
         raise ValueError(f"probe.{where} names {modality!r}; the modalities are {list(ae.modalities)}")
-    labels = _labels(probe, ae, num_classes, "labelled", labelled, probe.labelled or ae.modalities)
+    _check_set(probe, ae, num_classes, "labelled", probe.labelled or ae.modalities, labelled)
+    labels = _labels(probe, labelled)
     if probe.classifier == "logistic" and len(np.unique(labels)) < 2:
         raise ValueError(f"the labelled set holds class {labels[0]} only; a classifier needs examples of two or more")
     encode = jax.jit(lambda params, m, x: ae.encode(params, m, x)[0], static_argnums=1)
-    return functools.partial(_score, probe, ae, encode, labelled, num_classes)
+    check = functools.partial(_check_set, probe, ae, num_classes, "test", ())
+    return Evaluation(check, functools.partial(_score, probe, ae, encode, labelled, num_classes))
 
 
 def _score(
@@ -91,12 +93,11 @@ def _score(
     arrays: Arrays,
 ) -> dict[str, float]:
     learn = probe.labelled or ae.modalities
-    train_labels = _labels(probe, ae, num_classes, "labelled", labelled, learn)
-    labels, results = _labels(probe, ae, num_classes, "test", arrays), {}
+    train_labels, labels, results = _labels(probe, labelled), _labels(probe, arrays), {}
     learn = [m for m in learn if ae.parts(m)[0] in params]
     given = [m for m in ae.modalities if m in arrays and ae.parts(m)[0] in params]
     if not given:
-        raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities {list(ae.modalities)}")
+        raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities that the encoder has")
     rows = {m: _embed(probe, ae, encode, params, m, labelled) for m in learn}
     if probe.own:
         classifiers = {m: _fit(probe, rows[m], train_labels, num_classes) for m in learn}
@@ -120,12 +121,17 @@ def _embed(probe: Probe, ae: AutoEncoder, encode: Encode, params: PyTree, m: str
     return z.reshape(-1, z.shape[-1]) if probe.unit == "frame" else z[:, -1]
 
 
-def _labels(
-    probe: Probe, ae: AutoEncoder, num_classes: int, name: str, arrays: Arrays, modalities: tuple[str, ...] = ()
-) -> np.ndarray:
-    """The labels [M] of the rows that are classified. Raises ValueError where they or the `modalities` are missing, and
-    where labels and windows do not fit each other, the autoencoder or the number of classes."""
-    key = {"frame": "labels", "window": "label"}[probe.unit]
+def _labels(probe: Probe, arrays: Arrays) -> np.ndarray:
+    """The labels [M] of the rows that are classified."""
+    return np.asarray(arrays[LABELS[probe.unit]]).reshape(-1)
+
+
+def _check_set(
+    probe: Probe, ae: AutoEncoder, num_classes: int, name: str, modalities: tuple[str, ...], arrays: Arrays
+) -> None:
+    """Raises ValueError where labels or the `modalities` are missing, or all modalities are, and where labels and
+    windows do not fit each other, the autoencoder or the number of classes."""
+    key = LABELS[probe.unit]
     check_mapping(f"the {name} set", arrays)
     if missing := [k for k in (key, *modalities) if k not in arrays]:
         raise ValueError(f"the {name} set has no {missing}; probe.unit {probe.unit!r} needs labels {key!r}")
@@ -137,7 +143,8 @@ def _labels(
         if np.shape(arrays[key]) != np.shape(arrays[m])[:axes]:
             found = f"{key!r} of the {name} set is {[*np.shape(arrays[key])]} and {m!r} {[*np.shape(arrays[m])]}"
             raise ValueError(f"{found}; there must be one label for each {probe.unit}")
-    return np.asarray(arrays[key]).reshape(-1)
+    if not any(m in arrays for m in ae.modalities):
+        raise ValueError(f"the {name} set has {sorted(arrays)}, none of the modalities {list(ae.modalities)}")
 
 
 def chunked_f1(labels: np.ndarray, predictions: np.ndarray, chunk: int = 2000) -> float:

@@ -41,9 +41,9 @@ Controls: eta = gamma = 0 is the server alone; server_epochs = 0 a random frozen
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.client import client_update, init_client, score_client
 from fedjax_mm.methods.fedmekt.config import FedMEKTConfig, check
@@ -89,12 +89,13 @@ def build(
         functools.partial(server_update, config, autoencoder),
     )
     check_data = functools.partial(check_population, fit)
-    return federate(server, cohorts, functools.partial(scores, evaluation), check=check_data)
+    evaluate = Evaluation(evaluation.check, functools.partial(scores, evaluation.scores))
+    return federate(server, cohorts, evaluate, check=check_data)
 
 
 def scores(
-    evaluation: Callable[[PyTree, Arrays], dict[str, float]], state: FedState, arrays: Arrays
-) -> dict[str, float]:
+    evaluation: Callable[[PyTree, Arrays], Mapping[str, float]], state: FedState, arrays: Arrays
+) -> Mapping[str, float]:
     """Step 5: the scores of the global encoder by `evaluation`, a linear_evaluation, on test windows {m: [M, T, F]}.
 
     >>> import jax, numpy as np

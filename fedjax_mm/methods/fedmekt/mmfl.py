@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from fedjax_mm import aggregate
-from fedjax_mm.federate import Method, federate
+from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.autoencoding import Owners
 from fedjax_mm.methods.fedmekt.fitting import fit_of
@@ -101,8 +101,9 @@ def build(
         functools.partial(download, config, owners),
         functools.partial(server_update, config),
     )
-    score_all = functools.partial(scores, config, autoencoder, owners, evaluation)
-    return federate(server, cohorts, score_all, check=functools.partial(check_population, fit))
+    score_all = functools.partial(scores, config, autoencoder, owners, evaluation.scores)
+    evaluate = Evaluation(evaluation.check, score_all)
+    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 
 def init_server(autoencoder: AutoEncoder, key: Key) -> dict[str, PyTree]:
@@ -148,10 +149,10 @@ def scores(
     config: MMFLConfig,
     autoencoder: AutoEncoder,
     owners: Owners,
-    evaluation: Callable[[PyTree, Arrays], dict[str, float]],
+    evaluation: Callable[[PyTree, Arrays], Mapping[str, float]],
     state: FedState,
     arrays: Arrays,
-) -> dict[str, float]:
+) -> Mapping[str, float]:
     """Step 5: the scores of the global encoders by `evaluation`, a linear_evaluation, on test windows {m: [M, T, F]}.
 
     Where nothing is shared: the mean over the clients that own a modality from which the classifier learns.

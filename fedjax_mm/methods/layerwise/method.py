@@ -40,8 +40,8 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import Method, federate
-from fedjax_mm.methods.fit import check_population, evaluate_checked, population_of
+from fedjax_mm.federate import Evaluation, Method, federate
+from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.layerwise import evaluation, fitting, network
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
@@ -97,7 +97,7 @@ def build(
         predict=jax.jit(functools.partial(network.predict_logits, config)),
     )
     check_test = functools.partial(fitting.check_test, encoders, num_classes, fit)
-    scores = functools.partial(evaluate_checked, check_test, scores)
+    scores = Evaluation(check_test, scores)
     check = functools.partial(check_population, fit)
     update = functools.partial(client_update, config, encoders)
     score = functools.partial(evaluation.client_score, config, encoders)
