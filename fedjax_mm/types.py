@@ -135,8 +135,9 @@ class CohortPopulation(NamedTuple):
     """Shapes [E, ...] and dtypes of the cohort's example arrays."""
     classes: np.ndarray | None = None
     """[N, K]. How many examples of each class each client owns, where the cohort has an array `label` [E]."""
-    ranges: Mapping[str, tuple[int, int]] | None = None
-    """Array of integers -> the least and the greatest value in the rows that clients own. None: not known."""
+    ranges: Mapping[str, tuple[float, float]] | None = None
+    """Array of integers, or [E] or [E, K] of floats -> the least and the greatest value in the rows that clients own.
+    None: not known."""
     counts: np.ndarray | None = None
     """[N]. How many examples each client trains on. None: not known."""
 
@@ -153,8 +154,8 @@ class Population(NamedTuple):
     cohorts: Mapping[str, CohortPopulation]
     public: Mapping[str, jax.ShapeDtypeStruct] | None = None
     """Shapes [P, ...] and dtypes of the public examples. None where there are none."""
-    public_ranges: Mapping[str, tuple[int, int]] | None = None
-    """The least and the greatest value of each public array of integers. None: not known."""
+    public_ranges: Mapping[str, tuple[float, float]] | None = None
+    """Public array -> the least and the greatest value, as in `ranges`. None: not known."""
 
     @property
     def sizes(self) -> dict[str, int]:

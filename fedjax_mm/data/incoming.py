@@ -57,15 +57,28 @@ def check_values(key: Any, value: Any, num_classes: int | None, on_device: bool)
     return jnp.asarray(array) if on_device else array  # pyright: ignore[reportReturnType] NumPy's, until it is gathered
 
 
-def value_ranges(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, tuple[int, int]]:
-    """(least, greatest) of every array of integers in these rows; pictures in bytes are left out, being many."""
+def value_ranges(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, tuple[float, float]]:
+    """(least, greatest) of each array of integers, and of each [E] or [E, K] of floats, in these rows.
+
+    What is left out is large, and any value is right: pictures in bytes [E, H, W, C], and floats of more axes.
+    """
     found = {}
     for key, array in arrays.items():
-        if np.issubdtype(array.dtype, np.integer) and not (array.dtype == np.uint8 and array.ndim > 2):
-            values = np.asarray(array)[rows]
-            if values.size:
-                found[key] = (int(values.min()), int(values.max()))
+        pictures = array.dtype == np.uint8 and array.ndim > 3
+        few = jnp.issubdtype(array.dtype, jnp.floating) and array.ndim < 3
+        if few or np.issubdtype(array.dtype, np.integer) and not pictures:
+            ends = [(part.min(), part.max()) for part in _parts(np.asarray(array), rows)]
+            if ends:
+                found[key] = (min(least for least, _ in ends).item(), max(most for _, most in ends).item())
     return found
+
+
+def _parts(host: np.ndarray, rows: np.ndarray | slice) -> Iterator[np.ndarray]:
+    """These rows, of which BLOCK numbers at a time are copied."""
+    picked = np.arange(len(host))[rows]
+    step = max(1, BLOCK // max(1, host[:1].size))
+    for start in range(0, len(picked), step):
+        yield host[picked[start : start + step]]
 
 
 def _check_name(key: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedjax_mm.data import arguments, pixels, stored
+from fedjax_mm.data import arguments, downloads, pixels, stored
 
 LARGEST_MEMBER = 2**29  # bytes of one file in a downloaded archive; the largest that is known has 40 million
 
@@ -140,12 +140,9 @@ def raw_files(
     """Returns name -> path of a builder's raw files.
 
     They are those in TFDS's manual folder where it has any of them: then it must have all, and the network is not
-    asked. Otherwise they are downloaded. urls: name -> address of single files, or the address of one archive of all.
+    asked. Otherwise they are downloaded and checked, as downloads.fetch says. urls: name -> address of single files, or
+    the address of one archive of all.
     """
-    import requests  # TFDS brings it
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
-
     required, optional = list(required), list(optional)
     try:
         manual = pathlib.Path(dl_manager.manual_dir)
@@ -153,21 +150,8 @@ def raw_files(
         manual = None
     if manual and any((manual / name).is_file() for name in required):
         return find(manual, required, optional, source)
-    try:
-        # Without a network TFDS would try each address ten times, for minutes: ask once beforehand.
-        requests.head(urls if isinstance(urls, str) else next(iter(urls.values())), timeout=20)
-        fetched = dl_manager.download(urls)
-    except NonMatchingChecksumError as error:
-        raise ValueError(
-            f"what was downloaded is not what {source} had ({error}); try again, or get the files by hand"
-        ) from error
-    except (OSError, DownloadError) as error:
-        raise ConnectionError(
-            f"download failed ({error}); put the raw files of {source} in a folder and give it as data_dir"
-        ) from error
-    if isinstance(urls, str):
-        return find(_unzip(pathlib.Path(fetched), required), required, optional, source)
-    return {name: pathlib.Path(path) for name, path in fetched.items()}
+    fetched = downloads.fetch(dl_manager, urls, source)
+    return find(_unzip(fetched[""], required), required, optional, source) if isinstance(urls, str) else fetched
 
 
 def _unzip(archive: pathlib.Path, names: Iterable[str]) -> pathlib.Path:

@@ -17,10 +17,10 @@ Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
 
 
 class Limit(NamedTuple):
-    """The values that an array of integers may hold, and why."""
+    """The values that an array may hold, and why; the array must be of integers where its ends are, else of floats."""
 
-    least: int
-    greatest: int
+    least: float
+    greatest: float
     why: str
 
 
@@ -62,7 +62,7 @@ def tokens(models: Mapping[str, Any], arrays: Collection[str]) -> dict[str, Limi
 def check_population(fit: Fit, population: Population) -> None:
     """Raises ValueError where a population is not what the method was built for; the method was built for `fit`.
 
-    It must have the same cohorts with as many clients, and the same arrays but for their lengths; integers must lie
+    It must have the same cohorts with as many clients, and the same arrays but for their lengths; values must lie
     within the limits, where their ranges are known; and somebody must own enough examples for a step.
 
     >>> from fedjax_mm.data import FederatedData
@@ -118,7 +118,7 @@ def check_rows(where: str, arrays: Arrays, needed: Collection[str], like: Shapes
         if name in arrays:
             check_kind(f"array {name!r} of {where}", arrays[name], like[name])
     ranges = {
-        name: (int(np.min(arrays[name])), int(np.max(arrays[name])))
+        name: (np.min(arrays[name]).item(), np.max(arrays[name]).item())
         for name in limits
         if name in arrays and arrays[name].size
     }
@@ -189,16 +189,17 @@ def _check_same(where: str, built: Shapes, given: Shapes, skip: int) -> None:
             raise ValueError(f"array {name!r} of {where}: {each}it is {found}; the method was built for {wanted}")
 
 
-def _check_limits(where: str, arrays: Shapes, limits: Limits, ranges: Mapping[str, tuple[int, int]]) -> None:
+def _check_limits(where: str, arrays: Shapes, limits: Limits, ranges: Mapping[str, tuple[float, float]]) -> None:
     for name, limit in limits.items():
         if name not in arrays:
             continue
         dtype, what = arrays[name].dtype, f"array {name!r} of {where}"
-        if not jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError(f"{what} is {dtype}; it must be integers in {limit.least}..{limit.greatest}: {limit.why}")
+        kind, numbers = (jnp.integer, "integers") if isinstance(limit.least, int) else (jnp.floating, "floats")
+        allowed = f"{limit.least}..{limit.greatest}"
+        if not jnp.issubdtype(dtype, kind):
+            raise ValueError(f"{what} is {dtype}; it must be {numbers} in {allowed}: {limit.why}")
         least, greatest = ranges.get(name, limit[:2])
         if least < limit.least or greatest > limit.greatest:
-            allowed = f"{limit.least}..{limit.greatest}"
             raise ValueError(f"{what} holds {least}..{greatest}, which must be within {allowed}: {limit.why}")
 
 

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from fedjax_mm.checks import say
 
 AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
@@ -59,7 +61,7 @@ def _fits(kind: Any, value: Any, name: str) -> bool:
     if origin is not None:  # a mapping
         return isinstance(value, Mapping) and all(_fits(parts[1], x, name) for x in value.values())
     if kind not in (int, float):
-        return isinstance(value, kind)
+        return isinstance(value, bool | np.bool_ if kind is bool else kind)
     number: Any = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, number) or not abs(value) < math.inf:
         return False

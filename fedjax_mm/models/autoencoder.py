@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.checks import say
-from fedjax_mm.models.checks import check_flag, check_sizes
+from fedjax_mm.checks import check_flag, say
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.lstm import LSTM
 from fedjax_mm.types import Key, PyTree
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models.checks import check_flag, check_sizes
+from fedjax_mm.checks import check_flag
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 

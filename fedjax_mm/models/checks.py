@@ -61,12 +61,6 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = float
         raise ValueError(f"{name} must be a finite number from {least}{upper}, got {say(value)}")
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raises a ValueError that names the argument, unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {say(value)}")
-
-
 def check_dtype(dtype: Any) -> None:
     """Raises a ValueError unless `dtype` is a type of floating-point numbers."""
     try:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_mm.models.checks import check_flag, check_model, check_number, check_sizes, one_of
+from fedjax_mm.checks import check_flag
+from fedjax_mm.models.checks import check_model, check_number, check_sizes, one_of
 from fedjax_mm.models.layers import Model, as_model, run_module
 from fedjax_mm.models.text import GRU
 from fedjax_mm.types import Key, PyTree

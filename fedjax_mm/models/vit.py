@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.checks import check_flag
 from fedjax_mm.models import pretrained
-from fedjax_mm.models.checks import check_flag, check_sizes
+from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.layers import Conv, pixels
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack

@@ -65,10 +65,7 @@ def check_arguments(
         check_whole("devices", devices, 1, jax.device_count())
     if client_state not in PLACES:
         _check_folder_of_states(client_state)
-    if test is not None:
-        check_mapping("test", test, "names to arrays")
-        for stage in (stage for stage in plan if stage.rounds):
-            checked(stage.method, test)
+    _check_test(plan, test)
     _check_scores(evaluate)
     every |= {f"the period of evaluate[{k!r}]": v.rounds for k, v in (evaluate or {}).items() if isinstance(v, Every)}
     _check_calls(rounds_per_call, every, data.on_device, client_state)
@@ -146,6 +143,12 @@ def _check_calls(number: Any, periods: Mapping[str, int | None], on_device: bool
             raise ValueError(f"{name} is {period}; with rounds_per_call {number} it must be a multiple of {number}")
     if number > 1 and (not on_device or client_state != "device"):
         raise ValueError(f"rounds_per_call is {number}; it must be 1 where examples or states are off the device")
+
+
+def _check_test(plan: Sequence[Stage], test: Any) -> None:
+    """Raises ValueError where test arrays do not fit a stage that has rounds."""
+    for stage in (stage for stage in plan if stage.rounds and test is not None):
+        checked(stage.method, check_mapping("test", test, "names to arrays"))
 
 
 def _check_scores(evaluate: Any) -> None:

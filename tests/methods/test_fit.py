@@ -14,8 +14,9 @@ from tiny_joint_space import problem as pairs_problem
 from tiny_transformer import tiny
 
 from fedjax_mm import run
+from fedjax_mm.data import incoming
 from fedjax_mm.data.federated import FederatedData, pooled
-from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, layerwise
+from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, fit, layerwise
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.feddat import peft
 from fedjax_mm.methods.fedmekt import mmfl
@@ -337,7 +338,10 @@ def test_test_sets_of_a_joint_space_that_do_not_fit_are_refused(name, change, sa
         ({"client": np.full(7, 2)}, r"clients 0\.\.1"),
         ({"client": np.zeros(7)}, "must be integers"),
         ({"client": np.zeros(6, int)}, "one length"),
-        ({"target": np.full((7, 3), 1.5, np.float32)}, "scores in 0..1"),
+        (
+            {"target": np.full((7, 3), 1.5, np.float32)},
+            r"holds 1\.5\.\.1\.5, which must be within 0\.0\.\.1\.0",
+        ),
         ({"target": np.ones((7, 2), np.float32)}, "built for float32"),
         ({"answers": np.full(7, 4)}, r"holds 4\.\.4, which must be within 1\.\.3"),
     ],
@@ -348,6 +352,34 @@ def test_test_questions_that_do_not_fit_are_refused(name, change, said):
     arrays = {**data.cohorts["all"].arrays, "client": np.zeros(7, int), **change}
     with pytest.raises(ValueError, match=said):
         build(data).evaluate(None, arrays)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x: x - 0.1, r"'target' of cohort all holds -0\.1.*within 0\.0\.\.1\.0: it is the score of each answer"),
+        (lambda x: 100 * x, r"holds 0\.0\.\.100\.0, which"),
+        (lambda x: x.astype(np.int32), "is int32; it must be floats in"),
+    ],
+)
+@pytest.mark.parametrize("paper", [feddat, peft])
+def test_scores_of_answers_outside_their_range_are_refused(paper, change, said):
+    arrays = tiny_vilt.questions((4, 3)).cohorts["all"].arrays
+    with pytest.raises(ValueError, match=said):
+        tuned(paper, of({**arrays, "target": change(np.asarray(arrays["target"]))}, owned=[[0, 1, 2, 3], [4, 5, 6]]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.parametrize("block", [1, 1 << 22])  # numbers looked at at a time
+def test_captions_in_bytes_have_a_range_that_a_vocabulary_is_held_against(dtype, block, monkeypatch):
+    monkeypatch.setattr(incoming, "BLOCK", block)
+    captions = np.arange(1, 49).reshape(8, 3, 2).astype(dtype)
+    data = of({"text": captions, "image": np.zeros((8, 2, 2, 3), np.uint8), "sound": X}, owned=[[0, 6], [2]])
+    ranges = data.population.cohorts["all"].ranges
+    assert ranges == {"text": (1, 42), "sound": (X[0, 0], X[6, 2])}
+    reader = fit.tokens({"text": text.encoder(42, 4, 4)}, ["text"])
+    with pytest.raises(ValueError, match=r"holds 1\.\.42, which must be within 0\.\.41"):
+        fit.check_population(fit.Fit(data.population, {"all": reader}), data.population)
 
 
 def test_how_many_answers_a_client_knows_lies_within_the_head():

@@ -56,6 +56,7 @@ def test_a_wrong_value_is_answered_with_the_right_ones(field, value, said):
 def test_numbers_of_numpy_lists_and_zeros_that_mean_something_are_taken():
     config = fedavg.FedAvgConfig(client_lr=np.float32(0.1), batch_size=np.int64(3), epochs=0, prox=0, shared=["head"])
     check_settings(config, fedavg.FedAvgConfig)
+    check_settings(fedmekt.Probe(own=np.bool_(True)), fedmekt.Probe)  # pyright: ignore[reportArgumentType]
     check_whole("num_classes", np.int32(2), least=1)
 
 

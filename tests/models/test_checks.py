@@ -1,6 +1,8 @@
 """Every maker of a model refuses sizes, rates and types that are none, naming the argument."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax_mm.models import adapters, ast, autoencoder, bert, cnn, embedding, heads, lstm, mlp, resnet, text, vilt, vit
@@ -43,6 +45,21 @@ def test_a_wrong_argument_is_refused_by_its_name(maker, call, names):
         for value in WRONG:
             with pytest.raises(ValueError, match=rf"^{name}\b"):
                 maker(**{**call, name: value})
+
+
+FLAGS = [
+    (vit.encoder, "pooler", dict(image=8, patch=4, **SMALL), (jnp.zeros((1, 8, 8, 3)),)),
+    (bert.encoder, "pooler", dict(vocabulary=9, types=2, **SMALL), (jnp.zeros((1, 4), int),)),
+    (embedding.pie_text, "relu", dict(vocabulary=9, dim=4), (jnp.zeros((1, 4), int),)),
+    (autoencoder.split_lstm, "readout", dict(features={"a": 3}), ()),
+]
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("maker, name, call, example", FLAGS, ids=lambda x: getattr(x, "__module__", "")[17:])
+def test_a_flag_of_numpy_is_the_one_that_it_holds(maker, name, call, example, flag):
+    shapes = lambda value: jax.eval_shape(maker(**call, **{name: value}).init, KEY, *example)
+    assert shapes(np.bool_(flag)) == shapes(flag)
 
 
 def test_models_of_texts_say_how_many_ids_they_know():
