@@ -502,6 +502,18 @@ def test_the_next_stage_is_compiled_while_one_trains(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("settings", "number"), [({}, 1), ({"chunk": 2}, 2)])
+def test_a_run_that_goes_on_lowers_its_round_once_where_the_round_is_the_one_that_is_compared(
+    tmp_path, monkeypatch, settings, number
+):
+    train(tmp_path, rounds=1)
+    lower, calls = compilation._lower, []
+    monkeypatch.setattr(compilation, "_lower", lambda *args: calls.append(1) or lower(*args))
+    state = train(tmp_path, rounds=2, **settings)
+    assert len(calls) == number
+    chex.assert_trees_all_close(state, train(rounds=2, **settings), rtol=1e-5 * (number - 1), atol=0)
+
+
 def test_stages_that_a_run_does_not_reach_are_not_compiled(monkeypatch):
     begun = []
     monkeypatch.setattr(compilation, "ahead", lambda stage, *others: begun.append(stage.name))

@@ -29,7 +29,8 @@ class Compiler(NamedTuple):
 
     chunk: of every stage's map over clients, or "auto"; None: as its method says. folder: where a stage's chunks are
     remembered. streamed: the state has the states of the participants alone. files: of the run, which belong to the
-    stages' programs. claimed: the names of stages whose programs are compared.
+    stages' programs. claimed: the names of stages whose programs are compared. lowered: the program that was compared
+    last, by its stage, if it is still to be compiled.
     """
 
     chunk: Chunk
@@ -39,6 +40,7 @@ class Compiler(NamedTuple):
     folder: Callable[[Stage], RunDirectory | Folder | None]
     files: RunDirectory | None
     claimed: set[str]
+    lowered: dict[str, jax.stages.Lowered]
     log: Callable[[str], None]
 
     def now(self, stage: Stage, inputs: Inputs, number: int, begun: Future | None) -> Callable:
@@ -50,7 +52,12 @@ class Compiler(NamedTuple):
                 chunk = chosen_chunks(stage.method, *single, self.mesh, self.folder(stage), self.log)
             else:
                 chunk = self.chunk
-            step, seconds, digest = _compile(stage, inputs, over_clients(stage.method, chunk, self.mesh), number)
+            over, known = over_clients(stage.method, chunk, self.mesh), self.lowered.pop(stage.name, None)
+            if known is not None and _is_plain(inputs, over, number):
+                since = time.perf_counter()
+                step, seconds, digest = known.compile(), time.perf_counter() - since, None  # compared already
+            else:
+                step, seconds, digest = _compile(stage, inputs, over, number)
             waited = ""
         else:
             since = time.perf_counter()
@@ -70,7 +77,11 @@ class Compiler(NamedTuple):
         if stage.name in self.claimed or self.files is None and jax.process_count() == 1:
             return
         self.claimed.add(stage.name)
-        program = digest or _digest(stage.method, self.init_key, data)
+        program = digest
+        if program is None:
+            self.lowered.clear()
+            self.lowered[stage.name] = lowered = _lower_plain(stage.method, self.init_key, data)
+            program = digests.of_program(lowered)
         agree({"method": program})
         files = self.files
         if files is not None:
@@ -113,20 +124,25 @@ def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverCl
     return step
 
 
-def _digest(method: Method, init_key: Key, data: RoundData) -> str:
-    """The digest of a method's round, however clients are mapped and wherever their states are kept."""
+def _lower_plain(method: Method, init_key: Key, data: RoundData) -> jax.stages.Lowered:
+    """A method's round that is compared, however clients are mapped and wherever their states are kept."""
     state = jax.eval_shape(method.init, init_key)
     cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
     inputs = Inputs(state, data._replace(cohorts=cohorts), init_key)
-    return digests.of_program(_lower(method._replace(over=OverClients()), _shapes(inputs)))
+    return _lower(method._replace(over=OverClients()), _shapes(inputs))
+
+
+def _is_plain(inputs: Inputs, over: OverClients, number: int) -> bool:
+    """Whether these rounds are the program that `_lower_plain` gives."""
+    return number == 1 and over == OverClients() and all(x.place is None for x in inputs.data.cohorts.values())
 
 
 def _compile(
     stage: Stage, inputs: Inputs, over: OverClients, number: int
 ) -> tuple[jax.stages.Compiled, float, str | None]:
-    """(the compiled round, the seconds that took, its digest where this is the program that `_digest` means)."""
+    """(the compiled round, the seconds that took, its digest where this is the program that is compared)."""
     begun = time.perf_counter()
-    plain = number == 1 and over == OverClients() and all(taken.place is None for taken in inputs.data.cohorts.values())
+    plain = _is_plain(inputs, over, number)
     lowered = _lower(stage.method._replace(over=over), _shapes(inputs) if plain else inputs, number)
     digest = digests.of_program(lowered) if plain else None
     step = lowered.compile()

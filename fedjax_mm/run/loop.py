@@ -159,7 +159,7 @@ def _run(
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.renew("split.json", job.data.split())
-    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), job.log)
+    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), {}, job.log)
     state = _first(job, states, keys[0], compiler)
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
