@@ -3,9 +3,11 @@
 import hashlib
 import os
 import pathlib
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+OWN = ("127.0.0.1", "::1", "localhost")  # this machine
 LARGEST = 2**31  # bytes of one file; the largest that is known has 300 million
 
 
@@ -64,7 +66,9 @@ def verify(path: pathlib.Path, url: str) -> None:
 
 
 def _check_address(url: str) -> None:
-    if not url.startswith("https://"):
+    parts = urllib.parse.urlsplit(url)
+    own = parts.scheme == "http" and parts.hostname in OWN  # nobody is in between
+    if parts.scheme != "https" and not own:
         raise ValueError(f"the address {url!r} is not https, so that anyone could change the file; get it by hand")
 
 

@@ -71,8 +71,9 @@ def test_an_archive_is_compared_too(tmp_path, answer):
 
 
 def test_an_address_is_https_and_a_file_of_bounded_size(tmp_path, answer, monkeypatch):
-    with pytest.raises(ValueError, match="the address 'http://example.org/a.csv' is not https"):
-        raw(tmp_path, urls={"a.csv": URL.replace("https", "http")})
+    for wrong in ("http://example.org/a.csv", "ftp://127.0.0.1/a.csv", "http://127.0.0.1@example.org/a.csv", "/a.csv"):
+        with pytest.raises(ValueError, match=f"the address '{wrong}' is not https"):
+            raw(tmp_path, urls={"a.csv": wrong})
     answer.url = "http://elsewhere.org/a.csv"
     with pytest.raises(ValueError, match="the address 'http://elsewhere.org/a.csv' is not https"):
         raw(tmp_path)
