@@ -12,6 +12,7 @@ from benchmarks.accelerators import chips
 from benchmarks.timing import command
 from experiments.common import cli
 from fedjax_mm import report
+from fedjax_mm.checks import check_number, check_whole
 from fedjax_mm.run import records
 
 KEY = ("row", "chip", "dtype", "chunk", "devices")
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
     """Compiles, prints and saves the rows, each as it is done. One that fails is a row that says why."""
+    for name in ("chunks", "devices"):
+        for number in getattr(settings, name):
+            check_whole(f"a number of {name}", number, 1)
+    check_whole("top", settings.top)
+    check_number("limit", settings.limit, above=0)
     if settings.chip != HERE:
         chip, topology = chips.find(settings.chip)
         if topology:

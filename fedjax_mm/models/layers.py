@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.checks import check_traced
 from fedjax_mm.types import Key, PyTree
 
 
@@ -98,10 +99,16 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | No
     native one on a TPU. On a GPU it is the native one, but under `vmap`, where each client may have a kernel of its
     own, slices and a product: a native convolution then becomes a grouped one, which is many times slower.
 
+    Raises ValueError for arrays of other ranks, and where the channels F differ.
+
     >>> convolve(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()[0]
     [4.0, 6.0, 6.0, 4.0]
     """
+    check_traced("x", x, "[B, H, W, F]")
+    check_traced("kernel", kernel, "[k, k, F, out]")
     size = kernel.shape[0]
+    if kernel.shape[1:3] != (size, x.shape[-1]):
+        raise ValueError(f"kernel is {kernel.shape}; it must be [k, k, F, out] with F {x.shape[-1]}, as x has it")
 
     def sliced(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return patches(x, size, stride, padding) @ kernel.reshape(-1, kernel.shape[-1])

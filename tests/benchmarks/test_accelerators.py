@@ -95,6 +95,9 @@ def test_the_smallest_topology_that_has_the_devices_is_taken(name, devices, topo
         (["--papers", "fedprox"], "the paper fedprox is not known; there are all, fedavg"),
         (["--only", "fedavg/rnn"], "the row fedavg/rnn is not known; there are fedavg/mlp"),
         (["--compare", "a.json"], "--compare has 1 files; give two"),
+        (["--devices", "0"], "a number of devices is 0"),
+        (["--chunks", "0"], "a number of chunks is 0"),
+        (["--limit", "nan"], "limit is nan"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(given, said, tmp_path, monkeypatch):

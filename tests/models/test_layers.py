@@ -75,3 +75,18 @@ def test_uint8_images_are_scaled_and_others_are_not():
 def test_an_image_without_channels_is_refused_in_words():
     with pytest.raises(ValueError, match=r"x\[\.\.\., None\]"):
         layers.Conv(4).init(jax.random.key(0), jnp.zeros((2, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    "x, kernel, said",
+    [
+        ("images", jnp.ones((3, 3, 1, 2)), "x is 'images'"),
+        (jnp.ones((4, 4, 1)), jnp.ones((3, 3, 1, 2)), "x has rank 3"),
+        (jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 2)), "kernel has rank 3"),
+        (jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 2, 2)), "kernel is .*with F 1"),
+        (jnp.ones((1, 4, 4, 1)), jnp.ones((3, 1, 1, 2)), "kernel is "),
+    ],
+)
+def test_a_convolution_of_what_does_not_fit_is_one_sentence(x, kernel, said):
+    with pytest.raises(ValueError, match=said):
+        layers.convolve(x, kernel)
