@@ -4,6 +4,7 @@
 (many copies, some gathers) have none and count 0, so that a sum of cycles is a lower bound.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -98,17 +99,9 @@ def arrays_of(type: str) -> list[tuple[str, tuple[int, ...]]]:
     return [(kind, tuple(int(d) for d in shape.split(",") if d)) for kind, shape in ARRAY.findall(type)]
 
 
-def size(shape: Sequence[int]) -> int:
-    """The number of elements."""
-    total = 1
-    for side in shape:
-        total *= side
-    return total
-
-
 def bytes_of(type: str) -> int:
     """The bytes of a type, without the padding of its layout."""
-    return sum(BYTES[kind] * size(shape) for kind, shape in arrays_of(type))
+    return sum(BYTES[kind] * math.prod(shape) for kind, shape in arrays_of(type))
 
 
 def operations(program: Program, unknown_trips: float = 1.0) -> list[Operation]:
@@ -155,7 +148,7 @@ def is_collective(operation: Operation) -> bool:
 def moved(operation: Operation) -> int:
     """The bytes of an operation's result. One that starts a copy or a gather also lists what it reads."""
     if operation.op in ("all-gather-start", "copy-start", "collective-permute-start"):
-        return max((BYTES[kind] * size(shape) for kind, shape in arrays_of(operation.type)), default=0)
+        return max((BYTES[kind] * math.prod(shape) for kind, shape in arrays_of(operation.type)), default=0)
     return bytes_of(operation.type)
 
 
@@ -164,8 +157,8 @@ def copies(operations: Sequence[Operation], examples: Sequence[tuple[str, tuple[
 
     examples: (dtype, [E, ...]) of every array of examples.
     """
-    wholes = {(shape[0], size(shape)) for _, shape in examples}
-    is_whole = lambda shape: any(size(shape) == total and number in shape for number, total in wholes)
+    wholes = {(shape[0], math.prod(shape)) for _, shape in examples}
+    is_whole = lambda shape: any(math.prod(shape) == total and number in shape for number, total in wholes)
     written = [one for one in operations if one.op not in MOVES_NOTHING and not one.op.endswith("-done")]
     return [one for one in written if any(is_whole(shape) for _, shape in arrays_of(one.type))]
 

@@ -82,6 +82,15 @@ def in_stages(name: Literal["coco", "advance"], plan: Plan, clients: Clients, dt
     return workload(build, {"all": clients})
 
 
+def plans(name: Literal["coco", "advance"], about: str, clients: Clients) -> dict[str, Row]:
+    """The rows of a data set: end to end, and the last of six stages."""
+    row = lambda how, plan: Row(about.format(how), functools.partial(in_stages, name, plan, clients))
+    return {
+        f"layerwise/{name}": row("end to end", "end-to-end"),
+        f"layerwise/{name}-last": row("the last of six stages", "layer-wise"),
+    }
+
+
 COCO = Clients(10, 64, {"image": image(224), "text": Shape((5, 40), np.int32)})
 ADVANCE = Clients(40, 96, {"image": image(224), "audio": Shape((1024, 128), np.float32), "label": LABEL}, 30)
 
@@ -114,22 +123,8 @@ ROWS: Mapping[str, Row] = {
     "fedmekt/ur_fall": Row("LSTMs, UR Fall's shapes, 30 clients x 4 steps of 24", ur_fall, (1, 8, 30), ("float32",)),
     "feddat/4": Row("ViLT-B/32, 4 clients x 4 steps of 16", functools.partial(vilt_b32, 4)),
     "feddat/32": Row("ViLT-B/32, 32 clients x 4 steps of 16", functools.partial(vilt_b32, 32)),
-    "layerwise/coco": Row(
-        "ViT-Tiny and DistilBERT end to end, 10 clients x 6 steps of 32",
-        functools.partial(in_stages, "coco", "end-to-end", COCO),
-    ),
-    "layerwise/coco-last": Row(
-        "ViT-Tiny and DistilBERT, the last of six stages, 10 clients x 6 steps of 32",
-        functools.partial(in_stages, "coco", "layer-wise", COCO),
-    ),
-    "layerwise/advance": Row(
-        "ViT-Tiny and distilled AST end to end, 30 of 40 clients x 18 steps of 16",
-        functools.partial(in_stages, "advance", "end-to-end", ADVANCE),
-    ),
-    "layerwise/advance-last": Row(
-        "ViT-Tiny and distilled AST, the last of six stages, 30 of 40 clients x 18 steps of 16",
-        functools.partial(in_stages, "advance", "layer-wise", ADVANCE),
-    ),
+    **plans("coco", "ViT-Tiny and DistilBERT, {}, 10 clients x 6 steps of 32", COCO),
+    **plans("advance", "ViT-Tiny and distilled AST, {}, 30 of 40 clients x 18 steps of 16", ADVANCE),
     "creamfl/full": Row(
         "ResNet-101 and BERT at the server in batches of 128, 50,000 public pairs, 10 of 10, of 10 and of 15 clients",
         creamfl_full,

@@ -16,7 +16,7 @@ from fedjax_mm.run import client_state, digests
 from fedjax_mm.run.json_files import Folder
 from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import RunDirectory
-from fedjax_mm.run.rounds import PARTICIPANTS, Inputs, scan_rounds
+from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_participants
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import FedState, Key, Metrics, OverClients, RoundData
@@ -167,16 +167,10 @@ def _shapes(inputs: Inputs) -> Inputs:
 
 def _first(data: RoundData, number: int) -> RoundData:
     """The first of the `number` rounds that `several` made one of."""
-    return data if number == 1 else _changed(data, lambda x: x[0])
+    return data if number == 1 else with_participants(data, jax.tree.map(lambda x: x[0], participants(data)))
 
 
 def _shaped(data: RoundData, number: int) -> RoundData:
     """The shapes of `number` rounds like the one of `data`."""
     longer = lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype, sharding=getattr(x, "sharding", None))
-    return data if number == 1 else _changed(data, longer)
-
-
-def _changed(data: RoundData, change: Callable) -> RoundData:
-    fields = lambda taken: {name: change(getattr(taken, name)) for name in PARTICIPANTS}
-    cohorts = {name: dataclasses.replace(taken, **fields(taken)) for name, taken in data.cohorts.items()}
-    return data._replace(cohorts=cohorts)
+    return data if number == 1 else with_participants(data, jax.tree.map(longer, participants(data)))

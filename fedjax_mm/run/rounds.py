@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
@@ -113,7 +113,7 @@ def rounds(
         if not steps:
             state = states.load(state, data)
         if len(each) not in steps:
-            begun, ends = (None, None) if steps else (later, sum(stage.rounds for stage in plan[: at + 1]))
+            begun, ends = (None, None) if steps else (later, _end(plan, at))
             steps[len(each)] = compiler.now(plan[at], Inputs(state, data, round_key), len(each), begun)
             if ends is not None and ends < until:
                 inputs = Inputs(state, states.placed(each[0]), round_key)
@@ -140,33 +140,40 @@ def rounds(
 
 def _in_one_call(plan: Sequence[Stage], r: int, until: int, per_call: int) -> int:
     """How many rounds the call has that begins with round r, from 0."""
-    end = min(until, sum(stage.rounds for stage in plan[: stages.index(plan, r) + 1]))
+    end = min(until, _end(plan, stages.index(plan, r)))
     return per_call if r % per_call == 0 and r + per_call <= end else 1
 
 
+def _end(plan: Sequence[Stage], at: int) -> int:
+    """The rounds behind a run when stage number `at` ends."""
+    return sum(stage.rounds for stage in plan[: at + 1])
+
+
+def participants(data: RoundData) -> dict[str, dict[str, Any]]:
+    """What differs between rounds of the same arrays, by cohort: who takes part, and with which rows."""
+    fields = ("index", "weight", "rows", "count")
+    return {name: {field: getattr(taken, field) for field in fields} for name, taken in data.cohorts.items()}
+
+
+def with_participants(data: RoundData, those: Mapping[str, Mapping[str, Any]]) -> RoundData:
+    """The data with other participants."""
+    return data._replace(cohorts={k: dataclasses.replace(taken, **those[k]) for k, taken in data.cohorts.items()})
+
+
 def several(each: Sequence[RoundData]) -> RoundData:
-    """Rounds of the same arrays as one: what differs, leaves [n, ...], is who takes part and with which rows."""
+    """Rounds of the same arrays as one, whose participants have leaves [n, ...]; a single round stays as it is."""
     if len(each) == 1:
         return each[0]
-    cohorts = {}
-    for name, first in each[0].cohorts.items():
-        those = [data.cohorts[name] for data in each]
-        stack = lambda field, those=those: np.stack([np.asarray(getattr(one, field)) for one in those])
-        cohorts[name] = dataclasses.replace(first, **{field: stack(field) for field in PARTICIPANTS})
-    return each[0]._replace(cohorts=cohorts)
+    stacked = jax.tree.map(lambda *x: np.stack([np.asarray(one) for one in x]), *map(participants, each))
+    return with_participants(each[0], stacked)
 
 
 def scan_rounds(round: Callable, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Any, jax.Array]:
     """`round(state, data, key)` of the rounds that `several` made one of: the last state, and what each tells."""
 
-    def one(state: FedState, taken: Any) -> tuple[FedState, Any]:
-        cohorts = {name: dataclasses.replace(data.cohorts[name], **fields) for name, fields in taken.items()}
-        new, *told = round(state, data._replace(cohorts=cohorts), key)
+    def one(state: FedState, those: Any) -> tuple[FedState, Any]:
+        new, *told = round(state, with_participants(data, those), key)
         return new, told
 
-    taken = {name: {f: getattr(cohort, f) for f in PARTICIPANTS} for name, cohort in data.cohorts.items()}
-    new, told = jax.lax.scan(one, state, taken)
+    new, told = jax.lax.scan(one, state, participants(data))
     return new, *told
-
-
-PARTICIPANTS = ("index", "weight", "rows", "count")  # fields of a CohortRound that differ from round to round

@@ -49,10 +49,9 @@ def scores(method: Method, arrays: Arrays) -> Score:
 
 def checked(method: Method, arrays: Arrays) -> Callable[[FedState, Arrays], Mapping[str, float]]:
     """How a method scores these arrays, which are checked here once and not again at every evaluation."""
-    if not isinstance(method.evaluate, Evaluation):
-        return method.evaluate
-    method.evaluate.check(arrays)
-    return method.evaluate.scores
+    if isinstance(method.evaluate, Evaluation):
+        method.evaluate.check(arrays)
+    return _unchecked(method)
 
 
 class Scores:
@@ -74,9 +73,8 @@ class Scores:
     def __call__(self, done: Round, row: Row) -> Row:
         scored = {}
         if self.test is not None and is_due(done, self.every):
-            evaluate = done.method.evaluate  # which `check_arguments` asked about the arrays
-            evaluate = evaluate.scores if isinstance(evaluate, Evaluation) else evaluate
-            scored |= _under("test", evaluate(done.state, self.test))
+            # `check_arguments` had the arrays checked.
+            scored |= _under("test", _unchecked(done.method)(done.state, self.test))
         for name, (every, score) in self.evaluate.items():
             if is_due(done, every):
                 scored |= _under(name, score(done.state))
@@ -203,6 +201,10 @@ def finite(row: Row, log: Callable[[str], None]) -> dict[str, Any]:
         return dict(row)
     log(f"round {row['round']}: not finite: {', '.join(bad)}")
     return {**row, **dict.fromkeys(bad), "not_finite": len(bad)}
+
+
+def _unchecked(method: Method) -> Callable[[FedState, Arrays], Mapping[str, float]]:
+    return method.evaluate.scores if isinstance(method.evaluate, Evaluation) else method.evaluate
 
 
 def _or_none(values: np.ndarray) -> list[float | None]:
