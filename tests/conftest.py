@@ -3,6 +3,7 @@
 FEDJAX_MM_TEST_DATA: the folder of real datasets; without it the tests look in ../shared/data beside the checkout.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -27,6 +28,8 @@ cache /= f"tests-{jax.__version__}"
 cache.mkdir(mode=0o700, parents=True, exist_ok=True)
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+gc.set_threshold(20_000, 20, 20)  # tracing makes many small objects that live on: a tenth off
 
 collect_ignore_glob = ["*/fixtures/*"]  # scripts that made the fixtures; they need PyTorch
 
