@@ -16,6 +16,9 @@ from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
 
+LEAST_PLACES = 128  # row numbers that a ragged cohort's client has room for: they cost nothing, a compilation does
+
+
 @dataclasses.dataclass(frozen=True)
 class CohortExamples:
     """A cohort's example arrays, and which of their rows each client owns.
@@ -206,7 +209,7 @@ class FederatedData:
         count, most = counts[index].astype(np.int32), counts.max()
         uniform = bool((cohort.counts == most).all())
         if not uniform:  # so that another split of as many clients compiles to the same program
-            most = 1 << int(most - 1).bit_length()
+            most = max(1 << int(most - 1).bit_length(), LEAST_PLACES if self.on_device else 1)
         places = np.arange(most) < count[:, None]  # [C, R]
         rows = np.zeros(places.shape, np.int32)
         start = np.append(cohort.offsets[:-1], 0)[index]
