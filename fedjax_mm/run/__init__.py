@@ -3,6 +3,7 @@
 from fedjax_mm.run.client_scores import own_scores
 from fedjax_mm.run.loop import train
 from fedjax_mm.run.rounds import Round
+from fedjax_mm.run.saved import SavedRun, load
 from fedjax_mm.run.watch import Every, StopRun, Watcher, scores
 
-__all__ = ["Every", "Round", "StopRun", "Watcher", "own_scores", "scores", "train"]
+__all__ = ["Every", "Round", "SavedRun", "StopRun", "Watcher", "load", "own_scores", "scores", "train"]
