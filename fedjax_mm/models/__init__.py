@@ -19,6 +19,7 @@ from fedjax_mm.models import (
     vilt,
     vit,
 )
+from fedjax_mm.models.encoders import as_encoder, as_encoders
 from fedjax_mm.models.layers import Model
 from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.models.vilt import Vilt
@@ -28,6 +29,8 @@ __all__ = [
     "Transformer",
     "Vilt",
     "adapters",
+    "as_encoder",
+    "as_encoders",
     "ast",
     "bert",
     "cnn",
