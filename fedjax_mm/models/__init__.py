@@ -20,6 +20,7 @@ from fedjax_mm.models import (
     vit,
 )
 from fedjax_mm.models.encoders import as_encoder, as_encoders
+from fedjax_mm.models.exports import export, import_params
 from fedjax_mm.models.layers import Model
 from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.models.vilt import Vilt
@@ -35,7 +36,9 @@ __all__ = [
     "bert",
     "cnn",
     "embedding",
+    "export",
     "heads",
+    "import_params",
     "lstm",
     "mlp",
     "pretrained",
