@@ -16,8 +16,8 @@ from fedjax_mm.report.tables import quantity
 
 AXES = {  # key of a row -> what the axis says
     "round": "communication round",
-    "MB": "MB sent and received, all clients together",
-    "GFLOP": "GFLOP (matrix products), all clients together",
+    "MB": "MB sent and received by all clients",
+    "GFLOP": "GFLOP of all clients",
     "spent seconds": "time (s)",
 }
 _CORNER = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8}
