@@ -52,7 +52,7 @@ def test_differences_are_those_of_a_paired_t_test(runs):
     other = paired.paired_differences(load_all(*runs), baseline="new")
     np.testing.assert_allclose(other[0]["difference"], -expected[0])
     (shown, _) = paired.differences_table(rows)
-    assert shown["difference"] == "+0.100" and shown["95 % interval"] == "-0.032 to +0.232"
+    assert shown["difference"] == "+0.100" and shown["95 % interval"] == "-0.038 to +0.238"
     with pytest.raises(ValueError, match="baseline is 'nobody'; the runs are base, new"):
         paired.paired_differences(load_all(*runs), baseline="nobody")
     with pytest.raises(ValueError, match="give two or more"):

@@ -88,7 +88,7 @@ def _results(runs: Sequence[Run], rows: Sequence[dict[str, Cell]], draw: Draw, e
                 word: draw(lambda path, a=axis, m=metrics: plot_curves(runs, m, path, a), name=file(word))
                 for axis, word in axes.items()
             }
-            yield Picture(f"{name} over rounds", drawn, SPENT)
+            yield Picture(f"{name} over rounds", drawn, SPENT if name == "test" or not tests else "")
     yield Note("Lines are means over seeds, bands go from the least to the most.")
 
 
