@@ -33,11 +33,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else KEPT, enable_async_checkpointing=False, read_only=read_only
-        )
         self.path = directory / "checkpoints"
         with _quiet():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else KEPT, enable_async_checkpointing=False, read_only=read_only
+            )
             self.manager = ocp.CheckpointManager(self.path, options=options)
 
     @property
