@@ -13,13 +13,13 @@ from fedjax_mm.checks import check_callable, check_number, say
 from fedjax_mm.federate import Method
 from fedjax_mm.local import STEP_NAME
 from fedjax_mm.transforms import transformed
-from fedjax_mm.types import ClientData, Download, FedState, PyTree, RoundData
+from fedjax_mm.types import ClientData, CohortRound, Download, FedState, PyTree, RoundData
 
 
 class Cost(NamedTuple):
     """What one client of a cohort pays.
 
-    The last three are None where the client's update runs no `local_steps`: there is then no step to count.
+    The last four are None where the client's update runs no `local_steps`: there is then no step to count.
     """
 
     bytes_down: int
@@ -36,6 +36,9 @@ class Cost(NamedTuple):
     peak_bytes: int | None = None
     """Bytes of the arguments and temporaries of the compiled step: weights, optimiser state, one batch, activations and
     gradients. The new weights replace the old ones in place. Where an update has several kinds of step, the most."""
+    round_flops: float | None = None
+    """FLOPs of the matrix multiplications in a client's whole update, all its steps and what else it computes. The
+    client has the mean number of examples of those who take part in `data`, or the most where that holds shapes."""
 
 
 def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[str, Cost]:
@@ -46,16 +49,20 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     ...     return {"w": Mean(download.sent[:2], data.weight)}, state, {}
     >>> server = Server(lambda key: np.zeros(5, "f"), lambda w, public: {"all": Download(w)}, lambda w, *_: (w, {}))
     >>> data = FederatedData.from_arrays({"x": np.zeros(3)}, [[0, 1], [2]])
-    >>> of(federate(server, {"all": Cohort(2, lambda key: (), update)}), data.round({"all": np.arange(2)}))
-    {'all': Cost(bytes_down=20, bytes_up=8, bytes_held=0, flops=None, xla_flops=None, peak_bytes=None)}
+    >>> method = federate(server, {"all": Cohort(2, lambda key: (), update)})
+    >>> cost = of(method, data.round({"all": np.arange(2)}))["all"]
+    >>> cost.bytes_down, cost.bytes_up, cost.flops
+    (20, 8, None)
     """
     for name, value, kind in (("method", method, Method), ("data", data, RoundData), ("state", state, FedState)):
         if not isinstance(value, kind) and not (name == "state" and state is None):
             raise ValueError(f"{name} is {say(value)}; give a {kind.__name__}")
+    examples = {name: _mean_examples(taken) for name, taken in data.cohorts.items()}
     before = jax.eval_shape(method.init, jax.random.key(0)) if state is None else state
     before, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (before, data))
     downloads = jax.eval_shape(method.server.download, before.server, data.public)
-    return {name: _of_cohort(method, name, downloads[name], before.clients[name], data) for name in method.cohorts}
+    of_cohort = lambda name: _of_cohort(method, name, downloads[name], before.clients[name], data, examples[name])
+    return {name: of_cohort(name) for name in method.cohorts}
 
 
 def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) -> float:
@@ -77,14 +84,17 @@ def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) 
     return _matmul_flops(jax.make_jaxpr(function)(*args).jaxpr, unknown_trips)
 
 
-def _of_cohort(method: Method, name: str, download: Download, states: PyTree, data: RoundData) -> Cost:
-    """The cost of a client of a cohort whose clients' states are `states`, leaves [N, ...]."""
+def _of_cohort(method: Method, name: str, download: Download, states: PyTree, data: RoundData, examples: int) -> Cost:
+    """The cost of a client of a cohort whose clients' states are `states`, leaves [N, ...].
 
-    def update(download, states, data, key):
+    examples: how many the client of `round_flops` has.
+    """
+
+    def update(download, states, data, key, own=None):
         taken = data.cohorts[name]
         state = jax.tree.map(lambda x: x[0], states)
-        own = taken.rows[0], taken.count[0], taken.weight[0]
-        seen = ClientData(taken.arrays, *own, data.public, taken.uniform)
+        rows, uniform = (taken.rows[0], taken.uniform) if own is None else (taken.rows[0, :own], True)
+        seen = ClientData(taken.arrays, rows, taken.count[0], taken.weight[0], data.public, uniform)
         uploads, _, _ = method.cohorts[name].update(download, state, seen, key)
         travels = transformed(method.upload, uploads, download.sent, key)
         return {slot: sent.value for slot, sent in travels.items()}
@@ -95,6 +105,8 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
     cost = Cost(trees.size_bytes(download.sent), trees.size_bytes(upload), trees.size_bytes(download.held))
     if not steps:
         return cost
+    # With a known number of examples, the number of steps is known while tracing.
+    typical = jax.make_jaxpr(lambda *args: update(*args, own=examples))(download, states, data, key)
     # Machine code is left plain, which halves the time and changes neither XLA's buffers nor its count.
     plain: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
     lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(step)).lower(*step.in_avals) for step in steps]
@@ -106,7 +118,16 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         peak_bytes=max(
             (m.argument_size_in_bytes + m.temp_size_in_bytes for m in memory if m is not None), default=None
         ),
+        round_flops=_matmul_flops(typical.jaxpr),
     )
+
+
+def _mean_examples(taken: CohortRound) -> int:
+    """The mean number of examples of the participants that have some, at least 1."""
+    if isinstance(taken.count, jax.ShapeDtypeStruct):
+        return taken.rows.shape[1]
+    counts = np.asarray(taken.count)
+    return max(1, round(float(counts[counts > 0].mean()))) if counts.any() else taken.rows.shape[1]
 
 
 def _cost_analysis(compiled: jax.stages.Compiled) -> Mapping[str, float]:

@@ -59,8 +59,9 @@ def enter(before: FedState, fresh: FedState) -> FedState:
     dict or the reverse.
 
     >>> before = FedState({"layer_0": 0.5}, {}, 10)
-    >>> enter(before, FedState({"layer_0": 0.0, "layer_1": 0.0}, {}, 0))
-    FedState(server={'layer_0': 0.5, 'layer_1': 0.0}, clients={}, round=10)
+    >>> after = enter(before, FedState({"layer_0": 0.0, "layer_1": 0.0}, {}, 0))
+    >>> after.server, after.round
+    ({'layer_0': 0.5, 'layer_1': 0.0}, 10)
     """
     for name, state in (("before", before), ("fresh", fresh)):
         if not isinstance(state, FedState):

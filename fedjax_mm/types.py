@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from fedjax_mm._summary import summary
+
 PyTree = Any
 Key = jax.Array
 Arrays = Mapping[str, jax.Array]
@@ -229,9 +231,9 @@ class Server(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FedState:
-    """The states of the server and of all clients: everything that a checkpoint holds.
+    """The states of the server and of all clients: everything that a checkpoint holds. It prints as a summary.
 
     >>> state = FedState(server=jax.numpy.zeros(2), clients={"all": jax.numpy.ones((3, 2))}, round=jax.numpy.int32(0))
     >>> [x.shape for x in jax.tree.leaves(state)]
@@ -243,6 +245,9 @@ class FedState:
     """The states of each cohort's clients: leaves [N, ...]."""
     round: jax.Array
     """[] int32. How many rounds lie behind."""
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 class OverClients(NamedTuple):

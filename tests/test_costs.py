@@ -56,6 +56,17 @@ def test_upload_transforms_are_counted_after_they_ran():
     assert cost_of(upload=quantise).bytes_up == PARAMS + 8
 
 
+def test_round_flops_are_those_of_all_steps_of_a_client_of_mean_size():
+    cost = cost_of()  # clients have 20, 13 and 7 examples: 13 on the mean, 3 batches of 5, three times
+    assert cost.flops is not None and cost.round_flops == 3 * 3 * cost.flops
+    data = FederatedData.from_arrays({"x": np.ones((40, FEATURES), np.float32)}, [np.arange(20), np.arange(20, 30)])
+    two = method()._replace(cohorts={"all": method().cohorts["all"]._replace(size=2)})
+    taken = data.round({"all": np.array([1, 2])})  # and nobody
+    assert costs.of(two, taken)["all"].round_flops == 3 * 2 * cost.flops
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), taken)
+    assert costs.of(two, shapes)["all"].round_flops == 3 * 7 * cost.flops  # 32 rows
+
+
 def test_flops_are_those_of_one_step_whatever_the_number_of_steps():
     forward = 2 * BATCH * (FEATURES * HIDDEN + HIDDEN)
     backward = 2 * BATCH * (FEATURES * HIDDEN + 2 * HIDDEN)  # no gradient with respect to the examples

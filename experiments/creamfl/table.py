@@ -15,6 +15,7 @@ from fedjax_mm.methods.creamfl import vqa_evaluation
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, represent
 from fedjax_mm.report import plots
+from fedjax_mm.report.curves import plot_curves
 from fedjax_mm.types import FedState
 
 SHOWN = ("i2t_r10", "t2i_r10", "rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
@@ -63,7 +64,7 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     apart = ("chance", *(name for name in runs if "server" in name))
     report.plot_bars(rows, out / "bars.png", label="method", controls=apart, **bars)
     curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
-    plots.plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
+    plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
     problem = study.load(settings, settings.common.all_seeds[0])
     pictured = [name for name in ("FedMD", "CreamFL") if name in runs]
     for name in pictured:

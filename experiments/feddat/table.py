@@ -11,7 +11,7 @@ from experiments.feddat import study
 from experiments.feddat.modes import modes, size
 from fedjax_mm import report
 from fedjax_mm.data import vqa
-from fedjax_mm.report import plots
+from fedjax_mm.report.curves import plot_curves
 
 CURVES = ("standalone", "lora", "full", "adapter", "dat", "dat, no distillation")
 CONTROLS = ("constant", "classifier", "standalone")
@@ -58,7 +58,7 @@ def _draw(out: pathlib.Path, rows: Sequence[dict[str, Any]], runs: Mapping[str, 
     scored = lambda row: {"test/score": row["test/dat"], **row} if "test/dat" in row else row
     curves = {name: [[scored(row) for row in run.rows] for run in runs[name]] for name in CURVES if name in runs}
     if curves:
-        plots.plot_curves(curves, ["test/score"], out / "curves.png")
+        plot_curves(curves, ["test/score"], out / "curves.png")
     return bool(curves)
 
 

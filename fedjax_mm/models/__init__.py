@@ -19,6 +19,8 @@ from fedjax_mm.models import (
     vilt,
     vit,
 )
+from fedjax_mm.models.encoders import as_encoder, as_encoders
+from fedjax_mm.models.exports import export, import_params
 from fedjax_mm.models.layers import Model
 from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.models.vilt import Vilt
@@ -28,11 +30,15 @@ __all__ = [
     "Transformer",
     "Vilt",
     "adapters",
+    "as_encoder",
+    "as_encoders",
     "ast",
     "bert",
     "cnn",
     "embedding",
+    "export",
     "heads",
+    "import_params",
     "lstm",
     "mlp",
     "pretrained",

@@ -14,11 +14,11 @@ from fedjax_mm.checks import is_whole, say
 def check_model(name: str, model: Any) -> None:
     """Raises a ValueError, which calls the model `name`, where it is no pair of functions `init` and `apply`."""
     if isinstance(model, nn.Module):
-        raise ValueError(f"{name} is a flax module, {type(model).__name__}; give models.layers.as_model of it")
+        raise ValueError(f"{name} is a flax module, {type(model).__name__}; give models.as_encoder of it")
     pair = (getattr(model, "init", None), getattr(model, "apply", None))
     if isinstance(model, type) or not all(callable(function) for function in pair):
         given = f"{name} is {type(model).__name__} {say(model)}"
-        raise ValueError(f"{given}; it must be a models.Model(init, apply), such as models.mlp.encoder gives")
+        raise ValueError(f"{given}; it must be a models.Model, a pair (init, apply), a linen or an nnx module")
 
 
 def one_of(name: str, value: object, allowed: tuple) -> None:

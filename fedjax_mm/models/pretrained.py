@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_mm._lazy import require
 from fedjax_mm.models import checkpoint_files
+from fedjax_mm.models.paths import flatten, nest
 from fedjax_mm.types import PyTree
 
 
@@ -124,7 +125,7 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
     spec = model.checkpoint
     found = _strip(checkpoint_files.read(pathlib.Path(path), spec.repository), spec.prefix, path)
     fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
-    expected = _flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
+    expected = flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
     for part in spec.optional:
         leaves = {ours for ours in expected if ours.startswith(f"{part}/")}
         if not any(spec.names[ours][0] in found for ours in leaves):
@@ -153,7 +154,7 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
         raise ValueError(
             f"{path} is not a checkpoint of this model; its depth and sizes must be the file's:\n  {listed}"
         )
-    params = _nest(params)
+    params = nest(params)
     if spec.stacked:
         params["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"].values())
     return params
@@ -169,7 +170,7 @@ def save(params: PyTree, model: HasCheckpoint, path: str | pathlib.Path) -> None
     """
     if pathlib.Path(path).suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors")
-    names, leaves = model.checkpoint.names, _flatten(_unstacked(params, model.checkpoint))
+    names, leaves = model.checkpoint.names, flatten(_unstacked(params, model.checkpoint))
     if unknown := sorted(leaves.keys() - names.keys()):
         raise ValueError(f"the model has no parameters {unknown}")
     written = {names[ours][0]: names[ours][1].write(np.asarray(leaf, np.float32)) for ours, leaf in leaves.items()}
@@ -202,19 +203,3 @@ def _unstacked(params: PyTree, spec: Checkpoint) -> PyTree:
     at = lambda i: jax.tree.map(lambda leaf: leaf[i], params["layers"])
     depth = len(jax.tree.leaves(params["layers"])[0])
     return {**params, "layers": {f"{i:02d}": at(i) for i in range(depth)}}
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """{"layers/00/fc_1/kernel": leaf, ...}"""
-    return {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nest(leaves: Mapping[str, jax.Array]) -> PyTree:
-    tree = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        branch = tree
-        for key in parents:
-            branch = branch.setdefault(key, {})
-        branch[last] = leaf
-    return tree

@@ -1,4 +1,4 @@
-"""Tables and plots of finished runs: `python -m fedjax_mm.report RUN [RUN ...] --out DIR`."""
+"""Tables and plots of finished runs: `python -m fedjax_mm.report RUN [RUN ...] --out DIR [--html]`."""
 
 from fedjax_mm import _lazy
 
@@ -7,20 +7,25 @@ for package in ("matplotlib", "rich", "tyro"):  # before any of them is imported
 
 from fedjax_mm.report.own_scores import own_scores_table, plot_own_scores
 from fedjax_mm.report.page import write
+from fedjax_mm.report.paired import differences_table, paired_differences, plot_differences
 from fedjax_mm.report.plots import plot_bars, plot_costs, plot_representations, plot_split
 from fedjax_mm.report.runs import Run, costs_table, group, load, plot_curves, split_table, summary
-from fedjax_mm.report.tables import heading, show, table
+from fedjax_mm.report.tables import heading, latex, show, table
 
 __all__ = [
     "Run",
     "costs_table",
+    "differences_table",
     "group",
     "heading",
     "load",
+    "latex",
     "own_scores_table",
+    "paired_differences",
     "plot_bars",
     "plot_costs",
     "plot_curves",
+    "plot_differences",
     "plot_own_scores",
     "plot_representations",
     "plot_split",

@@ -1,4 +1,4 @@
-"""The command `python -m fedjax_mm.report RUN [RUN ...] --out DIR`."""
+"""The command `python -m fedjax_mm.report RUN [RUN ...] --out DIR [--html] [--pdf] [--latex]`."""
 
 import pathlib
 
@@ -6,28 +6,40 @@ import tyro
 
 from fedjax_mm.report.own_scores import own_scores_table
 from fedjax_mm.report.page import result_columns, write
+from fedjax_mm.report.paired import differences_table, paired_differences
 from fedjax_mm.report.runs import all_keys, load, summary
 from fedjax_mm.report.tables import show
 
 
-def main(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path) -> None:
+def main(
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]],
+    out: pathlib.Path = pathlib.Path("report"),
+    html: tyro.conf.FlagCreatePairsOff[bool] = False,
+    pdf: tyro.conf.FlagCreatePairsOff[bool] = False,
+    latex: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
     """Writes a report of finished runs and prints its results.
 
     Args:
-        runs: directories that run.train wrote.
+        runs: directories that run.train wrote; the others are compared with the first one, seed by seed.
         out: directory for report.md and its pictures.
+        html: write report.html too, one page with everything in it.
+        pdf: write every picture as PDF too.
+        latex: write every table as a .tex file too.
     """
     try:
-        report = write(runs, out)
+        report = write(runs, out, html=html, pdf=pdf, tex=latex)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    rows = summary([load(directory) for directory in runs])
+    loaded = [load(directory) for directory in runs]
+    rows = summary(loaded)
     for columns in result_columns([key for key in all_keys(rows) if key.startswith("test/")]):
         show(rows, columns)
-    if own := own_scores_table([load(directory) for directory in runs]):
-        show(own)
+    for found in (differences_table(paired_differences(loaded)), own_scores_table(loaded)):
+        if found:
+            show(found)
     show(rows, ["run", "MB down", "MB up", "GFLOP per step", "peak MB", "s per round"])
-    print(f"written to {report}")
+    print(f"written to {report.with_suffix('.html') if html else report}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Pictures of who holds what, of curves, and of quality beside cost; sizes and fonts suit a page 900 pixels wide."""
+"""Pictures of who holds what, and of quality beside cost; sizes and fonts suit a page 900 pixels wide."""
 
-import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
-from fedjax_mm.report.tables import Cell, Row, cell_text, heading, quantity
+from fedjax_mm.report.tables import Cell, Row, cell_text, heading
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; grey is for controls.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
 GREY, LIGHT_GREY, INK = "#8C8C8C", "#C4C4C4", "#303030"
 DOWN, UP = "#B5500A", "#F2A65A"
-_CORNER = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8}
 
 
 def modalities(holds: Mapping[str, Any]) -> list[str]:
@@ -71,50 +68,6 @@ def plot_split(split: Mapping[str, Any], path: str | os.PathLike, classes: Seque
         figure.legend(handles=patches, title="class", loc="outside right center", frameon=False, fontsize=9)
     elif count > 20:
         figure.colorbar(ScalarMappable(Normalize(0, count - 1), "viridis"), ax=panels, label="class")
-    save(figure, path)
-
-
-def plot_curves(
-    groups: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], metrics: Sequence[str], path: str | os.PathLike
-) -> None:
-    """Writes a picture of metrics over rounds, a panel each: the mean of a group's seeds, its band from min to max.
-
-    groups: name -> the metrics.jsonl rows of each seed. A round that lacks the metric in one of the seeds is left
-    out, and so is one in which nobody of a cohort took part. A dotted line marks where a stage of a run begins.
-    Raises ValueError for a metric that no run has.
-    """
-    known = dict.fromkeys(key for seeds in groups.values() for rows in seeds for row in rows for key in row)
-    if unknown := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"no run has the metric '{unknown[0]}'; they have {', '.join(sorted(known))}")
-    across = min(3, len(metrics))
-    down = -(-len(metrics) // across)
-    figure = Figure((6.5 if across == 1 else 9, 0.7 + (3 if across < 3 else 2.3) * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    lines = {}
-    for panel, metric in zip(panels, metrics, strict=False):
-        for i, (name, seeds) in enumerate(groups.items()):
-            rounds, values = _over_rounds(seeds, metric)
-            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}
-            dots = {"marker": "o", "markersize": 3} if len(rounds) <= 25 else {}
-            (lines[name],) = panel.plot(rounds, values.mean(0), linewidth=1.6, **look, **dots)
-            panel.fill_between(rounds, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
-        *where, _ = metric.split("/")
-        title = "test: " + " ".join(where[1:]) if where[:1] == ["test"] else "training: " + " ".join(where)
-        style(panel, title.removesuffix(": "), "communication round", quantity(metric))
-        for round, stage in _stage_starts(groups).items():
-            panel.axvline(round, color=GREY, linestyle=":", linewidth=1)
-            panel.text(round, 1, f"stage {stage} ", transform=panel.get_xaxis_transform(), color=INK, **_CORNER)
-        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for panel in panels[len(metrics) :]:
-        panel.set_axis_off()
-    names = [f"{name} ({len(groups[name])} seeds)" if len(groups[name]) > 1 else name for name in lines]
-    place = {
-        "loc": "outside lower center",
-        "ncols": min(len(names), 4 if across == 3 else 3),
-        "frameon": False,
-        "fontsize": 9,
-    }
-    figure.legend(list(lines.values()), names, **place)
     save(figure, path)
 
 
@@ -218,20 +171,6 @@ def plot_representations(groups: Mapping[str, Mapping[str, np.ndarray]], path: s
         style(panel, f"{title}: {modality}", f"principal axes, {share} of the variance", "")
     figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=9)
     save(figure, path)
-
-
-def _over_rounds(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[list[int], np.ndarray]:
-    """The rounds that have the metric in every seed, and its values [seeds, rounds]."""
-    taking_part = f"{metric.partition('/')[0]}/clients"
-    curves = [{r["round"]: r[metric] for r in rows if metric in r and r.get(taking_part, 1)} for rows in seeds]
-    rounds = sorted(set.intersection(*map(set, curves)))
-    return rounds, np.array([[curve[r] for r in rounds] for curve in curves]).reshape(len(curves), len(rounds))
-
-
-def _stage_starts(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[int, int]:
-    """Round -> number of the stage that begins with it, in any of the runs; first stages left out."""
-    pairs = (pair for seeds in groups.values() for rows in seeds for pair in itertools.pairwise(rows))
-    return {b["round"]: b["stage"] for a, b in pairs if a.get("stage") != b.get("stage")}
 
 
 def _mean_std(cell: Cell) -> tuple[float, float]:

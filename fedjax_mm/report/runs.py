@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_mm.report import plots
+from fedjax_mm.report import curves
 from fedjax_mm.report.plots import modalities
 from fedjax_mm.report.tables import Cell
 from fedjax_mm.run.json_files import read_json
@@ -163,10 +163,24 @@ def split_table(split: Mapping[str, Any]) -> list[dict[str, Cell]]:
     return rows
 
 
-def plot_curves(runs: Sequence[Run], metric: str | Sequence[str], path: str | os.PathLike) -> None:
-    """Writes a picture of one or several metrics over rounds; see plots.plot_curves."""
+def plot_curves(
+    runs: Sequence[Run], metric: str | Sequence[str], path: str | os.PathLike, against: str = "round"
+) -> None:
+    """Writes a picture of one or several metrics over rounds, or against what they have cost; see curves.plot_curves.
+
+    against: "round", or a key that curves.with_costs gives. Raises ValueError for a metric that no run has.
+    """
     metrics = [metric] if isinstance(metric, str) else metric
-    plots.plot_curves({name: [run.rows for run in same] for name, same in group(runs).items()}, metrics, path)
+    rows = {
+        name: [rows_with_costs(run) if against != "round" else run.rows for run in same]
+        for name, same in group(runs).items()
+    }
+    curves.plot_curves(rows, metrics, path, against)
+
+
+def rows_with_costs(run: Run) -> list[dict[str, float]]:
+    """The rows of a run, each with what it has cost so far; see curves.with_costs."""
+    return curves.with_costs(run.rows, run.costs, list(run.config.get("stages") or {}))
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The loop over rounds, what watches it, and what only the loop uses: states off the device, compilation, files."""
 
+from fedjax_mm.run import track
 from fedjax_mm.run.client_scores import own_scores
 from fedjax_mm.run.loop import train
 from fedjax_mm.run.rounds import Round
+from fedjax_mm.run.saved import SavedRun, load
 from fedjax_mm.run.watch import Every, StopRun, Watcher, scores
 
-__all__ = ["Every", "Round", "StopRun", "Watcher", "own_scores", "scores", "train"]
+__all__ = ["Every", "Round", "SavedRun", "StopRun", "Watcher", "load", "own_scores", "scores", "track", "train"]

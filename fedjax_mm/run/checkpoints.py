@@ -1,33 +1,44 @@
 """Checkpoints of a run by Orbax, each with a digest of its state, which is compared when it is read."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from errno import EDQUOT, ENOSPC
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_mm.run import digests
 from fedjax_mm.run.processes import all_or_none
-from fedjax_mm.types import FedState
+from fedjax_mm.types import FedState, PyTree
 
+T = TypeVar("T")
+Log = Callable[[str], None]
 Like = Callable[[int], FedState]
 """From the number of rounds of a checkpoint to a state of the same structure."""
+CHANGED = "its values are not those that were saved"
 KEPT = 2  # checkpoints: where the last one is damaged, the run goes on from the one before
 
 
 class Checkpoints:
-    """The folder `checkpoints` of a run: <round>/ by Orbax, and <round>.sha256, the digest of its state."""
+    """The folder `checkpoints` of a run: <round>/ by Orbax, and <round>.sha256, the digests of its state's parts.
 
-    def __init__(self, directory: pathlib.Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+    read_only: nothing is written, and the folder must be there.
+    """
+
+    def __init__(self, directory: pathlib.Path, read_only: bool = False):
         self.path = directory / "checkpoints"
-        self.manager = ocp.CheckpointManager(self.path, options=options)
+        with _quiet():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else KEPT, enable_async_checkpointing=False, read_only=read_only
+            )
+            self.manager = ocp.CheckpointManager(self.path, options=options)
 
     @property
     def rounds(self) -> list[int]:
@@ -44,7 +55,7 @@ class Checkpoints:
             return
         try:
             if jax.process_index() == 0:  # first: a checkpoint without its digest is not complete
-                self._digest_file(number).write_text(digests.of_state(state))
+                self._digest_file(number).write_text(digests.of_parts(_parts(state)))
             self.manager.save(number, args=ocp.args.StandardSave(state))
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -62,17 +73,31 @@ class Checkpoints:
                 if file.stem not in map(str, self.rounds):
                     file.unlink(missing_ok=True)
 
-    def restore(self, like: Like, log: Callable[[str], None]) -> FedState | None:
+    def restore(self, like: Like, log: Log) -> FedState | None:
         """The state of the last checkpoint that is whole; None where there is no checkpoint.
 
         A damaged one is moved to checkpoint-<round>.damaged, and the run goes on from the one before. Raises OSError
         where there are checkpoints and none of them is whole.
         """
+        reader = lambda number: functools.partial(all_or_none, functools.partial(self._read, number, like(number)))
+        return self._last_whole(reader, log, self._set_aside)
+
+    def read_plain(self, clients: bool, log: Log) -> dict[str, Any] | None:
+        """As `restore`, as plain dicts of NumPy arrays, for which no method is needed; nothing is moved.
+
+        The keys are "server", "clients" and "round". clients: False leaves their states on the disk.
+        """
+        reader = lambda number: functools.partial(self._read_plain, number, clients, log)
+        return self._last_whole(reader, log, lambda number: None)
+
+    def _last_whole(
+        self, reader: Callable[[int], Callable[[], T]], log: Log, set_aside: Callable[[int], None]
+    ) -> T | None:
         rounds = self.rounds
         for number, before in itertools.zip_longest(rounds, rounds[1:]):
-            first = like(number)
+            read = reader(number)
             try:
-                return all_or_none(lambda number=number, first=first: self._read(number, first))
+                return read()
             except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the checkpoint's
                 raise
             except Exception as error:  # Orbax raises anything where a file is not what it wrote
@@ -83,15 +108,35 @@ class Checkpoints:
                         "begin again"
                     ) from error
                 log(f"{problem}; going on from the one before, of round {before}")
-                self._set_aside(number)
+                set_aside(number)
         return None
 
     def _read(self, number: int, like: FedState) -> FedState:
         expected = self._digest_file(number).read_text()
         with _quiet():
             state = cast(FedState, self.manager.restore(number, args=ocp.args.StandardRestore(like)))
-        if digests.of_state(state) != expected:
-            raise ValueError("its values are not those that were saved")
+        # A single digest, without names, is of an earlier version.
+        if expected != (digests.of_parts(_parts(state)) if "  " in expected else digests.of_state(state)):
+            raise ValueError(CHANGED)
+        return state
+
+    def _read_plain(self, number: int, clients: bool, log: Log) -> dict[str, Any]:
+        expected = self._digest_file(number).read_text()
+        folder, checkpointer = self.path / str(number) / "default", ocp.PyTreeCheckpointer()
+        with _quiet(), contextlib.closing(checkpointer):
+            item = dict(cast(Any, checkpointer.metadata(folder)).item_metadata.tree)
+            if not clients:
+                item.pop("clients")
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
+            state = {
+                "clients": {},
+                **{key: _plain(tree) for key, tree in checkpointer.restore(folder, args=args).items()},
+            }
+        if "  " not in expected:
+            log(f"the checkpoint {self.path / str(number)} is of an earlier version; its values are not verified")
+        elif not set(digests.of_parts(_parts(FedState(**state))).splitlines()) <= set(expected.splitlines()):
+            raise ValueError(CHANGED)
         return state
 
     def _set_aside(self, number: int) -> None:
@@ -107,6 +152,23 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
+
+
+def _parts(state: FedState) -> dict[str, PyTree]:
+    """What has a digest of its own, so that the server's state can be verified without those of the clients."""
+    clients = {f"clients/{name}": states for name, states in state.clients.items()}
+    return {"server": state.server, **clients, "round": state.round}
+
+
+def _plain(tree: Any) -> Any:
+    """What Orbax read without a structure: lists become dicts of "0", "1", ..., and what is empty an empty dict."""
+    if isinstance(tree, list | tuple):
+        tree = {str(i): one for i, one in enumerate(tree)}
+    if isinstance(tree, dict):
+        return {key: _plain(one) for key, one in tree.items()}
+    if isinstance(tree, jax.Array) and jax.numpy.issubdtype(tree.dtype, jax.dtypes.prng_key):
+        tree = jax.random.key_data(tree)
+    return {} if tree is None else np.asarray(tree)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,8 @@ clients' own test rows (`FederatedData.from_arrays(..., test=...)`) and the meth
 "own/<cohort>/<metric>" is the mean over clients, with "_p10", "_worst" and "_spread" (client_scores.summary).
 
 **Watchers.** `watch=[f]` calls `f(done, row)` after every round, with the finished round (`run.Round`: number, metrics,
-state) and its row of the log; what it returns is added to the row, and `raise run.StopRun("why")` ends the run.
+state) and its row of the log; what it returns is added to the row, and `raise run.StopRun("why")` ends the run. One
+that has a `close` is closed with the run. `run.track` has those for TensorBoard, Weights & Biases and MLflow.
 
 **Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, without the host's time between them.
 Scores and checkpoints are due, watchers find the state, and the run can be stopped, behind every tenth round alone.
@@ -50,8 +51,8 @@ from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.run.rounds import rounds as rounds_of
 from fedjax_mm.run.signals import Interruption
+from fedjax_mm.run.track import tensorboard as tensorboard_tracker
 from fedjax_mm.run.watch import (
-    Board,
     Every,
     Files,
     OwnScores,
@@ -59,6 +60,7 @@ from fedjax_mm.run.watch import (
     Scores,
     StopRun,
     Watcher,
+    close_with,
     divergence,
     finite,
     flat,
@@ -124,9 +126,9 @@ def train(
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
         job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
-        scored = _scored(job, test, evaluate or {}, evaluate_every or total)
+        watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
-        state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), [*scored, *watch], show)
+        state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), watchers, show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
     return state
 
@@ -214,20 +216,17 @@ def _shown(
     tensorboard: bool,
     progress: bool | None,
     closing: contextlib.ExitStack,
-) -> list[Watcher]:
-    """The watchers that log, save and show the row as all others leave it; they are closed with the run."""
+) -> Sequence[Watcher]:
+    """The watchers that log, save and show the row as all others leave it."""
     watchers: list[Watcher] = []
     if job.files:
         every = checkpoint_every or -(-max(1, job.rounds // 10) // per_call) * per_call
         watchers.append(Files(job.files, every, job.plan))
-        if tensorboard and jax.process_index() == 0:
-            watchers.append(Board(job.files, start))
+        if tensorboard:
+            watchers.append(tensorboard_tracker(job.files.path / "tensorboard"))
     if progress is not False:
         watchers.append(Progress(start, job.rounds, force=progress is True))
-    for watcher in watchers:
-        if isinstance(watcher, Board | Progress):
-            closing.callback(watcher.close)
-    return watchers
+    return close_with(closing, watchers)
 
 
 def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher], job: Job, stopping: bool) -> bool:

@@ -1,16 +1,17 @@
-"""What watches a run: scores, the log, costs, checkpoints, a board, a progress bar, and the user's own.
+"""What watches a run: scores, the log, costs, checkpoints, and the user's own.
 
 A watcher is a function `watch(done, row)` of a finished round and the row of the log so far; what it returns is added
 to the row. It may end the run by raising `StopRun`: the round is still logged and saved.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_mm import _lazy, costs, stages
+from fedjax_mm import costs, stages
 from fedjax_mm.checks import say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Evaluation, Method
@@ -164,21 +165,12 @@ def mend(
         OwnScores(data, 1, files, files.log).keep(int(state.round), plan[at].method, state)
 
 
-class Board:
-    """Writes every number of the log to TensorBoard's files in the run's directory."""
-
-    def __init__(self, files: RunDirectory, start: int):
-        self.writer = _lazy.require("tensorboardX", "report").SummaryWriter(
-            str(files.path / "tensorboard"), purge_step=start + 1
-        )
-
-    def __call__(self, done: Round, row: Row) -> None:
-        for name, value in row.items():
-            if value is not None:
-                self.writer.add_scalar(name, value, done.number)
-
-    def close(self) -> None:
-        self.writer.close()
+def close_with(closing: contextlib.ExitStack, watchers: Sequence[Watcher]) -> Sequence[Watcher]:
+    """The watchers, of which those that have a `close` are closed with the run, also where it fails."""
+    for watcher in watchers:
+        if callable(close := getattr(watcher, "close", None)):
+            closing.callback(close)
+    return watchers
 
 
 def is_due(done: Round, every: int) -> bool:

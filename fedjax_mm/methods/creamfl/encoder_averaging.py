@@ -30,6 +30,7 @@ from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
 from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
 from fedjax_mm.methods.fit import check_mapping, check_population, population_of
 from fedjax_mm.methods.settings import check_settings
+from fedjax_mm.models import as_encoders
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -152,12 +153,13 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
     """The method for the cohorts of `data`, a FederatedData or a Population, whose public arrays are `image` [P, ...]
     and `text` [P, L].
 
-    encoders: of both modalities, for the server and every client. num_classes: {cohort: K} of the cohorts that have one
-    modality, and an array `label`. `evaluate` gives the same scores as creamfl's. Raises ValueError as
-    creamfl.build does.
+    encoders: of both modalities, for the server and every client, as `creamfl.build` takes them. num_classes:
+    {cohort: K} of the cohorts that have one modality, and an array `label`. `evaluate` gives the same scores as
+    creamfl's. Raises ValueError as creamfl.build does.
     """
     check_settings(config, AveragingConfig)
     check_mapping("encoders", encoders)
+    encoders = as_encoders("encoders", encoders)
     population, training = population_of(data), config.training
     modalities = {name: modalities_of(cohort.arrays) for name, cohort in population.cohorts.items()}
     clients = {name: {m: encoders[m] for m in own if m in encoders} for name, own in modalities.items()}

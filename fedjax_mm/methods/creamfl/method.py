@@ -61,8 +61,9 @@ from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
 from fedjax_mm.methods.creamfl.training import Encoders
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_mapping, check_population, population_of
 from fedjax_mm.methods.settings import check_settings
+from fedjax_mm.models import as_encoders
 from fedjax_mm.types import Cohort, HasPopulation, Server
 
 
@@ -77,8 +78,8 @@ def build(
     """The method for the cohorts of `data`, a FederatedData or a Population, whose public arrays are `image` [P, ...]
     and `text` [P, L].
 
-    server, clients[cohort]: encoders of the modalities that the server (both) and the clients hold, into one width D; a
-        pretrained encoder is a Model whose `init` gives the pretrained parameters.
+    server, clients[cohort]: encoders of the modalities that the server (both) and the clients hold, into one width D:
+        Models, or whatever models.as_encoder makes one of, which also starts them from pretrained parameters.
     num_classes: {cohort: K} of the cohorts that have one modality, and an array `label`.
     mesh: spreads the weighing of public examples over its devices.
 
@@ -87,6 +88,9 @@ def build(
     """
     population = population_of(data)
     check_settings(config, CreamFLConfig)
+    server = as_encoders("server", server)
+    check_mapping("clients", clients)
+    clients = {name: as_encoders(f"clients[{name!r}]", own) for name, own in clients.items()}
     fit = fitting.fit_of(population, server, clients, num_classes, one_width=config.exchanges)
     check_population(fit, population)
     public, cohorts = population.public or {}, {}

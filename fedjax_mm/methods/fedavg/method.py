@@ -33,7 +33,7 @@ from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, s
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
 from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
-from fedjax_mm.models import Model
+from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -62,7 +62,8 @@ def build(
     A cohort holds the modalities that its arrays have. An example may lack a modality that its client has: an array
     `has_<modality>` [E] of booleans says so.
 
-    encoders: modality -> Model from a batch of it to embeddings [B, D], one D for all; head: Model [B, D] -> [B, K].
+    encoders: modality -> Model from a batch of it to embeddings [B, D], one D for all; head: Model [B, D] -> [B, K];
+        or whatever models.as_encoder makes one of.
     server_optimizer: any optax transform, in place of the one that the config names.
 
     `evaluate` tests each modality on its own and, where several are given, all together: "image/macro_f1",
@@ -75,6 +76,7 @@ def build(
     """
     population = population_of(data)
     check_settings(config, FedAvgConfig)
+    encoders, head = as_encoders("encoders", encoders), as_encoder(head, name="head")
     fitting.check_optimizer(server_optimizer)
     modalities, examples = fitting.find_modalities(encoders, population)
     num_classes = fitting.count_classes(encoders, head, examples)

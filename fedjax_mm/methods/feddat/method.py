@@ -52,7 +52,7 @@ from fedjax_mm.methods.feddat.config import FedDATConfig
 from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
 from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
-from fedjax_mm.models import Model, Vilt
+from fedjax_mm.models import Model, Vilt, as_encoder
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -93,6 +93,7 @@ def build(
     """
     population = population_of(data)
     check_settings(config, FedDATConfig)
+    head = as_encoder(head, name="head")
 
     def features(trunk: PyTree, batch: Batch) -> jax.Array:
         adapter = adapter_init(jax.random.key(0))

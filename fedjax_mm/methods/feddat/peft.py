@@ -40,7 +40,7 @@ from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
 from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
-from fedjax_mm.models import Model, Vilt, adapters
+from fedjax_mm.models import Model, Vilt, adapters, as_encoder
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
 
 __all__ = [
@@ -90,6 +90,7 @@ def build(
     """
     population = population_of(data)
     check_settings(config, PEFTConfig)
+    head = as_encoder(head, name="head")
     features = lambda trunk, batch: model.apply(trunk, batch, tuning_init(jax.random.key(0)))
     fit = fitting.fit_of(model, trunk, features, head, population)
     check_population(fit, population)
