@@ -103,7 +103,7 @@ def test_chunk_auto_is_measured_once_remembered_and_said(tmp_path):
 
 def test_a_chunk_for_which_there_is_no_memory_is_not_run(monkeypatch):
     lines = []
-    monkeypatch.setattr(tune, "_free_bytes", lambda: 1000)  # the round's own temporaries take more
+    monkeypatch.setattr(tune, "free_bytes", lambda: 1000)  # the round's own temporaries take more
     train(rounds=1, chunk="auto", log=lines.append)
     assert any("chunk of all is 1 (ms per round at each chunk: )" in line for line in lines)
 

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.checks import say
@@ -25,7 +27,8 @@ def check_settings(config: Any, kind: type) -> None:
     """Raises ValueError, naming the field, where `config` is no `kind` or a field is of a wrong type or out of range.
 
     kind: a dataclass whose fields are numbers, truth values, choices (Literal), tuples, mappings, dataclasses, or None.
-    Numbers must be finite and at least 0; the tables above name those of a narrower range.
+    Numbers must be finite and at least 0; the tables above name those of a narrower range. A float that JAX traces is
+    taken as it is: `run.sweep` has the method built with each of its values before.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Settings:
@@ -49,6 +52,15 @@ def check_settings(config: Any, kind: type) -> None:
             raise ValueError(f"{name} is {say(value)}; it must be {_wanted(field.type, field.name)}")
 
 
+def is_used(weight: Any) -> bool:
+    """Whether a term of this weight is in the program: one of weight 0 is left out, one of a traced weight never is.
+
+    >>> is_used(0.1), is_used(0.0), bool(jax.jit(is_used)(0.0))
+    (True, False, True)
+    """
+    return isinstance(weight, jax.core.Tracer) or bool(weight)
+
+
 def _fits(kind: Any, value: Any, name: str) -> bool:
     """Whether `value` is what the annotation `kind` of the field `name` says."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -62,6 +74,8 @@ def _fits(kind: Any, value: Any, name: str) -> bool:
         return isinstance(value, Mapping) and all(_fits(parts[1], x, name) for x in value.values())
     if kind not in (int, float):
         return isinstance(value, bool | np.bool_ if kind is bool else kind)
+    if isinstance(value, jax.core.Tracer):
+        return kind is float and value.shape == () and bool(jnp.issubdtype(value.dtype, jnp.floating))
     number: Any = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, number) or not abs(value) < math.inf:
         return False

@@ -80,6 +80,48 @@ def check_arguments(
     return plan
 
 
+def check_sweep(
+    plans: Sequence[Sequence[Stage]],
+    data: Any,
+    seeds: Any,
+    rounds: Any,
+    per_round: Any,
+    valid: Any,
+    test: Any,
+    evaluate_every: Any,
+    chunk: Any,
+    devices: Any,
+    log: Any,
+) -> tuple[int, ...]:
+    """The seeds of a sweep over these plans. Raises ValueError where an argument is not what `run.sweep` takes."""
+    if jax.process_count() > 1:
+        raise ValueError(f"a sweep runs in one process, and there are {jax.process_count()}; start it on one host")
+    numbers = _check_seeds(seeds)
+    if isinstance(chunk, str):
+        raise ValueError(f"chunk is {chunk!r}; give a sweep a number of clients from 1 on, or None")
+    if devices is None:
+        raise ValueError("devices is None; give a sweep a whole number from 1 on")
+    unused = {"directory": None, "evaluate": None, "watch": (), "checkpoint_every": None, "rounds_per_call": 1}
+    unused |= {"client_state": "device", "config": None, "tensorboard": False, "progress": None, "peer_timeout": None}
+    given = {"per_round": per_round, "evaluate_every": evaluate_every, "chunk": chunk, "devices": devices, "log": log}
+    for plan in plans:
+        method = plan if plan[0].name else plan[0].method
+        check_arguments(method, data, rounds=rounds, seed=numbers[0], test=test, **given, **unused)
+        _check_test(plan, valid)
+    if not data.on_device:
+        raise ValueError("data is off the device, and all runs of a sweep share it there; make it with on_device=True")
+    return numbers
+
+
+def _check_seeds(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, Iterable) and not isinstance(seeds, str):
+        numbers = tuple(check_whole("a seed of seeds", seed, 0, 2**63 - 1) for seed in seeds)
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"seeds is {say(seeds)}; name one seed or more, each once")
+        return numbers
+    return tuple(range(check_whole("seeds", seeds, 1)))
+
+
 def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
     several = isinstance(method, Sequence) and not isinstance(method, Method | str)
     if not (isinstance(method, Method) or several and all(isinstance(stage, Stage) for stage in method)):

@@ -55,12 +55,9 @@ def tune_chunks(
 def _timed(round_of: Any, state: FedState, data: RoundData, key: jax.Array, repeats: int) -> float | None:
     """The median seconds of a round, which the state passes through as it does in a run; None where it does not fit."""
     compiled = round_of.lower(state, data, key).compile()
-    memory = compiled.memory_analysis()
     state = jax.tree.map(jnp.copy, state)  # the round is given it
-    if memory is not None:  # the arguments are there already
-        more = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        if more > _free_bytes():
-            return None
+    if more_bytes(compiled) > free_bytes():
+        return None
     times = []
     for _ in range(repeats + 1):
         begun = time.perf_counter()
@@ -106,7 +103,16 @@ def _is_measured(seconds: Mapping[str, Any], cohorts: Iterable[str]) -> bool:
     )
 
 
-def _free_bytes() -> float:
+def more_bytes(compiled: jax.stages.Compiled) -> float:
+    """What a program needs on a device besides its arguments, by its compiler; 0 where that does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0.0
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def free_bytes() -> float:
+    """The memory of the first device that nothing holds."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -52,7 +52,7 @@ def checked(method: Method, arrays: Arrays) -> Callable[[FedState, Arrays], Mapp
     """How a method scores these arrays, which are checked here once and not again at every evaluation."""
     if isinstance(method.evaluate, Evaluation):
         method.evaluate.check(arrays)
-    return _unchecked(method)
+    return unchecked(method)
 
 
 class Scores:
@@ -75,7 +75,7 @@ class Scores:
         scored = {}
         if self.test is not None and is_due(done, self.every):
             # `check_arguments` had the arrays checked.
-            scored |= _under("test", _unchecked(done.method)(done.state, self.test))
+            scored |= _under("test", unchecked(done.method)(done.state, self.test))
         for name, (every, score) in self.evaluate.items():
             if is_due(done, every):
                 scored |= _under(name, score(done.state))
@@ -195,7 +195,8 @@ def finite(row: Row, log: Callable[[str], None]) -> dict[str, Any]:
     return {**row, **dict.fromkeys(bad), "not_finite": len(bad)}
 
 
-def _unchecked(method: Method) -> Callable[[FedState, Arrays], Mapping[str, float]]:
+def unchecked(method: Method) -> Callable[[FedState, Arrays], Mapping[str, float]]:
+    """How a method scores arrays that were checked before."""
     return method.evaluate.scores if isinstance(method.evaluate, Evaluation) else method.evaluate
 
 

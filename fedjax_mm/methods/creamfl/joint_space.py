@@ -18,6 +18,7 @@ from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean,
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
+from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
@@ -125,7 +126,7 @@ def task(training: Training, encoders: Encoders) -> Loss:
         right = jax.nn.one_hot(batch["label"], logits.shape[-1])
         ce = optax.softmax_cross_entropy(logits - training.margin * right, right)
         loss = masked_mean(ce, batch["mask"])
-        if training.orthogonality:
+        if is_used(training.orthogonality):
             kernel = params["head"]["kernel"]
             itself = optax.softmax_cross_entropy_with_integer_labels(kernel.T @ kernel, jnp.arange(kernel.shape[1]))
             loss += training.orthogonality * itself.mean()

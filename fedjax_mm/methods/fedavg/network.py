@@ -13,6 +13,7 @@ import optax
 
 from fedjax_mm.local import masked_mean
 from fedjax_mm.methods.fedavg.config import FedAvgConfig
+from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model
 from fedjax_mm.types import Arrays, Key, Metrics, PyTree
 
@@ -80,6 +81,6 @@ def local_loss(
     """
     logits = predict_logits(encoders, head, params, batch)
     task = masked_mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), batch["mask"])
-    drift = optax.tree.norm(optax.tree.sub(params, start), squared=True) if config.prox else 0.0
+    drift = optax.tree.norm(optax.tree.sub(params, start), squared=True) if is_used(config.prox) else 0.0
     right = masked_mean((logits.argmax(-1) == batch["label"]).astype(jnp.float32), batch["mask"])
     return task + 0.5 * config.prox * drift, {"accuracy": right}

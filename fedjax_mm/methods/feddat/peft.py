@@ -39,7 +39,7 @@ from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, clien
 from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
 from fedjax_mm.methods.fit import check_population, population_of
-from fedjax_mm.methods.settings import check_settings
+from fedjax_mm.methods.settings import check_settings, is_used
 from fedjax_mm.models import Model, Vilt, adapters, as_encoder
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload
 
@@ -125,7 +125,7 @@ def server_init(config: PEFTConfig, init: Callable[[Key], PyTree], frozen: PyTre
         return {"frozen": frozen}
     tuned = init(key)
     state = {"frozen": frozen, "tuned": tuned, "opt": _server_optimizer(config).init(tuned)}
-    return {**state, "h": optax.tree.zeros_like(tuned)} if config.dyn else state
+    return {**state, "h": optax.tree.zeros_like(tuned)} if is_used(config.dyn) else state
 
 
 def send(state: PyTree) -> Download:
@@ -163,7 +163,7 @@ def server_update(
         return state, {}
     old, mean = state["tuned"], Mean(*aggregate.collect(uploads, "tuned"))
     new = dict(state)
-    if config.dyn:
+    if is_used(config.dyn):
         new["h"], new["tuned"] = optax.tree.cast_like(
             dyn_server_step(config.dyn, clients, state["h"], old, mean), (state["h"], old)
         )
@@ -183,5 +183,7 @@ def _server_optimizer(config: PEFTConfig) -> optax.GradientTransformation:
 def _check(config: PEFTConfig, travels: bool) -> None:
     if not travels and (config.prox or config.dyn or config.server_optimizer != "sgd" or config.server_lr != 1.0):
         raise ValueError(f"nothing travels to the server, so neither prox, dyn nor a server optimiser works: {config}")
-    if config.dyn and (config.weights != "uniform" or config.server_optimizer != "sgd" or config.server_lr != 1.0):
+    if is_used(config.dyn) and (
+        config.weights != "uniform" or config.server_optimizer != "sgd" or config.server_lr != 1.0
+    ):
         raise ValueError(f"FedDyn has its own server step and takes clients alike; it got {config}")

@@ -12,6 +12,7 @@ from fedjax_mm.local import Batch, local_steps, masked_mean
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, answer, descend, points, schedule, task_loss
+from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import ClientData, Download, Key, Mean, Metrics, PyTree, Upload
 
@@ -30,7 +31,7 @@ def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Ke
     """
     keys = jax.random.split(key)
     state = {"head": head.init(keys[1], jnp.zeros((1, model.width))), "rounds": jnp.int32(0)}
-    if config.dyn:
+    if is_used(config.dyn):
         state["pull"] = optax.tree.zeros_like(init(keys[0]))
     return state if config.travels else {**state, "tuned": init(keys[0])}
 
@@ -80,9 +81,10 @@ def client_loss(
     tuned, head_params = params
     z = apply_tuned(model, head, tuned, frozen, head_params, batch)
     value = task_loss(config.training, z, batch)
-    if mu := config.prox + config.dyn:
+    mu = config.prox + config.dyn
+    if is_used(mu):
         value += proximal_term(mu, tuned, received)
-    if config.dyn:
+    if is_used(config.dyn):
         value -= pull_term(state["pull"], tuned)
     return value, {"score": masked_mean(points(z, batch), batch["mask"])}
 
@@ -121,7 +123,7 @@ def client_update(
     (end, _), metrics = local_steps(step, start, data, key, batch_size=training.batch_size, epochs=training.epochs)
     tuned, head_params = end.params
     new = {**state, "head": head_params, "rounds": rounds + 1}
-    if config.dyn:
+    if is_used(config.dyn):
         new["pull"] = update_pull(config.dyn, state["pull"], tuned, received)
     if not config.travels:
         return {}, {**new, "tuned": tuned}, metrics

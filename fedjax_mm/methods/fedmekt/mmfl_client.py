@@ -12,6 +12,7 @@ from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.autoencoding import Modalities
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
+from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, ClientData, Download, Key, Mean, Metrics, PyTree, Upload
 
@@ -60,9 +61,9 @@ def client_loss(
     codes = {m: z[m][:, -1] for m in x}
     total = autoencoding.objective(config.objective, autoencoder, params, codes, x, batch["mask"], sources)
     metrics = {"reconstruction": total}
-    if config.prox:
+    if is_used(config.prox):
         total += proximal_term(config.prox, params, start)
-    if config.moon:
+    if is_used(config.moon):
         for m in sources:
             current, before = (autoencoder.encode(p, m, x[m])[0] for p in (start, previous))
             total += config.moon * moon_term(config, z[m], current, before, batch["mask"])
@@ -160,7 +161,7 @@ def _state_to_keep(
     state = {"opt": opt} if _keeps_opt(config) else {}
     state |= {} if config.shared else {"params": params}
     encoders = [autoencoder.parts(m)[0] for m in modalities]
-    return state | ({"previous": {part: params[part] for part in encoders}} if config.moon else {})
+    return state | ({"previous": {part: params[part] for part in encoders}} if is_used(config.moon) else {})
 
 
 def by_modality(autoencoder: AutoEncoder, params: PyTree, modalities: Modalities) -> dict[str, PyTree]:
