@@ -8,9 +8,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_mm.checks import say
 
@@ -55,10 +55,11 @@ def check_settings(config: Any, kind: type) -> None:
 def is_used(weight: Any) -> bool:
     """Whether a term of this weight is in the program: one of weight 0 is left out, one of a traced weight never is.
 
+    >>> import jax
     >>> is_used(0.1), is_used(0.0), bool(jax.jit(is_used)(0.0))
     (True, False, True)
     """
-    return isinstance(weight, jax.core.Tracer) or bool(weight)
+    return isinstance(weight, Tracer) or bool(weight)
 
 
 def _fits(kind: Any, value: Any, name: str) -> bool:
@@ -74,7 +75,7 @@ def _fits(kind: Any, value: Any, name: str) -> bool:
         return isinstance(value, Mapping) and all(_fits(parts[1], x, name) for x in value.values())
     if kind not in (int, float):
         return isinstance(value, bool | np.bool_ if kind is bool else kind)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return kind is float and value.shape == () and bool(jnp.issubdtype(value.dtype, jnp.floating))
     number: Any = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, number) or not abs(value) < math.inf:

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class SweepDirectory(NamedTuple):
         """Writes the sweep; the settings last, which say that it is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f"{LINES}.tmp"
-        temporary.write_text("".join(map(line_of, _rows(sweep))))
+        temporary.write_text("".join(line_of(row) for row in _rows(sweep)))
         temporary.replace(self.path / LINES)
         names = list(sweep.scores)
         Folder(self.path).write(ABOUT, {**self.about, "rounds": list(sweep.rounds), "scores": names})
@@ -63,7 +63,7 @@ class SweepDirectory(NamedTuple):
 def claim(
     directory: Any, axes: Mapping[str, list], seeds: Sequence[int], data: FederatedData, per_round: Any, config: Any
 ) -> SweepDirectory:
-    """The directory of a sweep. Raises ValueError where the path is none, holds a sweep, or a setting is no plain one."""
+    """The directory of a sweep. Raises ValueError where it is none or holds a sweep, or a setting is no plain value."""
     if not isinstance(directory, str | os.PathLike):
         raise ValueError(f"directory is {say(directory)}; give the path of a folder")
     check_name("directory", directory)
@@ -85,7 +85,7 @@ def read_sweep(directory: str | os.PathLike) -> Sweep:
     if not (path / ABOUT).is_file() or not (path / LINES).is_file():
         raise FileNotFoundError(f"{path} holds no sweep; give a directory that run.sweep wrote")
     about = read_json(path / ABOUT)
-    lines, damaged = read_lines(path / LINES)
+    lines, damaged = cast(tuple[list[dict[str, Any]], int], read_lines(path / LINES))
     settings = list({json.dumps(line["settings"]): line["settings"] for line in lines}.values())
     if damaged or len(lines) != len(settings) * len(about["seeds"]):
         raise ValueError(f"{path / LINES} is damaged (lines of it are gone); bring it back or run the sweep again")

@@ -9,11 +9,10 @@ A run whose server is not finite, or of whose participants all were left out, ha
 there on, and the others go on. A directory is written when the whole sweep is done, or not at all.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,11 +27,10 @@ from fedjax_mm.run.grid import Build, Group, Point, build_points, check_grid, fi
 from fedjax_mm.run.mapped import Mapped, Runs, pairs
 from fedjax_mm.run.placement import on_mesh
 from fedjax_mm.run.sweep_files import Sweep, claim
+from fedjax_mm.run.sweep_job import Done, Job
 from fedjax_mm.run.tune import free_bytes, more_bytes
 from fedjax_mm.run.watch import flat, unchecked
 from fedjax_mm.types import Arrays, FedState, PyTree, RoundData
-
-MOST_IN_A_CALL = 64  # rounds that the device runs in one call
 
 
 def sweep(
@@ -94,63 +92,6 @@ def sweep(
     if files is not None:
         files.write(result)
     return result
-
-
-class Job(NamedTuple):
-    """What a sweep does with every run."""
-
-    build: Build
-    data: FederatedData
-    per_round: int | Mapping[str, int]
-    seeds: tuple[int, ...]
-    rounds: int
-    every: int
-    arrays: Mapping[str, Arrays]
-    chunk: int | Mapping[str, int] | None
-    at_once: int | Literal["auto"]
-    devices: int
-    log: Callable[[str], None]
-
-    def feed(self, rounds: range) -> RoundData:
-        """The participants of these rounds, of each seed."""
-        return mapped.feed(self.data, self.per_round, self.seeds, rounds)
-
-    def rounds_in_a_call(self, group: Group) -> int:
-        """As many as there can be with all evaluations and the ends of all stages behind a call."""
-        together = math.gcd(self.rounds, self.every, *(stage.rounds for stage in group.plan))
-        return next(n for n in range(min(together, MOST_IN_A_CALL), 0, -1) if together % n == 0)
-
-
-class Done:
-    """What is known of all runs so far."""
-
-    def __init__(self, points: Sequence[Point], job: Job):
-        self.points, self.seeds, self.cohorts, self.log = points, job.seeds, tuple(job.data.sizes), job.log
-        self.rounds = tuple(r for r in range(1, job.rounds + 1) if r % job.every == 0 or r == job.rounds)
-        self.scores: dict[str, np.ndarray] = {}
-        self.diverged = np.zeros((len(points), len(job.seeds)), int)
-        self.states: list[FedState | None] = [None] * len(points)
-
-    def add(self, point: int, seed: int, round: int, row: Mapping[str, float]) -> None:
-        """Adds the scores of a run after a round."""
-        shape = (*self.diverged.shape, len(self.rounds))
-        for name, value in row.items():
-            self.scores.setdefault(name, np.full(shape, np.nan))[point, seed, self.rounds.index(round)] = value
-
-    def mark_diverged(self, group: Group, before: int, metrics: Mapping, finite: np.ndarray) -> None:
-        """Marks the runs of a group that diverged in the n rounds behind round `before`; leaves [R, n]."""
-        of_all = lambda name: sum(metrics[cohort][name] for cohort in self.cohorts)
-        lost = ~finite | ((of_all("left_out") > 0) & (of_all("clients") == 0))
-        for (point, seed), each in zip(pairs(group, self.seeds), lost, strict=False):
-            if each.any() and not self.diverged[point, seed]:
-                self.diverged[point, seed] = round = before + int(each.argmax()) + 1
-                about = ", ".join(f"{name} {value}" for name, value in self.points[point].settings.items())
-                self.log(f"{about or 'the run'}, seed {self.seeds[seed]}: diverged in round {round}")
-
-    def result(self) -> Sweep:
-        """The whole sweep."""
-        settings = tuple(point.settings for point in self.points)
-        return Sweep(settings, self.seeds, self.rounds, self.scores, self.diverged, tuple(self.states))
 
 
 def _groups(job: Job, points: Sequence[Point], axes: Mapping[str, list]) -> list[Group]:
