@@ -35,6 +35,7 @@ from fedjax_mm.laws.rounds import (
 )
 from fedjax_mm.laws.runs import (
     run_in_two_parts_equals_the_uninterrupted_run_bit_for_bit,
+    run_of_a_sweep_equals_the_run_alone,
     where_client_states_are_kept_changes_no_bit,
 )
 
@@ -65,6 +66,7 @@ LAWS: tuple[Law, ...] = (
     client_whose_update_is_not_finite_is_left_out_and_counted,
     scan_over_rounds_equals_a_loop,
     vmap_over_seeds_equals_one_seed_at_a_time,
+    run_of_a_sweep_equals_the_run_alone,
     a_draw_does_not_depend_on_who_else_takes_part,
     replaced_fields_mean_what_they_say,
 )

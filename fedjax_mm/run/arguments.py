@@ -107,7 +107,7 @@ def check_sweep(
     for plan in plans:
         method = plan if plan[0].name else plan[0].method
         check_arguments(method, data, rounds=rounds, seed=numbers[0], test=test, **given, **unused)
-        _check_test(plan, valid)
+        _check_test(plan, valid, "valid")
     if not data.on_device:
         raise ValueError("data is off the device, and all runs of a sweep share it there; make it with on_device=True")
     return numbers
@@ -187,10 +187,10 @@ def _check_calls(number: Any, periods: Mapping[str, int | None], on_device: bool
         raise ValueError(f"rounds_per_call is {number}; it must be 1 where examples or states are off the device")
 
 
-def _check_test(plan: Sequence[Stage], test: Any) -> None:
+def _check_test(plan: Sequence[Stage], test: Any, name: str = "test") -> None:
     """Raises ValueError where test arrays do not fit a stage that has rounds."""
     for stage in (stage for stage in plan if stage.rounds and test is not None):
-        checked(stage.method, check_mapping("test", test, "names to arrays"))
+        checked(stage.method, check_mapping(name, test, "names to arrays"))
 
 
 def _check_scores(evaluate: Any) -> None:

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import stages, trees
+from fedjax_mm import stages
 from fedjax_mm.federate import Method
 from fedjax_mm.run import client_state, digests
 from fedjax_mm.run.json_files import Folder
 from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import RunDirectory
-from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_participants
+from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_finite, with_participants
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import FedState, Key, Metrics, OverClients, RoundData
+from fedjax_mm.types import Key, OverClients, RoundData
 
 Chunk = int | Mapping[str, int] | str | None
 
@@ -151,11 +151,7 @@ def _compile(
 
 def _lower(method: Method, inputs: Inputs, number: int = 1) -> jax.stages.Lowered:
     """`number` rounds, each of which also says whether the server's new state is finite."""
-
-    def round(state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics], jax.Array]:
-        new, metrics = method.round(state, data, key)
-        return new, metrics, trees.all_finite(new.server)
-
+    round = with_finite(method)
     call = round if number == 1 else functools.partial(scan_rounds, round)
     return jax.jit(call, donate_argnums=0).lower(*inputs)
 

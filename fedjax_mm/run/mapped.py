@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import clients, trees
+from fedjax_mm import clients
 from fedjax_mm.data import FederatedData
 from fedjax_mm.run.compilation import over_clients
 from fedjax_mm.run.grid import Build, Group, Point, build_traced, enter
-from fedjax_mm.run.rounds import participants, scan_rounds, with_participants
+from fedjax_mm.run.rounds import participants, scan_rounds, with_finite, with_participants
 from fedjax_mm.types import FedState, Key, PyTree, RoundData
 
 AXIS = "runs"
@@ -71,12 +71,7 @@ class Mapped(NamedTuple):
         def one(data: RoundData, run: tuple[Runs, FedState]) -> tuple[FedState, Any]:
             runs, state = run
             method = build_traced(self.build, self.group, runs.values)[stage].method
-            method = method._replace(over=over_clients(method, self.chunk, None))
-
-            def round(state, data, key):
-                new, metrics = method.round(state, data, key)
-                return new, metrics, trees.all_finite(new.server)
-
+            round = with_finite(method._replace(over=over_clients(method, self.chunk, None)))
             own = jax.tree.map(lambda x: x[runs.seed], participants(data))
             state, *told = scan_rounds(round, state, with_participants(data, own), runs.round_key)
             return state, tuple(told)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_mm import stages
+from fedjax_mm import stages, trees
 from fedjax_mm.federate import Method
 from fedjax_mm.run.placement import States, local
 from fedjax_mm.stages import Stage
@@ -166,6 +166,18 @@ def several(each: Sequence[RoundData]) -> RoundData:
         return each[0]
     stacked = jax.tree.map(lambda *x: np.stack([np.asarray(one) for one in x]), *map(participants, each))
     return with_participants(each[0], stacked)
+
+
+def with_finite(
+    method: Method,
+) -> Callable[[FedState, RoundData, Key], tuple[FedState, Mapping[str, Metrics], jax.Array]]:
+    """The method's round, which also says whether the server's new state is finite."""
+
+    def round(state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics], jax.Array]:
+        new, metrics = method.round(state, data, key)
+        return new, metrics, trees.all_finite(new.server)
+
+    return round
 
 
 def scan_rounds(round: Callable, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Any, jax.Array]:

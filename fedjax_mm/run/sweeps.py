@@ -32,6 +32,10 @@ from fedjax_mm.run.tune import free_bytes, more_bytes
 from fedjax_mm.run.watch import flat, unchecked
 from fedjax_mm.types import Arrays, FedState, PyTree, RoundData
 
+TOGETHER = 64
+"""Runs, and then clients of each, that an accelerator vmaps at a time if the memory holds them; docs/performance.md has
+what a TPU's compiler says of other numbers."""
+
 
 def sweep(
     build: Build,
@@ -61,8 +65,9 @@ def sweep(
     evaluate_every: rounds between two scores; by default the end alone is scored.
     directory: where the settings and a line for every run are written in the end. It must hold no sweep.
     chunk: clients of a run that are vmapped at a time, as in `run.train`, but for "auto".
-    runs_at_once: runs that a device vmaps at a time. "auto" takes one on a CPU, and elsewhere as many as the memory
-        holds. Neither this nor `chunk` nor `devices` changes a result, but for rounding.
+    runs_at_once: runs that a device vmaps at a time. "auto" takes one on a CPU. Elsewhere it takes up to 64 runs, or
+        where there are fewer, and chunk is None, as many clients of each as make 64; less where the memory does not
+        hold them. Neither this nor `chunk` nor `devices` changes a result, but for rounding.
     devices: how many to spread the runs over.
     config: a dataclass or mapping that is kept with the settings in the directory.
 
@@ -134,28 +139,31 @@ def _start(
 ) -> tuple[Mapped, Runs, FedState, jax.stages.Compiled]:
     """(how the runs are mapped, what differs between them, their first states, the compiled rounds).
 
-    Where the number of runs at once is not given, it is what the memory holds.
+    Where the number of runs at once is not given, a program that the memory does not hold is made smaller.
     """
-    mesh = mapped.make_mesh(job.devices)
+    mesh, auto = mapped.make_mesh(job.devices), job.at_once == "auto"
     here = -(-len(pairs(group, job.seeds)) // job.devices)
-    auto = job.at_once == "auto"
-    wanted = job.at_once if job.at_once != "auto" else 1 if jax.default_backend() == "cpu" else here
+    together = 1 if jax.default_backend() == "cpu" else TOGETHER
     while True:
-        at_once = -(-here // -(-here // min(wanted, here)))  # chunks of like size
-        how = Mapped(job.build, group, job.chunk, at_once, mesh)
+        at_once = min(here, together if job.at_once == "auto" else job.at_once)
+        at_once = -(-here // -(-here // at_once))  # in parts of like size
+        free = auto and job.chunk is None and group.plan[at].method.over.chunk == 1
+        chunk = max(1, together // at_once) if free else job.chunk
+        how = Mapped(job.build, group, chunk, at_once, mesh)
         runs = mapped.make_runs(points, group, job.seeds, at_once * job.devices, mesh)
         states = how.init(runs)
+        vmapped = at_once * (chunk if isinstance(chunk, int) else 1)
         try:
             step = _compiled(how, at, states, data, runs, job.log)
             share = free_bytes() / max(1.0, more_bytes(step))
         except jax.errors.JaxRuntimeError as error:
-            if not auto or at_once == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+            if not auto or vmapped == 1 or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            share = 0.5
-        if not auto or at_once == 1 or share >= 1:
+            step, share = None, 0.5
+        if step is not None and (not auto or vmapped == 1 or share >= 1):
             return how, runs, states, step
-        wanted = max(1, min(at_once - 1, int(at_once * share)))
-        job.log(f"{at_once} runs at once do not fit the memory; trying {wanted}")
+        together = max(1, int(vmapped * share))
+        job.log(f"{at_once} runs at once do not fit the memory; trying {together}, clients counted")
 
 
 def _compiled(

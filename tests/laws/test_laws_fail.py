@@ -132,6 +132,7 @@ BROKEN = {
     "client_whose_update_is_not_finite_is_left_out_and_counted": lambda: NobodyIsCounted(*sound()),
     "scan_over_rounds_equals_a_loop": lambda: sound(start=half),
     "vmap_over_seeds_equals_one_seed_at_a_time": lambda: sound(server=tells_the_host),
+    "run_of_a_sweep_equals_the_run_alone": lambda: sound(server=counted_server()),
     "a_draw_does_not_depend_on_who_else_takes_part": lambda: DrawsTogether(*sound()),
     "replaced_fields_mean_what_they_say": captured,
 }
