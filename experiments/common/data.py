@@ -111,6 +111,17 @@ def _padded(array: np.ndarray, multiple: int = 256) -> np.ndarray:
     return np.concatenate([array, np.zeros((-len(array) % multiple, *array.shape[1:]), array.dtype)])
 
 
+def taking_part(settings: Settings, problem: Problem) -> dict[str, int]:
+    """How many clients of each cohort take part in a round."""
+    return {cohort: max(1, round(settings.fraction * n)) for cohort, n in problem.data.sizes.items()}
+
+
+def tested(problem: Problem, split: str) -> dict[str, np.ndarray]:
+    """The arrays of a split that a method is scored on."""
+    arrays = problem.dataset.splits[split]
+    return {key: arrays[key] for key in (*problem.dataset.modalities, "label", "labels") if key in arrays}
+
+
 def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...], int]:
     """ "A10_B10_AB10" -> {("left",): 10, ("right",): 10, ("left", "right"): 10}."""
     holders = {}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import cli
+from experiments.common import cli, data
 from experiments.common.data import Problem, Settings, encoders, load_problem
 from fedjax_mm import evaluate, report, run
 from fedjax_mm.data import Dataset, FederatedData, pooled
@@ -118,7 +118,7 @@ def _row(
 def _finish(name: str, variant: Variant, problem: Problem, settings: Settings, study: Any, seed: int) -> pathlib.Path:
     """The folder of a row's run of one seed, trained to its end."""
     assert variant.build is not None
-    tested, common = problem.dataset.splits[settings.common.split], settings.common
+    tested, common = data.tested(problem, settings.common.split), settings.common
     if variant.pool:
         problem = problem._replace(data=pooled(problem.data))
     share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
@@ -131,7 +131,7 @@ def _finish(name: str, variant: Variant, problem: Problem, settings: Settings, s
         seed,
         rounds=common.rounds,
         per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
-        test={key: tested[key] for key in (*problem.dataset.modalities, "label", "labels") if key in tested},
+        test=tested,
         evaluate_every=max(1, common.rounds // 6),
         checkpoint_every=max(1, common.rounds // 3),
         config=variant.config,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.common import cli, tables
+from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
 from experiments.creamfl.models import Models, Size, full, pretrained, small
 from fedjax_mm.federate import Method
@@ -57,6 +57,7 @@ class Settings:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
 
 
+SWEPT = ("method", "epochs", "server_lr", "client_lr", "weighing_temperature")
 PRESETS = {
     "scenes": Settings(),
     "flickr8k": Settings(
@@ -135,9 +136,9 @@ def models(settings: Settings) -> Models:
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 
 
-def method_of(settings: Settings, name: str, problem: Problem) -> Method:
-    """The method of a row."""
-    config, encoders = variants(settings)[name], models(settings)
+def method_of(settings: Settings, name: str, problem: Problem, encoders: Models | None = None) -> Method:
+    """The method of a row. encoders: what clients and server start from; None: that of the settings."""
+    config, encoders = variants(settings)[name], encoders or models(settings)
     if isinstance(config, AveragingConfig):
         return encoder_averaging.build(config, problem.data, encoders.equal, problem.num_classes)
     return creamfl.build(config, problem.data, encoders.server, encoders.clients, problem.num_classes)
@@ -159,4 +160,17 @@ def train(settings: Settings, name: str, seed: int) -> tuple[pathlib.Path, FedSt
         evaluate_every=max(1, common.rounds // 4),
         checkpoint_every=common.rounds,
         config={"settings": tables.of_a_run(settings), "method": variants(settings)[name]},
+    )
+
+
+def subject(settings: Settings) -> sweeps.Subject:
+    """What a sweep trains: one row."""
+    settings = dataclasses.replace(settings, common=dataclasses.replace(settings.common, split="valid"))
+    problem, encoders = load(settings, settings.common.all_seeds[0]), models(settings)
+    return sweeps.Subject(
+        lambda changed: method_of(changed, changed.method, problem, encoders),
+        problem.data,
+        settings.per_round,
+        problem.test,
+        settings.common.rounds,
     )

@@ -2,6 +2,7 @@
 
 python -m experiments.fedavg
 python -m experiments.fedavg --data ur_fall --data-dir DIR
+python -m experiments.fedavg sweep --grid client_lr=.1,.3 prox=0,.1 --seeds 8
 python -m experiments.fedavg --help
 
 UR Fall, 100 rounds, 5 seeds: macro F1 of both modalities 0.761 ± 0.050, centralised 0.767 ± 0.043, local only
@@ -10,13 +11,16 @@ UR Fall, 100 rounds, 5 seeds: macro F1 of both modalities 0.761 ± 0.050, centra
 
 from collections.abc import Sequence
 
-from experiments.common import cli
+from experiments.common import cli, sweeps
 from experiments.fedavg import study
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    study.compare(cli.parse(study.PRESETS, arguments, __doc__))
+    command, arguments = cli.command(arguments, ("sweep",))
+    if command == "sweep":
+        return sweeps.main(study.PRESETS, arguments, __doc__, lambda s: s.problem.common, study.subject, study.SWEPT)
+    return study.compare(cli.parse(study.PRESETS, arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Annotated, Any
 
-from experiments.common import cli, data, tables
+from experiments.common import cli, data, sweeps, tables
+from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig
+from fedjax_mm.models import heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Settings:
     method: Annotated[FedAvgConfig, cli.FLAT]
 
 
+SWEPT = sweeps.fields(FedAvgConfig)
 NAMES = {"sgd": "FedAvg", "momentum": "FedAvgM", "adam": "FedAdam", "yogi": "FedYogi"}
 
 
@@ -43,3 +46,17 @@ def compare(settings: Settings) -> list[dict[str, Any]]:
     rows = tables.compare(problem, variants, settings)
     tables.write(problem, variants, rows, "Multimodal FedAvg", study=settings)
     return rows
+
+
+def subject(settings: Settings) -> sweeps.Subject:
+    """What a sweep trains."""
+    problem = data.load_problem(settings.problem, settings.problem.common.all_seeds[0])
+    built = data.encoders(problem.dataset)  # the same models for all runs, so that they are scored by one program
+    head = heads.linear(len(problem.dataset.classes))
+    return sweeps.Subject(
+        lambda changed: fedavg.build(changed.method, problem.data, built, head),
+        problem.data,
+        data.taking_part(settings.problem, problem),
+        data.tested(problem, "valid"),
+        settings.problem.common.rounds,
+    )

@@ -2,6 +2,7 @@
 
 python -m experiments.feddat                                     one run, --mode and --data
 python -m experiments.feddat compare --data vqa --data-dir DIR   all modes, the same steps and rates
+python -m experiments.feddat sweep --grid training.lr=.003,.01,.03 --seeds 8
 python -m experiments.feddat costs                               what each mode trains and sends of ViLT-B/32
 
 On 2 shared CPU cores a round of scenes (6 clients of 25 steps, alone on the machine) takes 4.07 s with FedDAT and
@@ -11,16 +12,18 @@ On 2 shared CPU cores a round of scenes (6 clients of 25 steps, alone on the mac
 
 from collections.abc import Sequence
 
-from experiments.common import cli
+from experiments.common import cli, sweeps
 from experiments.feddat import costs, study, table
 from experiments.feddat.modes import modes
 
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("compare", "costs"))
+    command, arguments = cli.command(arguments, ("compare", "costs", "sweep"))
     if command == "costs":
         return cli.call(costs.main, arguments)
+    if command == "sweep":
+        return sweeps.main(study.PRESETS, arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
     settings = cli.parse(study.PRESETS, arguments, __doc__)
     for mode in (settings.mode, *settings.modes):
         cli.one_of("mode", mode, modes(settings.training))

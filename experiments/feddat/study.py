@@ -6,7 +6,7 @@ import pathlib
 from typing import Annotated, Literal, NamedTuple
 
 from experiments import pretrain_vilt
-from experiments.common import cli, tables
+from experiments.common import cli, sweeps, tables
 from experiments.feddat.modes import Widths, make, modes
 from experiments.pretrain_vilt import Trunk
 from fedjax_mm.data import FederatedData, vqa
@@ -44,6 +44,7 @@ class Settings:
         cli.at_least(1, train=self.train, test=self.test, valid=self.valid)
 
 
+SWEPT = ["mode", *sweeps.fields(Training, "training."), *sweeps.fields(Widths, "widths.")]
 PRESETS = {
     "scenes": Settings(trunk="runs/vilt_scenes"),
     "vqa": Settings("vqa", trunk="runs/vilt_flickr8k", train=240, common=cli.Common(rounds=12, out="runs/feddat_vqa")),
@@ -116,3 +117,16 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         config=about,
     )
     return directory
+
+
+def subject(settings: Settings) -> sweeps.Subject:
+    """What a sweep trains: one mode."""
+    problem = load(settings, settings.common.all_seeds[0])
+    trunk = (problem.trunk.model, problem.trunk.params, problem.head)
+    return sweeps.Subject(
+        lambda changed: make(modes(changed.training)[changed.mode], changed.widths, problem.data, *trunk),
+        problem.data,
+        problem.data.sizes,
+        vqa.all_examples(problem.tasks, "valid"),
+        settings.common.rounds,
+    )

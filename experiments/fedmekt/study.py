@@ -1,13 +1,15 @@
 """FedMEKT, federated averaging of the same autoencoders, and their controls."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from experiments.common import cli, data, tables
+from experiments.common import cli, data, sweeps, tables
 from experiments.common.data import Problem
 from experiments.common.tables import Variant
 from fedjax_mm import report
+from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
@@ -39,6 +41,7 @@ class Settings:
     """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
 
 
+SWEPT = [*sweeps.fields(FedMEKTConfig, "method."), *sweeps.fields(Shape, "autoencoder.")]
 WINDOW = Probe(unit="window")
 WIDE = Shape(width=16, readout=True)
 
@@ -77,14 +80,16 @@ PUBLISHED = {  # weighted F1, chunk mean, one seed, from the authors' result fil
 
 def variant(method: Any, config: Any, shape: Shape, **settings: Any) -> Variant:
     """A row of the table: `method` is a module, fedmekt or mmfl."""
-
-    def build(problem: Problem):
-        splits, modalities = problem.dataset.splits, problem.dataset.modalities
-        features = {m: splits["train"][m].shape[-1] for m in modalities}
-        ae = autoencoder.split_lstm(features, **dataclasses.asdict(shape))
-        return method.build(config, problem.data, ae, splits["labelled"], len(problem.dataset.classes))
-
+    build = functools.partial(method_of, method, config, shape)
     return Variant(build, {"method": config, "autoencoder": shape}, **settings)
+
+
+def method_of(method: Any, config: Any, shape: Shape, problem: Problem) -> Method:
+    """The method of a row: `method` is a module, fedmekt or mmfl."""
+    splits, modalities = problem.dataset.splits, problem.dataset.modalities
+    features = {m: splits["train"][m].shape[-1] for m in modalities}
+    ae = autoencoder.split_lstm(features, **dataclasses.asdict(shape))
+    return method.build(config, problem.data, ae, splits["labelled"], len(problem.dataset.classes))
 
 
 def controls(settings: Settings) -> dict[str, Variant]:
@@ -124,6 +129,18 @@ def compare(settings: Settings) -> list[dict[str, Any]]:
     notes = paired(problem.common, list(chosen)) + published(problem)
     tables.write(problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes, settings)
     return rows
+
+
+def subject(settings: Settings) -> sweeps.Subject:
+    """What a sweep trains: FedMEKT."""
+    problem = data.load_problem(settings.problem, settings.problem.common.all_seeds[0])
+    return sweeps.Subject(
+        lambda changed: method_of(fedmekt, changed.method, changed.autoencoder, problem),
+        problem.data,
+        data.taking_part(settings.problem, problem),
+        data.tested(problem, "valid"),
+        settings.problem.common.rounds,
+    )
 
 
 def paired(common: cli.Common, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 python -m experiments.layerwise                                         one run, --plan and --data
 python -m experiments.layerwise compare --data flickr8k --data-dir DIR  the three plans at equal rounds
+python -m experiments.layerwise sweep --grid encoder_lr=.004,.016 head_lr=.004,.016 --seeds 8
 python -m experiments.layerwise costs                                   bytes, FLOPs, memory of the full-size models
 
 On 2 shared CPU cores a round of scenes takes 6.94 s end to end, 2.57 s layer-wise and 4.37 s progressively. 60 rounds,
@@ -11,15 +12,17 @@ round sends and gets 251, 148 and 203 MB. docs/layerwise.md has all tables.
 
 from collections.abc import Sequence
 
-from experiments.common import cli
+from experiments.common import cli, sweeps
 from experiments.layerwise import costs, study, table
 
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("compare", "costs"))
+    command, arguments = cli.command(arguments, ("compare", "costs", "sweep"))
     if command == "costs":
         return cli.call(costs.main, arguments)
+    if command == "sweep":
+        return sweeps.main(study.PRESETS, arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
     settings = cli.parse(study.PRESETS, arguments, __doc__)
     return table.compare(settings) if command == "compare" else table.single(settings)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.common import cli, tables
+from experiments.common import cli, sweeps, tables
 from fedjax_mm import stages
 from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
@@ -75,6 +75,7 @@ class Settings:
         cli.at_least(1, batch_size=self.batch_size, epochs=self.epochs)
 
 
+SWEPT = ("plan", "stages", "encoder_lr", "head_lr", "batch_size", "epochs", "temperature", "crop")
 PRESETS = {
     "scenes": Settings(per_round=5, size=Size(patch=8)),
     "flickr8k": Settings("flickr8k", per_round=4, epochs=1, crop=0.5, common=cli.Common(out="runs/layerwise_flickr8k")),
@@ -180,3 +181,16 @@ def train(settings: Settings, plan: Plan, seed: int) -> pathlib.Path:
         config={"settings": tables.of_a_run(settings), "method": config},
     )
     return directory
+
+
+def subject(settings: Settings) -> sweeps.Subject:
+    """What a sweep trains: one plan."""
+    settings = dataclasses.replace(settings, common=dataclasses.replace(settings.common, split="valid"))
+    problem = load(settings, settings.common.all_seeds[0])
+    fixed = (problem.data, problem.encoders, problem.num_classes)
+    return sweeps.Subject(
+        lambda changed: layerwise.build(config_of(changed, changed.plan), *fixed),
+        problem.data,
+        settings.per_round,
+        problem.test,
+    )

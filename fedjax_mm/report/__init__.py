@@ -10,10 +10,12 @@ from fedjax_mm.report.page import write
 from fedjax_mm.report.paired import differences_table, paired_differences, plot_differences
 from fedjax_mm.report.plots import plot_bars, plot_costs, plot_representations, plot_split
 from fedjax_mm.report.runs import Run, costs_table, group, load, plot_curves, split_table, summary
+from fedjax_mm.report.sweeps import best_setting, plot_sweep, read_sweep, sweep_table, write_sweep
 from fedjax_mm.report.tables import heading, latex, show, table
 
 __all__ = [
     "Run",
+    "best_setting",
     "costs_table",
     "differences_table",
     "group",
@@ -29,9 +31,13 @@ __all__ = [
     "plot_own_scores",
     "plot_representations",
     "plot_split",
+    "plot_sweep",
+    "read_sweep",
     "show",
     "split_table",
     "summary",
+    "sweep_table",
     "table",
     "write",
+    "write_sweep",
 ]
