@@ -25,8 +25,10 @@ class Subject(NamedTuple):
     data: FederatedData
     per_round: int | Mapping[str, int]
     valid: Mapping[str, Any]
-    rounds: int | None = None
+    rounds: int | None
     """None: as many as the stages have."""
+    metric: str
+    """By which settings are chosen."""
 
 
 def main(
@@ -65,9 +67,9 @@ def main(
         config=cli.by_flag(settings) | {"seed": None, "seeds": None},
     )
     cli.write(out, settings)
-    path, rows = report.write_sweep(out / "sweep", out), report.sweep_table(sweep)
-    report.show(rows, {key: report.heading(key) for key in rows[0]})
-    best, said = report.best_setting(sweep)
+    path = report.write_sweep(out / "sweep", out, subject.metric)
+    report.show(report.sweep_table(sweep), report.sweep_columns(sweep, subject.metric))
+    best, said = report.best_setting(sweep, subject.metric)
     print(*said, sep="\n")
     flags = " ".join(cli.flags(sweep.settings[best]))
     print(f"Wrote {path} and its picture. For the test: the same command without sweep and --grid, with {flags}")

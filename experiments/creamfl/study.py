@@ -173,4 +173,5 @@ def subject(settings: Settings) -> sweeps.Subject:
         settings.per_round,
         problem.test,
         settings.common.rounds,
+        "valid/rsum",
     )

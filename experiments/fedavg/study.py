@@ -59,4 +59,5 @@ def subject(settings: Settings) -> sweeps.Subject:
         data.taking_part(settings.problem, problem),
         data.tested(problem, "valid"),
         settings.problem.common.rounds,
+        f"valid/{'+'.join(problem.dataset.modalities)}/macro_f1",
     )

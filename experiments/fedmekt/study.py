@@ -140,6 +140,7 @@ def subject(settings: Settings) -> sweeps.Subject:
         data.taking_part(settings.problem, problem),
         data.tested(problem, "valid"),
         settings.problem.common.rounds,
+        f"valid/{'+'.join(problem.dataset.modalities)}/weighted_f1",
     )
 
 

@@ -193,4 +193,6 @@ def subject(settings: Settings) -> sweeps.Subject:
         problem.data,
         settings.per_round,
         problem.test,
+        None,
+        "valid/accuracy" if problem.num_classes else "valid/i2t_r10",
     )

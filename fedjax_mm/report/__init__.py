@@ -10,7 +10,7 @@ from fedjax_mm.report.page import write
 from fedjax_mm.report.paired import differences_table, paired_differences, plot_differences
 from fedjax_mm.report.plots import plot_bars, plot_costs, plot_representations, plot_split
 from fedjax_mm.report.runs import Run, costs_table, group, load, plot_curves, split_table, summary
-from fedjax_mm.report.sweeps import best_setting, plot_sweep, read_sweep, sweep_table, write_sweep
+from fedjax_mm.report.sweeps import best_setting, plot_sweep, read_sweep, sweep_columns, sweep_table, write_sweep
 from fedjax_mm.report.tables import heading, latex, show, table
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "show",
     "split_table",
     "summary",
+    "sweep_columns",
     "sweep_table",
     "table",
     "write",

@@ -8,8 +8,8 @@ from fedjax_mm.report.own_scores import own_scores_table
 from fedjax_mm.report.page import result_columns, write
 from fedjax_mm.report.paired import differences_table, paired_differences
 from fedjax_mm.report.runs import all_keys, load, summary
-from fedjax_mm.report.sweeps import best_setting, read_sweep, sweep_table, write_sweep
-from fedjax_mm.report.tables import heading, show
+from fedjax_mm.report.sweeps import best_setting, read_sweep, sweep_columns, sweep_table, write_sweep
+from fedjax_mm.report.tables import show
 from fedjax_mm.run.sweep_files import ABOUT
 
 
@@ -54,7 +54,7 @@ def report_sweep(directory: pathlib.Path, out: pathlib.Path) -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     rows = sweep_table(sweep)
-    show(rows, {key: heading(key) for key in rows[0]})
+    show(rows, sweep_columns(sweep))
     print(*best_setting(sweep)[1], f"written to {path}", sep="\n")
 
 

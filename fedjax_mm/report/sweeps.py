@@ -101,19 +101,31 @@ def plot_sweep(sweep: Sweep, path: str | os.PathLike, metric: str | None = None)
     save(figure, path)
 
 
-def write_sweep(directory: str | os.PathLike, out: str | os.PathLike) -> pathlib.Path:
+def sweep_columns(sweep: Sweep, metric: str | None = None) -> dict[str, str]:
+    """The columns of the table for one metric: the settings, how many seeds, the metric, how many diverged."""
+    keys = [*sweep.axes, "seeds", _metric(sweep, metric), *(["diverged"] if sweep.diverged.any() else [])]
+    return {key: heading(key) for key in keys}
+
+
+def write_sweep(directory: str | os.PathLike, out: str | os.PathLike, metric: str | None = None) -> pathlib.Path:
     """Writes sweep.md and sweep.png, the table, the picture and the best setting of a sweep, to the folder `out`.
 
-    Raises FileNotFoundError where `directory` holds no sweep, and ValueError where it is damaged.
+    metric: as `best_setting` takes it. Raises FileNotFoundError where `directory` holds no sweep, and ValueError where
+    it is damaged.
     """
     sweep, out = read_sweep(directory), pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    plot_sweep(sweep, out / "sweep.png")
-    rows, said = sweep_table(sweep), best_setting(sweep)[1]
+    plot_sweep(sweep, out / "sweep.png", metric)
+    rows, said = sweep_table(sweep), best_setting(sweep, metric)[1]
     numbers = f"{len(sweep.settings)} settings, {len(sweep.seeds)} seeds, {sweep.rounds[-1]} rounds"
     parts = ["# Sweep", f"{numbers}; mean ± sample standard deviation over seeds.", *said, "![scores](sweep.png)"]
     path = out / "sweep.md"
-    path.write_text("\n\n".join([*parts, table(rows, {key: heading(key) for key in rows[0]})]))
+    parts += [
+        table(rows, sweep_columns(sweep, metric)),
+        "## All scores",
+        table(rows, {key: heading(key) for key in rows[0]}),
+    ]
+    path.write_text("\n\n".join(part.strip() for part in parts) + "\n")
     return path
 
 

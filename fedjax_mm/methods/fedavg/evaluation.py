@@ -28,6 +28,28 @@ def predict_classes(encoders: Encoders, head: Model, shared: Parts, personal: Pa
     return jax.lax.map(predict, personal) if personal else predict({})[None]
 
 
+def compile_predict(encoders: Encoders, head: Model) -> Callable[[Parts, PyTree, Arrays], jax.Array]:
+    """`predict_classes` with its models bound, jitted; methods that are built with the same models share one program.
+
+    >>> identity = Model(lambda key, x: {}, lambda params, x: x)
+    >>> compile_predict({"x": identity}, identity)({"x": {}, "head": {}}, {}, {"x": jnp.eye(2)}).tolist()
+    [[0, 1]]
+    """
+    models = (tuple(encoders.items()), head)
+    try:
+        hash(models)
+    except TypeError:  # a model of one's own
+        return jax.jit(functools.partial(predict_classes, encoders, head))
+    return functools.partial(_predict, *models)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+    encoders: tuple[tuple[str, Model], ...], head: Model, shared: Parts, personal: Parts, batch: Arrays
+) -> jax.Array:
+    return predict_classes(dict(encoders), head, shared, personal, batch)
+
+
 def scores(
     encoders: Encoders,
     head: Model,

@@ -21,7 +21,6 @@ personal (FedPer).
 import functools
 from collections.abc import Mapping
 
-import jax
 import optax
 
 from fedjax_mm import aggregate, trees
@@ -29,7 +28,7 @@ from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
-from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, scores
+from fedjax_mm.methods.fedavg.evaluation import client_score, compile_predict, scores
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
 from fedjax_mm.methods.fit import check_population, population_of
 from fedjax_mm.methods.settings import check_settings
@@ -95,8 +94,7 @@ def build(
         personal = tuple(part for part in (*modalities[name], "head") if part not in shared)
         init = functools.partial(init_parts, encoders, head, examples, names=personal)
         cohorts[name] = Cohort(size, init, update, score)
-    predict = jax.jit(functools.partial(predict_classes, encoders, head))
-    score_all = functools.partial(scores, encoders, head, modalities, predict=predict)
+    score_all = functools.partial(scores, encoders, head, modalities, predict=compile_predict(encoders, head))
     check_test = functools.partial(fitting.check_test, encoders, num_classes, examples)
     evaluate = Evaluation(check_test, score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
