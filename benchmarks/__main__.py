@@ -16,7 +16,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from benchmarks import engine, methods, peak, population, price, processes, steps, timing
+from benchmarks import engine, methods, peak, population, price, processes, steps, sweeps, timing
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
 from benchmarks.methods import Settings as Methods
@@ -26,6 +26,7 @@ from benchmarks.population import Settings as Population
 from benchmarks.price import Settings as Price
 from benchmarks.processes import Settings as Processes
 from benchmarks.steps import Settings as Steps
+from benchmarks.sweeps import Settings as Sweeps
 from experiments.common import cli
 from fedjax_mm import report
 from fedjax_mm.run import records
@@ -42,6 +43,7 @@ Section = Literal[
     "peak",
     "client_steps",
     "peers",
+    "sweep",
 ]
 
 
@@ -59,6 +61,7 @@ class Settings:
     population: Population = Population()
     processes: Processes = Processes()
     peers: comparison.Settings = comparison.Settings()
+    sweeps: Sweeps = Sweeps()
     out: str = "runs/throughput"
     """Folder that throughput.json is written to."""
 
@@ -76,6 +79,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     # These two alone: JAX with threads of its own and the fork that starts a peer do not go together.
     "client_steps": lambda settings: timing.in_own_process(steps.client_steps, settings.steps, devices=1),
     "peers": lambda settings: timing.in_own_process(comparison.peers, settings.peers, devices=1),
+    "sweep": lambda settings: sweeps.sweep(settings.sweeps),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),
