@@ -38,7 +38,7 @@ def test_a_setting_of_which_a_seed_diverged_has_no_score_and_is_not_the_best():
     found = swept(GRID, SCORE, diverged=[(2, 1)])
     row = report.sweep_table(found)[2]
     assert row["valid/accuracy"] is None and row["diverged"] == 1
-    assert report.best_setting(found)[0] == 3
+    assert report.best_setting(found)[0] in (0, 3)  # which are as good
     with pytest.raises(ValueError, match="no setting has valid/accuracy of all seeds.*lower the learning rate"):
         report.best_setting(swept(GRID, SCORE, diverged=[(p, 0) for p in range(6)]))
 

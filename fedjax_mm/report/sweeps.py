@@ -93,7 +93,9 @@ def plot_sweep(sweep: Sweep, path: str | os.PathLike, metric: str | None = None)
         chosen = dict(zip(others, values, strict=True))
         image = _heat_map(panel, sweep, metric, (y, x), chosen, limits, best)
         title = ", ".join(f"{name} {_text(value)}" for name, value in chosen.items())
-        panel.set_title(title or f"{heading(metric)} after {sweep.rounds[-1]} rounds", loc="left", fontsize=10)
+        panel.set_title(
+            title or f"{heading(metric)} after {sweep.rounds[-1]} rounds", loc="left", fontsize=10, fontweight="bold"
+        )
     for panel in drawn[len(panels) :]:
         panel.set_axis_off()
     if image is not None:
@@ -141,8 +143,7 @@ def _heat_map(
     """One panel: rows and columns are the values of `names`, all other settings as chosen."""
     y, x = (sweep.axes[name] for name in names)
     means = np.full((len(y), len(x)), np.nan)
-    colours = matplotlib.colormaps["viridis_r" if _less_is_better(metric) else "viridis"].copy()
-    colours.set_bad("#EEEEEE")
+    colours = matplotlib.colormaps["viridis_r" if _less_is_better(metric) else "viridis"].with_extremes(bad="#EEEEEE")
     for p, settings in enumerate(sweep.settings):
         if any(settings[name] != value for name, value in chosen.items()):
             continue
