@@ -208,14 +208,14 @@ def test_data_off_the_device_is_refused():
 
 @pytest.mark.parametrize(
     ("seeds", "free", "tried"),
-    [(1, [500], [(4, 16)]), (2, [100, 500], [(8, 8), (8, 2)]), (2, [None, 30, 500], [(8, 8), (8, 4), (2, 1)])],
+    [(1, [500], [(4, 3)]), (2, [100, 500], [(8, 3), (4, 1)]), (2, [None, 30, 500], [(8, 3), (8, 1), (1, 1)])],
 )
 def test_an_accelerator_vmaps_runs_and_then_clients_as_the_memory_holds_them(monkeypatch, seeds, free, tried):
     """free: the bytes at each try of a program that needs 400; None: its compiler says that they do not suffice."""
     found, compiled, free = [], sweeps._compiled, iter(free)
 
     def try_one(how, *given):
-        found.append((how.at_once, how.chunk))
+        found.append((how.at_once, how.chunk["all"]))
         if (bytes := next(free)) is None:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         monkeypatch.setattr(sweeps, "free_bytes", lambda: bytes)

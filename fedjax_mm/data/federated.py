@@ -15,7 +15,6 @@ from fedjax_mm.data.ownership import Owners
 from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
-
 LEAST_PLACES = 128  # row numbers that a ragged cohort's client has room for: they cost nothing, a compilation does
 
 

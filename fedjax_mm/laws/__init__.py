@@ -95,7 +95,7 @@ def check(
         them apart (see `where_client_states_are_kept_changes_no_bit`).
     strict: raise LawBroken where a law fails.
 
-    A check compiles about ten programs of the size of a round: choose a small instance of the method, and few examples.
+    A check compiles a dozen programs of the size of a round: choose a small instance of the method, and few examples.
     Raises ValueError where the method and the data do not fit.
 
     A server that keeps what it got from the first place of a cohort, whoever that is:

@@ -144,15 +144,15 @@ def _start(
     mesh, auto = mapped.make_mesh(job.devices), job.at_once == "auto"
     here = -(-len(pairs(group, job.seeds)) // job.devices)
     together = 1 if jax.default_backend() == "cpu" else TOGETHER
+    free = auto and job.chunk is None and group.plan[at].method.over.chunk == 1
     while True:
-        at_once = min(here, together if job.at_once == "auto" else job.at_once)
-        at_once = -(-here // -(-here // at_once))  # in parts of like size
-        free = auto and job.chunk is None and group.plan[at].method.over.chunk == 1
-        chunk = max(1, together // at_once) if free else job.chunk
+        at_once = _even(here, together if job.at_once == "auto" else job.at_once)
+        places = {name: taken.index.shape[-1] for name, taken in data.cohorts.items()}
+        chunk = {name: _even(number, together // at_once) for name, number in places.items()} if free else job.chunk
         how = Mapped(job.build, group, chunk, at_once, mesh)
         runs = mapped.make_runs(points, group, job.seeds, at_once * job.devices, mesh)
         states = how.init(runs)
-        vmapped = at_once * (chunk if isinstance(chunk, int) else 1)
+        vmapped = at_once * (max(chunk.values()) if free else 1)
         try:
             step = _compiled(how, at, states, data, runs, job.log)
             share = free_bytes() / max(1.0, more_bytes(step))
@@ -164,6 +164,11 @@ def _start(
             return how, runs, states, step
         together = max(1, int(vmapped * share))
         job.log(f"{at_once} runs at once do not fit the memory; trying {together}, clients counted")
+
+
+def _even(total: int, most: int) -> int:
+    """The size of parts of like size, `most` at most, that make up the total."""
+    return -(-total // -(-total // max(1, min(most, total))))
 
 
 def _compiled(
