@@ -148,11 +148,12 @@ def _start(
     while True:
         at_once = _even(here, together if job.at_once == "auto" else job.at_once)
         places = {name: taken.index.shape[-1] for name, taken in data.cohorts.items()}
-        chunk = {name: _even(number, together // at_once) for name, number in places.items()} if free else job.chunk
+        even = {name: _even(number, together // at_once) for name, number in places.items()}
+        chunk = even if free else job.chunk
         how = Mapped(job.build, group, chunk, at_once, mesh)
         runs = mapped.make_runs(points, group, job.seeds, at_once * job.devices, mesh)
         states = how.init(runs)
-        vmapped = at_once * (max(chunk.values()) if free else 1)
+        vmapped = at_once * (max(even.values()) if free else 1)
         try:
             step = _compiled(how, at, states, data, runs, job.log)
             share = free_bytes() / max(1.0, more_bytes(step))
