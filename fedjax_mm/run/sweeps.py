@@ -32,9 +32,9 @@ from fedjax_mm.run.tune import free_bytes, more_bytes
 from fedjax_mm.run.watch import flat, unchecked
 from fedjax_mm.types import Arrays, FedState, PyTree, RoundData
 
-TOGETHER = 64
-"""Runs, and then clients of each, that an accelerator vmaps at a time if the memory holds them; docs/performance.md has
-what a TPU's compiler says of other numbers."""
+TOGETHER, ENOUGH = 80, 32
+"""What an accelerator vmaps at a time if the memory holds it: so many runs, and with fewer than ENOUGH of them so many
+clients of all runs. docs/performance.md has what a TPU's compiler says of other numbers."""
 
 
 def sweep(
@@ -65,9 +65,9 @@ def sweep(
     evaluate_every: rounds between two scores; by default the end alone is scored.
     directory: where the settings and a line for every run are written in the end. It must hold no sweep.
     chunk: clients of a run that are vmapped at a time, as in `run.train`, but for "auto".
-    runs_at_once: runs that a device vmaps at a time. "auto" takes one on a CPU. Elsewhere it takes up to 64 runs, or
-        where there are fewer, and chunk is None, as many clients of each as make 64; less where the memory does not
-        hold them. Neither this nor `chunk` nor `devices` changes a result, but for rounding.
+    runs_at_once: runs that a device vmaps at a time. "auto" takes one on a CPU, and elsewhere up to 80, less where the
+        memory does not hold them; with fewer than 32, and chunk None, also clients of each, so that 80 are together.
+        Neither this nor `chunk` nor `devices` changes a result, but for rounding.
     devices: how many to spread the runs over.
     config: a dataclass or mapping that is kept with the settings in the directory.
 
@@ -148,7 +148,8 @@ def _start(
     while True:
         at_once = _even(here, together if job.at_once == "auto" else job.at_once)
         places = {name: taken.index.shape[-1] for name, taken in data.cohorts.items()}
-        even = {name: _even(number, together // at_once) for name, number in places.items()}
+        room = together // at_once if at_once < ENOUGH else 1
+        even = {name: _even(number, room) for name, number in places.items()}
         chunk = even if free else job.chunk
         how = Mapped(job.build, group, chunk, at_once, mesh)
         runs = mapped.make_runs(points, group, job.seeds, at_once * job.devices, mesh)
