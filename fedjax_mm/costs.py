@@ -37,12 +37,17 @@ class Cost(NamedTuple):
     """Bytes of the arguments and temporaries of the compiled step: weights, optimiser state, one batch, activations and
     gradients. The new weights replace the old ones in place. Where an update has several kinds of step, the most."""
     round_flops: float | None = None
-    """FLOPs of the matrix multiplications in a client's whole update, all its steps and what else it computes. The
-    client has the mean number of examples of those who take part in `data`, or the most where that holds shapes."""
+    """FLOPs of the matrix multiplications in a client's whole update, all its steps and what else it computes; see
+    `of` for how many examples it has."""
 
 
-def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[str, Cost]:
+def of(
+    method: Method, data: RoundData, state: FedState | None = None, examples: Mapping[str, float] | None = None
+) -> dict[str, Cost]:
     """The cost of one client of each cohort. `data` and `state` may hold `jax.ShapeDtypeStruct` leaves.
+
+    examples: cohort -> how many examples the client of `round_flops` has, rounded, such as the mean over all clients.
+        None: the mean over those who take part in `data`, or the most where that holds shapes.
 
     >>> from fedjax_mm import Cohort, Download, FederatedData, Mean, Server, federate
     >>> def update(download, state, data, key):  # it runs no local_steps
@@ -57,11 +62,11 @@ def of(method: Method, data: RoundData, state: FedState | None = None) -> dict[s
     for name, value, kind in (("method", method, Method), ("data", data, RoundData), ("state", state, FedState)):
         if not isinstance(value, kind) and not (name == "state" and state is None):
             raise ValueError(f"{name} is {say(value)}; give a {kind.__name__}")
-    examples = {name: _mean_examples(taken) for name, taken in data.cohorts.items()}
+    sizes = {name: _examples(taken, (examples or {}).get(name)) for name, taken in data.cohorts.items()}
     before = jax.eval_shape(method.init, jax.random.key(0)) if state is None else state
     before, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (before, data))
     downloads = jax.eval_shape(method.server.download, before.server, data.public)
-    of_cohort = lambda name: _of_cohort(method, name, downloads[name], before.clients[name], data, examples[name])
+    of_cohort = lambda name: _of_cohort(method, name, downloads[name], before.clients[name], data, sizes[name])
     return {name: of_cohort(name) for name in method.cohorts}
 
 
@@ -122,12 +127,13 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
     )
 
 
-def _mean_examples(taken: CohortRound) -> int:
-    """The mean number of examples of the participants that have some, at least 1."""
-    if isinstance(taken.count, jax.ShapeDtypeStruct):
-        return taken.rows.shape[1]
-    counts = np.asarray(taken.count)
-    return max(1, round(float(counts[counts > 0].mean()))) if counts.any() else taken.rows.shape[1]
+def _examples(taken: CohortRound, number: float | None) -> int:
+    """The number, or the mean of the participants that have some; from 1 to the places that there are."""
+    most = taken.rows.shape[1]
+    if number is None and not isinstance(taken.count, jax.ShapeDtypeStruct):
+        counts = np.asarray(taken.count)
+        number = float(counts[counts > 0].mean()) if counts.any() else most
+    return most if number is None else min(most, max(1, round(number)))
 
 
 def _cost_analysis(compiled: jax.stages.Compiled) -> Mapping[str, float]:

@@ -63,8 +63,11 @@ def test_round_flops_are_those_of_all_steps_of_a_client_of_mean_size():
     two = method()._replace(cohorts={"all": method().cohorts["all"]._replace(size=2)})
     taken = data.round({"all": np.array([1, 2])})  # and nobody
     assert costs.of(two, taken)["all"].round_flops == 3 * 2 * cost.flops
+    assert costs.of(two, taken, examples={"all": 15.2})["all"].round_flops == 3 * 3 * cost.flops
+    assert costs.of(two, taken, examples={"all": 0})["all"].round_flops == 3 * 1 * cost.flops
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), taken)
-    assert costs.of(two, shapes)["all"].round_flops == 3 * 7 * cost.flops  # 32 rows
+    steps = -(-taken.cohorts["all"].rows.shape[1] // BATCH)  # of a client that fills all rows
+    assert costs.of(two, shapes)["all"].round_flops == 3 * steps * cost.flops
 
 
 def test_flops_are_those_of_one_step_whatever_the_number_of_steps():

@@ -221,7 +221,7 @@ def _shown(
     watchers: list[Watcher] = []
     if job.files:
         every = checkpoint_every or -(-max(1, job.rounds // 10) // per_call) * per_call
-        watchers.append(Files(job.files, every, job.plan))
+        watchers.append(Files(job.files, every, job.plan, job.data))
         if tensorboard:
             watchers.append(tensorboard_tracker(job.files.path / "tensorboard"))
     if progress is not False:

@@ -130,26 +130,36 @@ def divergence(done: Round, cohorts: Iterable[str]) -> FloatingPointError | None
 class Files:
     """Writes costs.json as a stage begins, a line of the log for every round, and a checkpoint when one is due."""
 
-    def __init__(self, files: RunDirectory, checkpoint_every: int, plan: Sequence[Stage]):
-        self.files, self.checkpoint_every, self.plan = files, checkpoint_every, plan
+    def __init__(self, files: RunDirectory, checkpoint_every: int, plan: Sequence[Stage], data: FederatedData):
+        self.files, self.checkpoint_every, self.plan, self.data = files, checkpoint_every, plan, data
 
     def __call__(self, done: Round, row: Row) -> None:
         if done.first_of_stage:
-            keep_costs(self.files, self.plan, done.stage_number, done.data, done.whole)
+            keep_costs(self.files, self.plan, done.stage_number, self.data, done.data, done.whole)
         self.files.append(row)
         if done.whole is not None and is_due(done, self.checkpoint_every):
             self.files.checkpoints.save(done.whole)
 
 
 def keep_costs(
-    files: RunDirectory, plan: Sequence[Stage], entered: int, data: RoundData, state: FedState | None = None
+    files: RunDirectory,
+    plan: Sequence[Stage],
+    entered: int,
+    data: FederatedData,
+    taken: RoundData,
+    state: FedState | None = None,
 ) -> None:
-    """Adds to costs.json what is not known there of the first `entered` stages. state: of the last one of these."""
+    """Adds to costs.json what is not known there of the first `entered` stages.
+
+    taken: the data of any round. state: of the last one of these stages.
+    """
     known = files.read_or_rebuild("costs.json")
+    # Of all clients, so that it does not count who took part first.
+    mean = {name: float(c.counts[c.counts > 0].mean()) for name, c in data.cohorts.items()}
     for number, stage in enumerate(plan[:entered], 1):
         prefix = f"{stage.name}/" if len(plan) > 1 else ""
         if stage.rounds and any(not isinstance(known.get(f"{prefix}{name}"), dict) for name in stage.method.cohorts):
-            cost = costs.of(stage.method, data, state if number == entered else None)
+            cost = costs.of(stage.method, taken, state if number == entered else None, mean)
             files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
 
 
@@ -160,7 +170,7 @@ def mend(
     if files is None:
         return
     at = stages.index(plan, int(state.round) - 1)
-    keep_costs(files, plan, at + 1, taken)
+    keep_costs(files, plan, at + 1, data, taken)
     if not files.read_or_rebuild("own_scores.json"):
         OwnScores(data, 1, files, files.log).keep(int(state.round), plan[at].method, state)
 
