@@ -30,9 +30,9 @@ from fedjax_mm.types import (
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from fedjax_mm import evaluate, laws, methods, models, report, run
+    from fedjax_mm import evaluate, laws, methods, models, report, run, uploads
 
-__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "laws", "methods", "models", "report", "run"))
+__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "laws", "methods", "models", "report", "run", "uploads"))
 __all__ = [
     "ClientData",
     "Cohort",
@@ -66,4 +66,5 @@ __all__ = [
     "run",
     "stages",
     "trees",
+    "uploads",
 ]
