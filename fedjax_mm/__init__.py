@@ -7,7 +7,7 @@ state = run.train(method, data, rounds=100, per_round=10, directory="runs/first"
 
 from typing import TYPE_CHECKING
 
-from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, stages, trees
+from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, participation, stages, trees
 from fedjax_mm.data import Dataset, FederatedData
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
@@ -62,6 +62,7 @@ __all__ = [
     "methods",
     "models",
     "on_change",
+    "participation",
     "report",
     "run",
     "stages",

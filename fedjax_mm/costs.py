@@ -93,7 +93,9 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         taken = data.cohorts[name]
         state = jax.tree.map(lambda x: x[0], states)
         rows, uniform = (taken.rows[0], taken.uniform) if own is None else (taken.rows[0, :own], True)
-        seen = ClientData(taken.arrays, rows, taken.count[0], taken.weight[0], data.public, uniform)
+        work = None if taken.work is None or own is not None else taken.work[0]  # cut steps are not counted
+        who = taken.count[0], taken.weight[0], data.public, uniform, taken.index[0], work
+        seen = ClientData(taken.arrays, rows, *who)
         uploads, _, _ = method.cohorts[name].update(download, state, seen, key)
         travels = transforms.encode(method.upload, uploads, download.sent, key)
         return {slot: sent.value for slot, sent in travels.items()}

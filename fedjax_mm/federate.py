@@ -165,21 +165,20 @@ def cohort_pass(
 ) -> tuple[Upload, PyTree, Metrics]:
     """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
-    A participant whose upload, as it is summed, or new state is not finite, or one of whose weights is negative, is
-    left out: its state stays as it was, its upload has weight 0, and the metric `left_out` counts it. `clients` counts
-    the others; all further metrics are means over them, or over those of them that give a metric as a Mean of weight
-    above 0; NaN where there are only others.
+    A participant whose upload, as it is summed, or new state is not finite, or has a negative weight, is left out: its
+    state stays, its upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further
+    metrics are means over them, or over those that give a metric as a Mean of weight above 0; else NaN.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
 
     def one(shared, client):
         download, states, arrays, public, key = shared
-        index, place, weight, rows, count = client
+        index, place, weight, rows, count, work = client
         place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
         old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
-        seen = ClientData(arrays, rows, count, weight, public, taken.uniform)
+        seen = ClientData(arrays, rows, count, weight, public, taken.uniform, index, work)
         update = cohort.update(download, old, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
         sent = transforms.encode(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
@@ -206,7 +205,7 @@ def cohort_pass(
 
     impl = jax.random.key_impl(key)
     shared = (download, states, taken.arrays, public, jax.random.key_data(key))
-    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count)
+    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count, taken.work)
     (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
     states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
@@ -257,4 +256,5 @@ def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[in
         rows=fill(data.rows, 0),
         count=fill(data.count, 0),
         place=None if data.place is None else fill(data.place, NOWHERE),
+        work=None if data.work is None else fill(data.work, 0),
     )

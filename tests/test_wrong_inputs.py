@@ -17,7 +17,7 @@ from hypothesis import strategies
 
 import fedjax_mm
 from experiments.common.cli import is_about_settings
-from fedjax_mm import aggregate, clients, costs, data, evaluate, laws, losses, stages, trees
+from fedjax_mm import aggregate, clients, costs, data, evaluate, laws, losses, participation, stages, trees, uploads
 from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import federate
 from fedjax_mm.local import local_steps, whole
@@ -157,6 +157,21 @@ CALLS = {
         {"image": PAIR, "text": PAIR, "scale": 1.0, "shift": 1.0, "mask": jnp.ones(2)},
     ),
     "losses.unit": (losses.unit, {"x": PAIR}),
+    "participation.by_size": (participation.by_size, {"data": DATA, "per_round": 1}),
+    "participation.by_trace": (
+        participation.by_trace,
+        {"data": DATA, "available": {"all": [[True, False]]}, "per_round": 1, "repeat": True},
+    ),
+    "participation.independent": (participation.independent, {"data": DATA, "rate": 0.5, "places": None}),
+    "participation.uniform": (participation.uniform, {"data": DATA, "per_round": {"all": 1}}),
+    "participation.with_deadline": (
+        lambda **changed: participation.with_deadline(**changed)(KEY, 0),
+        {"choose": lambda key, round: {"all": np.arange(2)}, "seconds": {"all": [1.0, 2.0]}, "deadline": 1.0},
+    ),
+    "participation.with_dropout": (
+        participation.with_dropout,
+        {"choose": lambda key, round: {"all": np.arange(2)}, "rate": 0.5},
+    ),
     "stages.blocks": (stages.blocks, {"depth": 6, "stages": 3}),
     "stages.enter": (stages.enter, {"before": STATE(1), "fresh": STATE(2)}),
     "stages.index": (stages.index, {"stages": STAGES, "round": 1}),
@@ -169,6 +184,15 @@ CALLS = {
     "trees.path_mask": (trees.path_mask, {"tree": TREE, "trains": lambda path: path == "a"}),
     "trees.size_bytes": (trees.size_bytes, {"tree": TREE}),
     "trees.where": (trees.where, {"condition": jnp.array(True), "a": TREE, "b": TREE}),
+    "uploads.add_noise": (uploads.add_noise, {"std": 1.0}),
+    "uploads.attach": (uploads.attach, {"method": METHOD, "transform": uploads.sign(), "data": DATA}),
+    "uploads.clip_by_norm": (uploads.clip_by_norm, {"bound": 1.0}),
+    "uploads.low_rank": (uploads.low_rank, {"rank": 2, "iterations": 1}),
+    "uploads.quantise": (uploads.quantise, {"bits": 8}),
+    "uploads.random_k": (uploads.random_k, {"fraction": 0.5, "unbiased": True}),
+    "uploads.sign": (uploads.sign, {}),
+    "uploads.top_k": (uploads.top_k, {"fraction": 0.5}),
+    "uploads.error_feedback": (uploads.error_feedback, {"transform": uploads.sign()}),
 }
 
 FILES = "what it reads are files, and tests/data tries damaged ones"
@@ -184,6 +208,8 @@ EXEMPT = {
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",
+    "uploads.on_change": "it ties functions of the caller together, and runs none",
+    "uploads.chain": "tests/uploads tries it without transforms and with what is none",
 }
 
 

@@ -116,7 +116,7 @@ class Case:
         """What the participant at `place` of a cohort sees in the first round."""
         taken = self.taken.cohorts[name]
         own = taken.rows[place], taken.count[place], taken.weight[place]
-        return ClientData(taken.arrays, *own, self.taken.public, taken.uniform)
+        return ClientData(taken.arrays, *own, self.taken.public, taken.uniform, taken.index[place])
 
     def client_state(self, name: str, place: int) -> PyTree:
         """The state before the first round of the participant at `place` of a cohort."""

@@ -58,6 +58,8 @@ def attach(method: Method, transform: AnyTransform, data: HasPopulation) -> Meth
     >>> sparse.init(jax.random.key(0)).clients["all"].upload["lost"]["head"]["Dense_0"]["bias"].shape
     (2, 2)
     """
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {say(method)}; give a Method, as `build` makes it")
     of = as_transform(transform)
     shapes = {name: _shapes(method, name, data) for name in method.cohorts}
     states = {
@@ -131,7 +133,7 @@ def _shapes(method: Method, name: str, data: Any) -> tuple[Upload, PyTree]:
         server = method.server.init(key)
         download = method.server.download(server, public)[name]
         state = client_init(method.cohorts[name])(key, server)
-        seen = ClientData(arrays, rows, count, weight, public)
+        seen = ClientData(arrays, rows, count, weight, public, number=count)
         upload, _, _ = method.cohorts[name].update(download, state, seen, key)
         return jax.tree.map(jnp.asarray, dict(upload)), download.sent
 

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fedjax_mm.checks import say
+from fedjax_mm.checks import is_whole, say
 from fedjax_mm.transforms import Transform, stateless
 from fedjax_mm.types import Key
 from fedjax_mm.uploads.leaves import decode_nodes, map_floats, wide
@@ -57,7 +57,7 @@ def quantise(bits: int = 8) -> Transform:
     >>> encoded["w"].packed.dtype, quantise(8).decode(encoded, {})["w"].tolist()
     (dtype('uint8'), [0.0, 127.0, -64.0])
     """
-    if bits not in BITS or isinstance(bits, bool):
+    if not is_whole(bits, 2) or bits not in BITS:
         raise ValueError(f"bits is {say(bits)}; give 2, 4, 8 or 16")
     encode = lambda value, received, key: map_floats(lambda x, key: to_levels(x, bits, key), value, key=key)
     return stateless(encode, lambda encoded, received: decode_nodes(encoded, Levels, from_levels))
