@@ -27,6 +27,7 @@ EXAMPLES = 10  # wrong calls of each entry
 
 X, LABEL = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([0, 1, 0, 1, 1, 0])
 DATA = FederatedData.from_arrays({"x": X}, [[0, 1, 2], [3, 4, 5]])
+LABELLED = FederatedData.from_arrays({"x": X, "label": LABEL}, [[0, 1, 2], [3, 4, 5]])
 TESTED = FederatedData.from_arrays({"x": X}, [[0, 1], [3, 4]], test=[[2], [5]])
 REPS, WEIGHT, ANCHORS = jnp.ones((3, 4, 2)), jnp.ones(3), jnp.ones((4, 2))
 PAIR, LOGITS, KEY = jnp.eye(2), jnp.ones((2, 3)), jax.random.key(0)
@@ -185,6 +186,31 @@ CALLS = {
     "trees.size_bytes": (trees.size_bytes, {"tree": TREE}),
     "trees.where": (trees.where, {"condition": jnp.array(True), "a": TREE, "b": TREE}),
     "uploads.add_noise": (uploads.add_noise, {"std": 1.0}),
+    "uploads.attacks.flip_labels": (
+        uploads.attacks.flip_labels,
+        {"data": LABELLED, "clients": {"all": [1]}, "num_classes": 2},
+    ),
+    "uploads.attacks.flip_signs": (uploads.attacks.flip_signs, {"method": METHOD, "clients": {"all": [1]}}),
+    "uploads.attacks.scale_updates": (
+        uploads.attacks.scale_updates,
+        {"method": METHOD, "clients": {"all": [1]}, "factor": 2.0},
+    ),
+    "uploads.bounded": (uploads.bounded, {"quantile": 0.5}),
+    "uploads.central_noise": (
+        uploads.central_noise,
+        {"method": METHOD, "data": DATA, "clip": 1.0, "noise_multiplier": 1.0, "denominator": 2.0}
+        | {"weight_cap": None, "adaptive": None},
+    ),
+    "uploads.krum": (uploads.krum, {"bad": 1, "keep": 2}),
+    "uploads.median": (uploads.median, {}),
+    "uploads.privacy.gaussian_epsilon": (uploads.privacy.gaussian_epsilon, {"sensitivity": 1.0, "delta": 0.1}),
+    "uploads.privacy.noise_for": (
+        uploads.privacy.noise_for,
+        {"epsilon": 1.0, "delta": 0.1, "rounds": 3, "sampling": "local", "rate": 1.0},
+    ),
+    "uploads.robust": (uploads.robust, {"method": METHOD, "data": DATA, "rule": uploads.median()}),
+    "uploads.secure_sum": (uploads.secure_sum, {"method": METHOD, "data": DATA, "resolution": 0.1}),
+    "uploads.trimmed_mean": (uploads.trimmed_mean, {"fraction": 0.1}),
     "uploads.attach": (uploads.attach, {"method": METHOD, "transform": uploads.sign(), "data": DATA}),
     "uploads.clip_by_norm": (uploads.clip_by_norm, {"bound": 1.0}),
     "uploads.low_rank": (uploads.low_rank, {"rank": 2, "iterations": 1}),

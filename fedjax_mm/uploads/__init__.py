@@ -7,13 +7,13 @@ bytes of what is encoded. docs/uploads.md has the scores of papers' methods agai
 
 from fedjax_mm.transforms import Transform, on_change
 from fedjax_mm.uploads import attacks, privacy
-from fedjax_mm.uploads.attach import Sending, attach
+from fedjax_mm.uploads.attached import Sending, attach
 from fedjax_mm.uploads.central import Adaptive, central_noise
 from fedjax_mm.uploads.compose import chain, error_feedback
+from fedjax_mm.uploads.masks import secure_sum
 from fedjax_mm.uploads.noise import add_noise, clip_by_norm
 from fedjax_mm.uploads.quantise import quantise, sign
-from fedjax_mm.uploads.robust import bounded, krum, median, robust, trimmed_mean
-from fedjax_mm.uploads.secure_sum import secure_sum
+from fedjax_mm.uploads.rules import bounded, krum, median, robust, trimmed_mean
 from fedjax_mm.uploads.sparse import low_rank, random_k, top_k
 
 __all__ = [

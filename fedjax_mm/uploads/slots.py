@@ -10,7 +10,7 @@ from fedjax_mm.checks import say
 from fedjax_mm.federate import Method
 from fedjax_mm.transforms import Transform
 from fedjax_mm.types import Cohort, Each, HasPopulation, Mean, PyTree, Upload
-from fedjax_mm.uploads.attach import on_own_state, upload_shapes
+from fedjax_mm.uploads.attached import on_own_state, upload_shapes
 
 Names = Mapping[str, tuple[str, ...]]  # cohort -> slots
 
