@@ -52,6 +52,8 @@ class Settings:
     """Methods that are measured."""
     data_dir: str | None = None
     """Folder of UR Fall. None skips FedAvg and FedMEKT."""
+    transforms: tuple[str, ...] = tuple(COMPRESSIONS)
+    """Compressions that are measured, by their names in COMPRESSIONS."""
     seeds: int = 3
     """Seeds, from 0."""
     rounds: int = 40
@@ -137,7 +139,8 @@ def kilobytes(task: Task, method: Method) -> float:
 def of_bytes(settings: Settings, name: Name) -> list[dict[str, Any]]:
     """A row for every compression."""
     rows = []
-    for label, transform in COMPRESSIONS.items():
+    for label in settings.transforms:
+        transform = COMPRESSIONS[cli.one_of("transform", label, COMPRESSIONS)]
         tasks = [task_of(settings, name, seed, private=False) for seed in range(settings.seeds)]
         scores = [score(task, compressed(task, transform), seed) for seed, task in enumerate(tasks)]
         size = kilobytes(tasks[0], compressed(tasks[0], transform))
