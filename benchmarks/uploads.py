@@ -102,12 +102,12 @@ def ur_fall(settings: Settings, name: Name, seed: int, private: bool) -> Task:
 
 
 def scenes(seed: int) -> Task:
-    """CreamFL with few clients, whose models are fresh."""
-    numbers = Numbers(image=4, text=4, both=6, per_client=60, public=200, test=200, asked=8, pretraining=10)
-    settings = creamfl_study.Settings(numbers=numbers, pretraining=0, epochs=2, common=cli.Common(seeds=1))
+    """CreamFL with few clients. All models have learnt from other examples before."""
+    numbers = Numbers(image=4, text=4, both=6, per_client=60, public=600, test=200, asked=8, pretraining=3000)
+    settings = creamfl_study.Settings(numbers=numbers, pretraining=8, epochs=2, common=cli.Common(seeds=1))
     problem = creamfl_study.load(settings, seed)
     method = creamfl_study.method_of(settings, "CreamFL", problem)
-    return Task(method, problem.data, problem.test, "rsum", 6, 6, False, float(np.sqrt(numbers.public)))
+    return Task(method, problem.data, problem.test, "rsum", 6, 8, False, float(np.sqrt(numbers.public)))
 
 
 def task_of(settings: Settings, name: Name, seed: int, private: bool) -> Task:
