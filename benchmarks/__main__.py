@@ -3,6 +3,7 @@
 python -m benchmarks                                        all sections
 python -m benchmarks --only handwritten --repetitions 40    one section
 python -m benchmarks accelerators --chip v5e --papers all   rounds compiled for chips that need not be there
+python -m benchmarks uploads --data-dir DIR                 scores against bytes and epsilon (uploads.py)
 
 timing.py says how times are taken. On 2 shared CPU cores, without a GPU, a round takes 1.02 to 1.07 times the CPU time
 of one written by hand for the same workload, and on one core half of fedjax's; docs/performance.md has all numbers.
@@ -16,7 +17,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from benchmarks import engine, methods, peak, population, price, processes, steps, sweeps, timing
+from benchmarks import engine, methods, peak, population, price, processes, steps, sweeps, timing, uploads
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
 from benchmarks.methods import Settings as Methods
@@ -115,8 +116,10 @@ def measure(settings: Settings) -> pathlib.Path:
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("accelerators",))
-    return accelerators.main(arguments) if command else measure(cli.parse(Settings(), arguments, __doc__))
+    command, arguments = cli.command(arguments, ("accelerators", "uploads"))
+    if command:
+        return (accelerators if command == "accelerators" else uploads).main(arguments)
+    return measure(cli.parse(Settings(), arguments, __doc__))
 
 
 if __name__ == "__main__":

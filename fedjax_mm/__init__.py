@@ -7,7 +7,7 @@ state = run.train(method, data, rounds=100, per_round=10, directory="runs/first"
 
 from typing import TYPE_CHECKING
 
-from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, stages, trees
+from fedjax_mm import _lazy, aggregate, clients, costs, data, losses, participation, stages, trees
 from fedjax_mm.data import Dataset, FederatedData
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps
@@ -30,9 +30,9 @@ from fedjax_mm.types import (
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from fedjax_mm import evaluate, laws, methods, models, report, run
+    from fedjax_mm import evaluate, laws, methods, models, report, run, uploads
 
-__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "laws", "methods", "models", "report", "run"))
+__getattr__, __dir__ = _lazy.attach(__name__, ("evaluate", "laws", "methods", "models", "report", "run", "uploads"))
 __all__ = [
     "ClientData",
     "Cohort",
@@ -62,8 +62,10 @@ __all__ = [
     "methods",
     "models",
     "on_change",
+    "participation",
     "report",
     "run",
     "stages",
     "trees",
+    "uploads",
 ]

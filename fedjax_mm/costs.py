@@ -8,11 +8,10 @@ import jax
 import jax.extend.core
 import numpy as np
 
-from fedjax_mm import trees
+from fedjax_mm import transforms, trees
 from fedjax_mm.checks import check_callable, check_number, say
 from fedjax_mm.federate import Method
 from fedjax_mm.local import STEP_NAME
-from fedjax_mm.transforms import transformed
 from fedjax_mm.types import ClientData, CohortRound, Download, FedState, PyTree, RoundData
 
 
@@ -25,7 +24,7 @@ class Cost(NamedTuple):
     bytes_down: int
     """Bytes of the tree that a client gets in a round."""
     bytes_up: int
-    """Bytes of the tree that a client sends in a round, after the upload's transforms."""
+    """Bytes of the tree that a client sends in a round, as its upload's transforms encode it."""
     bytes_held: int
     """Bytes of the frozen weights that a client must have besides. With `bytes_down`, what a late client downloads."""
     flops: float | None = None
@@ -99,9 +98,11 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         taken = data.cohorts[name]
         state = jax.tree.map(lambda x: x[0], states)
         rows, uniform = (taken.rows[0], taken.uniform) if own is None else (taken.rows[0, :own], True)
-        seen = ClientData(taken.arrays, rows, taken.count[0], taken.weight[0], data.public, uniform)
+        work = None if taken.work is None or own is not None else taken.work[0]  # cut steps are not counted
+        who = taken.count[0], taken.weight[0], data.public, uniform, taken.index[0], work
+        seen = ClientData(taken.arrays, rows, *who)
         uploads, _, _ = method.cohorts[name].update(download, state, seen, key)
-        travels = transformed(method.upload, uploads, download.sent, key)
+        travels = transforms.encode(method.upload, uploads, download.sent, key)
         return {slot: sent.value for slot, sent in travels.items()}
 
     key = jax.eval_shape(lambda: jax.random.key(0))

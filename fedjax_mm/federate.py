@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_mm import trees
+from fedjax_mm import transforms, trees
 from fedjax_mm.clients import map_reduce
-from fedjax_mm.transforms import transformed
+from fedjax_mm.transforms import AnyTransform
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -63,8 +63,8 @@ class Method(NamedTuple):
 
     server: Server
     cohorts: Mapping[str, Cohort]
-    upload: optax.GradientTransformation = optax.identity()
-    """The transform that an upload passes between a client's update and its aggregation (see `federate`)."""
+    upload: AnyTransform = optax.identity()
+    """What an upload passes between a client's update and its aggregation (see `federate` and `uploads`)."""
     over: OverClients = OverClients()
     """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
@@ -84,9 +84,8 @@ class Method(NamedTuple):
     def round(self, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics]]:
         """The states after one more round, and the round's metrics: of each cohort, and of the "server"."""
         if set(data.cohorts) != set(self.cohorts):
-            raise ValueError(
-                f"the round's data has cohorts {sorted(data.cohorts)}; the method has {sorted(self.cohorts)}"
-            )
+            found = f"the round's data has cohorts {sorted(data.cohorts)}"
+            raise ValueError(f"{found}; the method has {sorted(self.cohorts)}")
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.round)
         at_server, before = state.server, {}
         if self.server.begin:
@@ -106,15 +105,15 @@ def federate(
     cohorts: Mapping[str, Cohort],
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores,
     *,
-    upload: optax.GradientTransformation | None = None,
+    upload: AnyTransform | None = None,
     over: OverClients | None = None,
     check: Callable[[Population], None] = accept_any,
 ) -> Method:
     """Ties a server and its cohorts into a Method.
 
-    upload: pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and its
-        aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as `params`
-        and a random key as `key` (see `on_change`). What must last from round to round belongs in the client's state.
+    upload: an uploads.Transform of {slot: value} (clip, quantise, noise, ...), which a client encodes and the server
+        decodes before it sums; or one of optax, which starts afresh in each round and gets what the server sent as
+        `params` and a random key as `key` (see `on_change`). One with a state is put on by `uploads.attach`.
     check: raises ValueError for a population that does not fit; a run asks it before its first round.
 
     Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:
@@ -166,24 +165,24 @@ def cohort_pass(
 ) -> tuple[Upload, PyTree, Metrics]:
     """Runs the participants of one cohort: (uploads reduced over clients, the states with theirs updated, metrics).
 
-    A participant whose upload, as it is summed, or new state is not finite, or one of whose
-    weights is negative, is left out: its state stays as it was, its
-    upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further metrics are means
-    over them, or over those of them that give a metric as a Mean of weight above 0; NaN where there are only others.
+    A participant whose upload, as it is summed, or new state is not finite, or has a negative weight, is left out: its
+    state stays, its upload has weight 0, and the metric `left_out` counts it. `clients` counts the others; all further
+    metrics are means over them, or over those that give a metric as a Mean of weight above 0; else NaN.
     """
     cohort, public = method.cohorts[name], data.public
     chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
 
     def one(shared, client):
         download, states, arrays, public, key = shared
-        index, place, weight, rows, count = client
+        index, place, weight, rows, count, work = client
         place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
         old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
-        seen = ClientData(arrays, rows, count, weight, public, taken.uniform)
+        seen = ClientData(arrays, rows, count, weight, public, taken.uniform, index, work)
         update = cohort.update(download, old, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
-        sent = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
+        sent = transforms.encode(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
+        sent = transforms.decode(method.upload, sent, download.sent)
         present = (index < cohort.size) & (weight > 0)
         summed = {slot: _scaled(*one) if isinstance(one, Mean) else one.value for slot, one in sent.items()}
         weights = {slot: one.weight for slot, one in sent.items()}
@@ -206,7 +205,7 @@ def cohort_pass(
 
     impl = jax.random.key_impl(key)
     shared = (download, states, taken.arrays, public, jax.random.key_data(key))
-    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count)
+    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count, taken.work)
     (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
     states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
@@ -257,4 +256,5 @@ def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[in
         rows=fill(data.rows, 0),
         count=fill(data.count, 0),
         place=None if data.place is None else fill(data.place, NOWHERE),
+        work=None if data.work is None else fill(data.work, 0),
     )

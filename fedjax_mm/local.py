@@ -121,7 +121,7 @@ def local_steps(
 
     The number of steps and the order of the examples are the client's own, whoever else takes part: under `vmap` a
     chunk of clients stops at its longest. Where the last batch is not full, `batch["mask"]` is 0 on its padding rows;
-    `drop_last` leaves this batch out. A client without examples takes no step.
+    `drop_last` leaves it out. A client without examples takes no step; `data.work` cuts the last ones, but for one.
 
     >>> def step(total, batch, key):
     ...     return total + (batch["x"] * batch["mask"]).sum(), {"rows": batch["mask"].sum()}
@@ -136,6 +136,7 @@ def local_steps(
     most = data.rows.shape[0]
     count = most if data.uniform else data.count
     steps = count // batch_size if drop_last else -(-count // batch_size)
+    taken = epochs * steps if data.work is None else jnp.ceil(data.work * (epochs * steps) - 1e-3).astype(jnp.int32)
     full = drop_last or (data.uniform and most % batch_size == 0)
     padding = -most % batch_size  # so that no slice of the last batch is clamped
 
@@ -158,12 +159,13 @@ def local_steps(
             draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
             rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
         rows = jnp.pad(rows, (0, padding))
-        return jax.lax.fori_loop(0, steps, functools.partial(one, rows, epoch_key), carry_and_total)
+        here = steps if data.work is None else jnp.clip(taken - e * steps, 0, steps)
+        return jax.lax.fori_loop(0, here, functools.partial(one, rows, epoch_key), carry_and_total)
 
     shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
-    return carry, jax.tree.map(lambda x: x / jnp.maximum(epochs * steps, 1), total)
+    return carry, jax.tree.map(lambda x: x / jnp.maximum(taken, 1), total)
 
 
 def _check_client(step: Step, carry: Any, data: ClientData, key: Key) -> None:

@@ -95,6 +95,10 @@ class ClientData:
     """Leaves [P, ...]: the public examples, which the server and all clients share. None where there are none."""
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether every client of the cohort owns exactly R rows."""
+    number: jax.Array | None = None
+    """[] int32. The client's number in its cohort; None where nobody said."""
+    work: jax.Array | None = None
+    """[] float32. The share of its steps that the client takes, cut at a deadline; None takes all."""
 
 
 @jax.tree_util.register_dataclass
@@ -115,9 +119,10 @@ class CohortRound:
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether every client of the cohort owns exactly R rows."""
     place: jax.Array | None = None
-    """[C] int32. The row of the FedState's `clients` in which a participant's state is, where those hold the states of
-    the participants alone (a padding client has a row of its own, or one beyond the end). None where those hold the
-    states of all N clients: a client's row is then its number."""
+    """[C] int32. The row of the FedState's `clients` in which a participant's state is, where those hold participants
+    alone (a padding client has a row of its own, or one beyond the end). None where a client's row is its number."""
+    work: jax.Array | None = None
+    """[C] float32 in 0..1. The share of its steps that each participant takes. None: all take all."""
 
 
 class RoundData(NamedTuple):

@@ -318,6 +318,22 @@ def test_write_and_the_command_line(tmp_path, capsys):
         tyro.cli(report_main, args=["--out", str(out)])
 
 
+def test_privacy_is_that_of_the_last_round_and_the_largest_over_seeds(tmp_path):
+    spent = lambda epsilons: [
+        row(i + 1) | {"privacy/epsilon": e, "privacy/delta": 0.01} for i, e in enumerate(epsilons)
+    ]
+    write_run(tmp_path / "quiet-s0", 0, rows=spent([1.0, 2.0]))
+    write_run(tmp_path / "quiet-s1", 1, rows=spent([1.0, 2.5]))
+    write_run(tmp_path / "loud", 0, rows=spent([None]), config={"noise": 0})
+    write_run(tmp_path / "silent", 0, config={"noise": None})
+    runs = load_all(*(tmp_path / name for name in ("quiet-s0", "quiet-s1", "loud", "silent")))
+    rows = report.privacy_table(runs)
+    assert [(r["rounds"], r["epsilon"], r["delta"]) for r in rows] == [(2, 2.5, 0.01), (1, "infinite", 0.01)]
+    text = report.write([tmp_path / "loud"], tmp_path / "out").read_text()
+    assert "## Privacy" in text and "infinite" in text
+    assert "## Privacy" not in report.write([tmp_path / "silent"], tmp_path / "out").read_text()
+
+
 def test_reads_what_train_writes(tmp_path):
     x, label = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32), np.arange(12, dtype=np.int32) % 3
     data = FederatedData.from_arrays({"x": x, "label": label}, np.repeat(np.arange(3), [2, 4, 6]))

@@ -17,7 +17,7 @@ from hypothesis import strategies
 
 import fedjax_mm
 from experiments.common.cli import is_about_settings
-from fedjax_mm import aggregate, clients, costs, data, evaluate, laws, losses, stages, trees
+from fedjax_mm import aggregate, clients, costs, data, evaluate, laws, losses, participation, stages, trees, uploads
 from fedjax_mm.data import FederatedData, partition
 from fedjax_mm.federate import federate
 from fedjax_mm.local import local_steps, whole
@@ -27,6 +27,7 @@ EXAMPLES = 10  # wrong calls of each entry
 
 X, LABEL = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([0, 1, 0, 1, 1, 0])
 DATA = FederatedData.from_arrays({"x": X}, [[0, 1, 2], [3, 4, 5]])
+LABELLED = FederatedData.from_arrays({"x": X, "label": LABEL}, [[0, 1, 2], [3, 4, 5]])
 TESTED = FederatedData.from_arrays({"x": X}, [[0, 1], [3, 4]], test=[[2], [5]])
 REPS, WEIGHT, ANCHORS = jnp.ones((3, 4, 2)), jnp.ones(3), jnp.ones((4, 2))
 PAIR, LOGITS, KEY = jnp.eye(2), jnp.ones((2, 3)), jax.random.key(0)
@@ -157,6 +158,21 @@ CALLS = {
         {"image": PAIR, "text": PAIR, "scale": 1.0, "shift": 1.0, "mask": jnp.ones(2)},
     ),
     "losses.unit": (losses.unit, {"x": PAIR}),
+    "participation.by_size": (participation.by_size, {"data": DATA, "per_round": 1}),
+    "participation.by_trace": (
+        participation.by_trace,
+        {"data": DATA, "available": {"all": [[True, False]]}, "per_round": 1, "repeat": True},
+    ),
+    "participation.independent": (participation.independent, {"data": DATA, "rate": 0.5, "places": None}),
+    "participation.uniform": (participation.uniform, {"data": DATA, "per_round": {"all": 1}}),
+    "participation.with_deadline": (
+        lambda **changed: participation.with_deadline(**changed)(KEY, 0),
+        {"choose": lambda key, round: {"all": np.arange(2)}, "seconds": {"all": [1.0, 2.0]}, "deadline": 1.0},
+    ),
+    "participation.with_dropout": (
+        participation.with_dropout,
+        {"choose": lambda key, round: {"all": np.arange(2)}, "rate": 0.5},
+    ),
     "stages.blocks": (stages.blocks, {"depth": 6, "stages": 3}),
     "stages.enter": (stages.enter, {"before": STATE(1), "fresh": STATE(2)}),
     "stages.index": (stages.index, {"stages": STAGES, "round": 1}),
@@ -169,6 +185,40 @@ CALLS = {
     "trees.path_mask": (trees.path_mask, {"tree": TREE, "trains": lambda path: path == "a"}),
     "trees.size_bytes": (trees.size_bytes, {"tree": TREE}),
     "trees.where": (trees.where, {"condition": jnp.array(True), "a": TREE, "b": TREE}),
+    "uploads.add_noise": (uploads.add_noise, {"std": 1.0}),
+    "uploads.attacks.flip_labels": (
+        uploads.attacks.flip_labels,
+        {"data": LABELLED, "clients": {"all": [1]}, "num_classes": 2},
+    ),
+    "uploads.attacks.flip_signs": (uploads.attacks.flip_signs, {"method": METHOD, "clients": {"all": [1]}}),
+    "uploads.attacks.scale_updates": (
+        uploads.attacks.scale_updates,
+        {"method": METHOD, "clients": {"all": [1]}, "factor": 2.0},
+    ),
+    "uploads.bounded": (uploads.bounded, {"quantile": 0.5}),
+    "uploads.central_noise": (
+        uploads.central_noise,
+        {"method": METHOD, "data": DATA, "clip": 1.0, "noise_multiplier": 1.0, "denominator": 2.0}
+        | {"weight_cap": None, "adaptive": None},
+    ),
+    "uploads.krum": (uploads.krum, {"bad": 1, "keep": 2}),
+    "uploads.median": (uploads.median, {}),
+    "uploads.privacy.gaussian_epsilon": (uploads.privacy.gaussian_epsilon, {"sensitivity": 1.0, "delta": 0.1}),
+    "uploads.privacy.noise_for": (
+        uploads.privacy.noise_for,
+        {"epsilon": 1.0, "delta": 0.1, "rounds": 3, "sampling": "local", "rate": 1.0},
+    ),
+    "uploads.robust": (uploads.robust, {"method": METHOD, "data": DATA, "rule": uploads.median()}),
+    "uploads.secure_sum": (uploads.secure_sum, {"method": METHOD, "data": DATA, "resolution": 0.1}),
+    "uploads.trimmed_mean": (uploads.trimmed_mean, {"fraction": 0.1}),
+    "uploads.attach": (uploads.attach, {"method": METHOD, "transform": uploads.sign(), "data": DATA}),
+    "uploads.clip_by_norm": (uploads.clip_by_norm, {"bound": 1.0}),
+    "uploads.low_rank": (uploads.low_rank, {"rank": 2, "iterations": 1}),
+    "uploads.quantise": (uploads.quantise, {"bits": 8}),
+    "uploads.random_k": (uploads.random_k, {"fraction": 0.5, "unbiased": True}),
+    "uploads.sign": (uploads.sign, {}),
+    "uploads.top_k": (uploads.top_k, {"fraction": 0.5}),
+    "uploads.error_feedback": (uploads.error_feedback, {"transform": uploads.sign()}),
 }
 
 FILES = "what it reads are files, and tests/data tries damaged ones"
@@ -184,6 +234,8 @@ EXEMPT = {
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",
+    "uploads.on_change": "it ties functions of the caller together, and runs none",
+    "uploads.chain": "tests/uploads tries it without transforms and with what is none",
 }
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm.checks import check_array, check_flag, check_mapping, check_whole, say
-from fedjax_mm.data import ownership
+from fedjax_mm.checks import check_flag, check_mapping, check_whole, say
+from fedjax_mm.data import ownership, participants
 from fedjax_mm.data.incoming import check_arrays, value_ranges
 from fedjax_mm.data.ownership import Owners
+from fedjax_mm.data.participants import Participants
 from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
@@ -176,13 +177,15 @@ class FederatedData:
             cohort, np.array([check_whole(f"the number of a client of {cohort}", number, 0, last)])
         )
         scalars = jnp.asarray(part.count[0]), jnp.asarray(part.weight[0])
-        return ClientData(part.arrays, jnp.asarray(part.rows[0]), *scalars, self.public, part.uniform)
+        own = part.uniform, jnp.int32(number)
+        return ClientData(part.arrays, jnp.asarray(part.rows[0]), *scalars, self.public, *own)
 
-    def round(self, chosen: Mapping[str, np.ndarray]) -> RoundData:
+    def round(self, chosen: Mapping[str, np.ndarray | Participants]) -> RoundData:
         """Returns the data of a round in which the clients `chosen` take part.
 
-        chosen: client numbers [C] for each cohort; the number N stands for nobody. A client's weight is its number of
-        examples. Participants are sorted by their number of examples, so that clients of like length share a chunk.
+        chosen: client numbers [C] for each cohort, or Participants; the number N stands for nobody. A client's weight
+        is its number of examples, if nothing else is said. Participants are sorted by their number of examples, so that
+        clients of like length share a chunk.
         Raises ValueError for other cohorts, for numbers that are no clients', and for a client that is named twice.
         """
         if set(check_mapping("chosen", chosen, "cohort to client numbers")) != set(self.cohorts):
@@ -195,16 +198,12 @@ class FederatedData:
             raise ValueError(f"there is no cohort {name!r}; the data has {sorted(self.cohorts)}")
         return self.cohorts[name]
 
-    def _cohort_round(self, name: str, chosen: np.ndarray) -> CohortRound:
+    def _cohort_round(self, name: str, chosen: np.ndarray | Participants) -> CohortRound:
         cohort = self.cohorts[name]
         counts = np.append(cohort.counts, 0)
-        index = check_array(f"participants of {name}", chosen, (np.integer,), "[C]")
-        if len(index) and (index.min() < 0 or index.max() >= len(counts)):
-            raise ValueError(f"cohort {name} has clients 0..{len(counts) - 2}, not {index.min()}..{index.max()}")
-        real = index[index < len(counts) - 1]
-        if len(np.unique(real)) < len(real):
-            raise ValueError(f"a client of {name} takes part twice in {say(chosen)}; name each once")
-        index = index[np.argsort(-counts[index], kind="stable")].astype(np.int32)
+        index, weigh, work = participants.checked(name, chosen, len(cohort.counts))
+        order, weight = np.argsort(-counts[index], kind="stable"), weigh(counts[index])
+        index, weight = index[order].astype(np.int32), weight[order]
         count, most = counts[index].astype(np.int32), counts.max()
         uniform = bool((cohort.counts == most).all())
         if not uniform:  # so that another split of as many clients compiles to the same program
@@ -219,8 +218,8 @@ class FederatedData:
             rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
         # These stay NumPy arrays until the loop puts them on the devices, of which there may be several.
         typed = lambda x: cast(jax.Array, x)
-        weight = count.astype(np.float32)
-        return CohortRound(typed(index), typed(weight), typed(rows), typed(count), arrays, uniform)
+        work = None if work is None else typed(work[order])
+        return CohortRound(typed(index), typed(weight), typed(rows), typed(count), arrays, uniform, work=work)
 
 
 def pooled(data: FederatedData) -> FederatedData:

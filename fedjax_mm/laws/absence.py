@@ -51,8 +51,8 @@ def _sources(case: Case, state: FedState) -> list[set[str]]:
         one = jax.eval_shape(client, downloads[name], case.client_state(name, 0), case.client_data(name, 0), key)
         places = len(case.taken.cohorts[name].index)
         stack = lambda x, places=places: jax.ShapeDtypeStruct((places, *x.shape), x.dtype)
-        travels = one.travels.items()
-        uploads[name] = {slot: jax.tree.map(stack, s) if isinstance(s, Each) else s for slot, s in travels}
+        arrives = one.arrives.items()
+        uploads[name] = {slot: jax.tree.map(stack, s) if isinstance(s, Each) else s for slot, s in arrives}
     owners = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(uploads)]
     size = len(jax.tree.leaves(server))
     update = lambda uploads, server: case.method.server.update(server, uploads, public, key)[0]

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mm import clients, costs, trees
+from fedjax_mm import clients, costs, transforms, trees
 from fedjax_mm.checks import check_number, check_whole, say
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.laws.deviation import rows
-from fedjax_mm.transforms import transformed
 from fedjax_mm.types import ClientData, Download, FedState, Key, Metrics, PyTree, RoundData, Upload
 
 Run = tuple[FedState, list[dict[str, float]]]  # the last state, and the log
@@ -31,7 +30,8 @@ class ClientPart(NamedTuple):
     """One client's part of a round, outside the engine."""
 
     sent: Upload  # as the update gives it
-    travels: Upload  # after the method's transforms
+    travels: Upload  # as the method's transforms encode it
+    arrives: Upload  # as they decode it again
     state: PyTree
     finite: jax.Array
 
@@ -116,7 +116,7 @@ class Case:
         """What the participant at `place` of a cohort sees in the first round."""
         taken = self.taken.cohorts[name]
         own = taken.rows[place], taken.count[place], taken.weight[place]
-        return ClientData(taken.arrays, *own, self.taken.public, taken.uniform)
+        return ClientData(taken.arrays, *own, self.taken.public, taken.uniform, taken.index[place])
 
     def client_state(self, name: str, place: int) -> PyTree:
         """The state before the first round of the participant at `place` of a cohort."""
@@ -184,5 +184,6 @@ def _client_part(method: Method, name: str, download: Download, state: PyTree, d
     """The keys are the engine's: 0 is folded in for the update, 1 for the transforms."""
     update = method.cohorts[name].update(download, state, data, jax.random.fold_in(key, 0))
     sent, new, _ = jax.tree.map(jnp.asarray, update)
-    travels = transformed(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
-    return ClientPart(sent, travels, new, trees.all_finite((travels, new)))
+    travels = transforms.encode(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
+    arrives = transforms.decode(method.upload, travels, download.sent)
+    return ClientPart(sent, travels, arrives, new, trees.all_finite((arrives, new)))

@@ -37,7 +37,7 @@ def mapped_round_equals_a_python_loop_over_clients(case: Case) -> Deviation:
 
 def _reduced(parts: Sequence[ClientPart]) -> dict[str, Mean | Each]:
     """The uploads of several clients as the server gets them, by NumPy."""
-    slots = {slot: [part.travels[slot] for part in parts] for slot in (parts[0].travels if parts else ())}
+    slots = {slot: [part.arrives[slot] for part in parts] for slot in (parts[0].arrives if parts else ())}
     return {slot: _reduced_slot(sent) for slot, sent in slots.items()}
 
 
@@ -55,7 +55,7 @@ def _nothing(case: Case, name: str, download: Download) -> dict[str, Mean | Each
     """What the server gets of a cohort in which nobody counts."""
     part = case.client[name](download, case.client_state(name, 0), case.client_data(name, 0), case.key)
     blank = lambda slot: slot._replace(value=jax.tree.map(jnp.zeros_like, slot.value), weight=np.float32(0))
-    return {slot: _reduced_slot([blank(sent)]) for slot, sent in part.travels.items()}
+    return {slot: _reduced_slot([blank(sent)]) for slot, sent in part.arrives.items()}
 
 
 def chunks_and_devices_agree(case: Case) -> Deviation:

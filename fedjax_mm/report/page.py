@@ -19,6 +19,7 @@ from fedjax_mm.report.runs import (
     group,
     load,
     plot_curves,
+    privacy_table,
     rows_with_costs,
     split_table,
     summary,
@@ -58,7 +59,8 @@ def write(
             plot(*args, out / f"{name}.{kind}", **settings)
         return name
 
-    parts = [*_results(runs, rows, draw, html), *_paired(runs, draw), *_own(runs, draw), *_costs(runs, rows)]
+    parts = [*_results(runs, rows, draw, html), *_paired(runs, draw), *_own(runs, draw)]
+    parts += [*_private(runs), *_costs(runs, rows)]
     parts += _splits(runs, draw)
     (out / "report.md").write_text(markdown("Report", parts))
     if html:
@@ -112,6 +114,13 @@ def _own(runs: Sequence[Run], draw: Draw) -> Iterator[Part]:
         yield Table("own", own)
         yield Picture("scores of clients", {"": draw(plot_own_scores, scores, name="own")})
         yield Note("Clients of all seeds in the order of their scores, the worst first.")
+
+
+def _private(runs: Sequence[Run]) -> Iterator[Part]:
+    if private := privacy_table(runs):
+        yield Heading("Privacy")
+        yield Note("A client's, after the last round, as each run's own accountant has it.")
+        yield Table("privacy", private)
 
 
 def _costs(runs: Sequence[Run], rows: Sequence[dict[str, Cell]]) -> Iterator[Part]:

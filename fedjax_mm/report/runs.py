@@ -150,6 +150,22 @@ def costs_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
     return [row for name, same in group(runs).items() for row in _costs(name, same)]
 
 
+def privacy_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
+    """A row per group of runs that logged what privacy they spent (uploads.privacy): the largest epsilon, its delta.
+
+    A run without noise has spent an epsilon that is not finite, of which the log has none.
+    """
+    rows = []
+    for name, same in group(runs).items():
+        spent = [row for run in same for row in run.rows if "privacy/delta" in row]
+        if spent:
+            known = [row.get("privacy/epsilon") for row in spent]
+            epsilon = "infinite" if None in known else max(known)
+            last = max(row["round"] for row in spent)
+            rows.append({"run": name, "rounds": last, "epsilon": epsilon, "delta": spent[0]["privacy/delta"]})
+    return rows
+
+
 def split_table(split: Mapping[str, Any]) -> list[dict[str, Cell]]:
     """A row per cohort: modalities, clients, examples, the least, median and most examples and classes of a client."""
     spread = lambda x: f"{np.min(x):.0f} / {np.median(x):g} / {np.max(x):.0f}"

@@ -5,14 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_mm import clients, stages
 from fedjax_mm.checks import check_callable, check_flag, check_mapping, check_number, check_whole, say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.run.job import participation_key
 from fedjax_mm.run.json_files import CHECKSUM
 from fedjax_mm.run.records import check_name
+from fedjax_mm.run.rounds import participants
 from fedjax_mm.run.watch import Every, checked
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Population
@@ -26,6 +29,7 @@ def check_arguments(
     *,
     rounds: Any,
     per_round: Any,
+    choose: Any,
     seed: Any,
     directory: Any,
     test: Any,
@@ -51,9 +55,7 @@ def check_arguments(
     for stage in plan:
         _check_fit(stage.method, population)
     check_whole("seed", seed, 0, 2**63 - 1)
-    clients.choose(data.sizes, per_round, 0, seed)
-    if not (sum(per_round.values()) if isinstance(per_round, Mapping) else per_round):
-        raise ValueError(f"per_round is {per_round}, so that nobody ever takes part; give at least one client")
+    _check_participation(data, per_round, choose, seed)
     if directory is not None:
         _check_path("directory", directory)
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
@@ -137,6 +139,26 @@ def _plan(method: Any, rounds: int | None) -> Sequence[Stage]:
             if name == CHECKSUM:
                 raise ValueError(f"a cohort may not be called {name!r}, as the checksum of a run's files is; rename it")
     return plan
+
+
+def _check_participation(data: FederatedData, per_round: Any, choose: Any, seed: int) -> None:
+    """One of `per_round` and `choose`, which gives as many places in every round and the same ones when asked again."""
+    if choose is None:
+        clients.choose(data.sizes, per_round, 0, seed)
+        return
+    if per_round is not None:
+        raise ValueError(f"per_round is {say(per_round)} and choose is given too; leave per_round out")
+    check_callable("choose", choose, "(key, round) -> {cohort: participants}")
+    key = participation_key(seed)
+    rounds = [data.round(check_mapping("what choose gives", choose(key, r), "cohort to numbers")) for r in (0, 1, 0)]
+    arrays = [participants(one) for one in rounds]
+    shapes = [jax.tree.map(np.shape, one, is_leaf=lambda x: hasattr(x, "shape")) for one in arrays]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "choose gives other numbers of places in other rounds; fill the empty ones with the number of clients"
+        )
+    if not all(jax.tree.leaves(jax.tree.map(np.array_equal, arrays[0], arrays[2]))):
+        raise ValueError("choose gives other participants when it is asked again; draw from its key and round alone")
 
 
 def _check_fit(method: Method, population: Population) -> None:

@@ -78,6 +78,13 @@ def of_data(data: FederatedData) -> dict[str, Any]:
     return digests | ({} if data.public is None else {"public": of_arrays(data.public)})
 
 
+def of_choice(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """The digest of the participants of several rounds, of which each is {cohort: numbers or Participants}."""
+    fields = lambda who: who if hasattr(who, "_asdict") else (who,)
+    parts = [(name, x) for chosen in rounds for name in sorted(chosen) for x in fields(chosen[name]) if x is not None]
+    return _hashed(*(f"{name} {np.asarray(x).tolist()} ".encode() for name, x in parts))
+
+
 def of_array(array: Any) -> str:
     """The digest of an array's type, shape and values.
 

@@ -1,14 +1,13 @@
 """A run: the rounds, what watches them, and the directory it is written to.
 
 **Directory.** It holds `config.json` (settings, seed, versions, digests of the data and of each stage's lowered round),
-`split.json` (examples per client and class), `costs.json`, `chunk.json` (how "auto" mapped clients, and what it
-measured), `metrics.jsonl` (a line per round; what is not finite is null), `own_scores.json` (every client's last score
-on its own test rows), `checkpoints/`, each with a digest of its state, and `lock`; files and lines end with a checksum.
-It belongs to these settings, this program and these data: other ones are refused before the first round. Since a
-round's draws come from the seed and the round's number, the FedState and the round are all that a continuation needs:
-killed at any point, a run resumes bit for bit. Ctrl-C, SIGTERM and SIGHUP have their usual effect once the round in
-flight is saved. With several stages every line has the number of its "stage", from 1, in `costs.json` cohorts go by
-"<stage>/<cohort>", and each stage's `chunk.json` is in a folder of its name.
+`split.json` (examples per client and class), `costs.json`, `chunk.json` (what "auto" measured), `metrics.jsonl` (a line
+per round; what is not finite is null), `own_scores.json` (every client's last score on its own test rows),
+`checkpoints/`, each with a digest of its state, and `lock`; files and lines end with a checksum. It belongs to these
+settings, this program and these data: other ones are refused before the first round. Since a round's draws come from
+the seed and the round's number, the FedState and the round are all that a continuation needs: killed at any point, a
+run resumes bit for bit. Ctrl-C, SIGTERM and SIGHUP take effect once the round in flight is saved. Of several stages
+every line has its "stage", from 1, `costs.json` has "<stage>/<cohort>", and each has a folder for its `chunk.json`.
 
 **Scores.** A score is a function from the FedState to {metric: number}; `evaluate={"valid": score}` logs
 "valid/<metric>" every `evaluate_every` rounds and after the last one, and `run.Every(10, score)` has a period of its
@@ -41,6 +40,7 @@ from jax.sharding import Mesh
 from fedjax_mm import clients, stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.participation import Chooser
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.job import Job, settings_of
@@ -76,7 +76,8 @@ def train(
     data: FederatedData,
     *,
     rounds: int | None = None,
-    per_round: int | Mapping[str, int],
+    per_round: int | Mapping[str, int] | None = None,
+    choose: Chooser | None = None,
     seed: int = 0,
     directory: str | os.PathLike | None = None,
     test: Arrays | None = None,
@@ -97,22 +98,20 @@ def train(
     """The FedState after `rounds` rounds; this file's head says more of the directory, scores, watchers and states.
 
     method: one, or stages, run one after the other (then `rounds` may be left out). per_round: how many clients take
-        part, of all or of each cohort (see clients.choose).
+        part, of all or of each cohort (see clients.choose). choose: who does, in its place (see participation).
     directory: where the run is written; it goes on from the last checkpoint there. None keeps nothing.
-    test, evaluate, evaluate_every: what is scored and how often. watch: the user's own watchers.
-    checkpoint_every: rounds between checkpoints; by default ten in a run. One is always written at the end.
+    test, evaluate, evaluate_every: what is scored and how often. watch: the user's own watchers. checkpoint_every:
+        rounds between checkpoints; by default ten in a run. One is always written at the end.
     rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
-    chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
-        that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
+    chunk: clients vmapped at a time (never changes a result), or "auto": the fastest on the first round's data that
+        fits the memory. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
     client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
-    config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
-    progress: whether a bar is shown. None: where the output is a terminal or a notebook.
-    peer_timeout: of several processes that share a directory, one of which nothing is heard for so many seconds ends
-        them all. None: they wait for it.
+    config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming. progress:
+        whether a bar is shown; None: where the output is a terminal or a notebook. peer_timeout: of processes that
+        share a directory, one that is silent for so many seconds ends them all; None: they wait for it.
 
-    Raises ValueError for arguments that are no such thing or do not fit the data or the directory; FloatingPointError
-    when every participant of a round diverged or the server's state is not finite; OSError when a file cannot be read
-    or written (what was saved before stays).
+    Raises ValueError for arguments that do not fit each other, the data or the directory; FloatingPointError when every
+    participant diverged or the server's state is not finite; OSError when a file cannot be read or written.
     """
     plan, settings = _agreed(dict(locals()))
     files = None if directory is None else all_or_none(lambda: RunDirectory(directory, settings, log))
@@ -125,7 +124,7 @@ def train(
             files.open_checkpoints()
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
-        job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
+        job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop, choose)
         watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
         state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), watchers, show)
@@ -139,7 +138,8 @@ def _agreed(given: Mapping[str, Any]) -> tuple[Sequence[Stage], Mapping[str, Any
     def check() -> tuple[Sequence[Stage], Mapping[str, Any]]:
         plan = check_arguments(**given)
         kept = given["directory"] is not None or jax.process_count() > 1
-        return plan, settings_of(plan, *(given[k] for k in ("data", "per_round", "seed", "config"))) if kept else {}
+        settled = (given[k] for k in ("data", "per_round", "seed", "config", "choose"))
+        return plan, settings_of(plan, *settled) if kept else {}
 
     plan, settings = all_or_none(check)
     agree({"data": json.dumps(settings.get("data")), "settings": json.dumps(settings)})

@@ -151,8 +151,9 @@ def _end(plan: Sequence[Stage], at: int) -> int:
 
 def participants(data: RoundData) -> dict[str, dict[str, Any]]:
     """What differs between rounds of the same arrays, by cohort: who takes part, and with which rows."""
-    fields = ("index", "weight", "rows", "count")
-    return {name: {field: getattr(taken, field) for field in fields} for name, taken in data.cohorts.items()}
+    fields = ("index", "weight", "rows", "count", "work")
+    of = lambda taken: {field: getattr(taken, field) for field in fields if getattr(taken, field) is not None}
+    return {name: of(taken) for name, taken in data.cohorts.items()}
 
 
 def with_participants(data: RoundData, those: Mapping[str, Mapping[str, Any]]) -> RoundData:
