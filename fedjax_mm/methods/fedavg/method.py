@@ -113,6 +113,7 @@ def init_server(
 
     Arguments as of `init_parts`. optimizer: in place of the one that the config names.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> from fedjax_mm.models import heads, mlp
     >>> encoders, head = {"x": mlp.encoder((), 4)}, heads.linear(3)
@@ -155,6 +156,7 @@ def client_update(
     The upload has a Mean for each part of `download.sent`. state: the client's personal parts. data: its arrays are
     leaves [E, ...] of the client's modalities, and `label` [E]. A metric [] is the mean over the steps taken.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> from fedjax_mm.local import whole
     >>> from fedjax_mm.models import heads, mlp
@@ -197,6 +199,7 @@ def server_update(
     uploads: {cohort: {part: Mean}}, the means over the clients of a cohort with their total weights. optimizer: in
     place of the one that the config names. public, key: not used.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> state = {"params": {"head": jnp.zeros(2)}, "opt": {"head": optax.sgd(1.0).init(jnp.zeros(2))}}
     >>> sent = lambda value, weight: {"head": Mean(jnp.full(2, value), jnp.float32(weight))}
