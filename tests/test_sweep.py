@@ -128,6 +128,19 @@ def test_a_run_that_diverges_is_nan_from_there_on_and_stops_no_other():
         assert f"rate 1e+20, seed {s}: diverged in round {at}" in said
 
 
+def test_who_takes_part_can_be_a_function_of_key_and_round():
+    choose = lambda key, r: {"all": np.sort(np.asarray(jax.random.permutation(jax.random.fold_in(key, r), 8)[:2]))}
+    found = sweep(grid={"rate": [0.1, 0.3]}, seeds=2, per_round=None, choose=choose)
+    alone = run.train(build(0.3), DATA, rounds=4, choose=choose, seed=1, progress=False, **QUIET)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], found.states[1]), alone, atol=ROUNDING)
+
+
+def test_settings_with_other_numbers_of_rounds_are_refused():
+    plan = lambda long: [Stage("one", build(), 4 if long else 2)]
+    with pytest.raises(ValueError, match=r"have \[2, 4\] rounds; give all settings as many"):
+        sweep(plan, grid={"long": [False, True]}, rounds=None)
+
+
 def test_stages_are_entered_by_every_run():
     plan = lambda rate: [Stage("one", build(rate), 2), Stage("two", build(rate, kind="half"), 4)]
     found = sweep(plan, grid={"rate": [0.1, 0.3]}, seeds=2, rounds=None)

@@ -87,7 +87,7 @@ def check_sweep(
     data: Any,
     seeds: Any,
     rounds: Any,
-    per_round: Any,
+    who: tuple[Any, Any],
     valid: Any,
     test: Any,
     evaluate_every: Any,
@@ -95,7 +95,10 @@ def check_sweep(
     devices: Any,
     log: Any,
 ) -> tuple[int, ...]:
-    """The seeds of a sweep over these plans. Raises ValueError where an argument is not what `run.sweep` takes."""
+    """The seeds of a sweep over these plans. Raises ValueError where an argument is not what `run.sweep` takes.
+
+    who: per_round and choose.
+    """
     if jax.process_count() > 1:
         raise ValueError(f"a sweep runs in one process, and there are {jax.process_count()}; start it on one host")
     numbers = _check_seeds(seeds)
@@ -105,7 +108,11 @@ def check_sweep(
         raise ValueError("devices is None; give a sweep a whole number from 1 on")
     unused = {"directory": None, "evaluate": None, "watch": (), "checkpoint_every": None, "rounds_per_call": 1}
     unused |= {"client_state": "device", "config": None, "tensorboard": False, "progress": None, "peer_timeout": None}
-    given = {"per_round": per_round, "evaluate_every": evaluate_every, "chunk": chunk, "devices": devices, "log": log}
+    given = dict(zip(("per_round", "choose"), who, strict=True))
+    given |= {"evaluate_every": evaluate_every, "chunk": chunk, "devices": devices, "log": log}
+    lengths = [sum(stage.rounds for stage in plan) for plan in plans]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the stages that build gives have {lengths} rounds; give all settings as many")
     for plan in plans:
         method = plan if plan[0].name else plan[0].method
         check_arguments(method, data, rounds=rounds, seed=numbers[0], test=test, **given, **unused)

@@ -36,13 +36,20 @@ class Job(NamedTuple):
 
     def feed(self, r: int) -> RoundData:
         """The data of round r, from 0."""
-        if self.choose is None:
-            return self.data.round(clients.choose(self.data.sizes, cast(Any, self.per_round), r, self.seed))
-        return self.data.round(self.choose(participation_key(self.seed), r))
+        return take_part(self.data, self.per_round, self.choose, self.seed, r)
 
     def folder(self, stage: Stage) -> RunDirectory | Folder | None:
         """Where what is known of a stage is remembered."""
         return self.files.folder(stage.name) if self.files and self.several else self.files
+
+
+def take_part(
+    data: FederatedData, per_round: int | Mapping[str, int] | None, choose: Chooser | None, seed: int, r: int
+) -> RoundData:
+    """The data of round r, from 0, of a run with this seed."""
+    if choose is None:
+        return data.round(clients.choose(data.sizes, cast(Any, per_round), r, seed))
+    return data.round(choose(participation_key(seed), r))
 
 
 def participation_key(seed: int) -> Key:

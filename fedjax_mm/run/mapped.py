@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mm import clients
-from fedjax_mm.data import FederatedData
 from fedjax_mm.run.compilation import over_clients
 from fedjax_mm.run.grid import Build, Group, Point, build_traced, enter
 from fedjax_mm.run.rounds import participants, scan_rounds, with_finite, with_participants
@@ -127,9 +125,8 @@ def make_runs(points: Sequence[Point], group: Group, seeds: Sequence[int], multi
     return jax.device_put(runs, None if mesh is None else NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def feed(data: FederatedData, per_round: int | Mapping[str, int], seeds: Sequence[int], rounds: range) -> RoundData:
-    """The data of these rounds; the participants are those of each seed, [seeds, n, ...]."""
-    of = lambda seed, r: data.round(clients.choose(data.sizes, per_round, r, seed))
+def feed(of: Callable[[int, int], RoundData], seeds: Sequence[int], rounds: range) -> RoundData:
+    """The data of these rounds, with the participants of each seed, [seeds, n, ...]. of: (seed, r) -> that of round r."""
     each = [[of(seed, r) for r in rounds] for seed in seeds]
     stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])
     by_seed = [jax.tree.map(stack, *map(participants, those)) for those in each]

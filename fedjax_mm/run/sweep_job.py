@@ -20,7 +20,8 @@ class Job(NamedTuple):
 
     build: Build
     data: FederatedData
-    per_round: int | Mapping[str, int]
+    round: Callable[[int, int], RoundData]
+    """(seed, r) -> the data of round r, from 0, of the runs of this seed."""
     seeds: tuple[int, ...]
     rounds: int
     every: int
@@ -32,7 +33,7 @@ class Job(NamedTuple):
 
     def feed(self, rounds: range) -> RoundData:
         """The participants of these rounds, of each seed."""
-        return mapped.feed(self.data, self.per_round, self.seeds, rounds)
+        return mapped.feed(self.round, self.seeds, rounds)
 
     def rounds_in_a_call(self, group: Group) -> int:
         """As many as there can be with all evaluations and the ends of all stages behind a call."""

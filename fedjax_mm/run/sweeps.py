@@ -9,6 +9,7 @@ A run whose server is not finite, or of whose participants all were left out, ha
 there on, and the others go on. A directory is written when the whole sweep is done, or not at all.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from fedjax_mm import clients, stages
+from fedjax_mm import stages
 from fedjax_mm.checks import check_whole
 from fedjax_mm.data import FederatedData
+from fedjax_mm.participation import Chooser
 from fedjax_mm.run import mapped
 from fedjax_mm.run.arguments import check_sweep
 from fedjax_mm.run.client_scores import own_scores, summary
 from fedjax_mm.run.grid import Build, Group, Point, build_points, check_grid, find_untraceable, gather
+from fedjax_mm.run.job import take_part
 from fedjax_mm.run.mapped import Mapped, Runs, pairs
 from fedjax_mm.run.placement import on_mesh
 from fedjax_mm.run.sweep_files import Sweep, claim
@@ -44,7 +47,8 @@ def sweep(
     grid: Mapping[str, Sequence],
     seeds: int | Sequence[int] = 1,
     rounds: int | None = None,
-    per_round: int | Mapping[str, int],
+    per_round: int | Mapping[str, int] | None = None,
+    choose: Chooser | None = None,
     valid: Arrays | None = None,
     test: Arrays | None = None,
     evaluate_every: int | None = None,
@@ -60,7 +64,7 @@ def sweep(
     build: from settings to a Method or a list of Stage, such as `lambda client_lr, prox: fedavg.build(...)`.
     grid: setting -> its values. A list with a float in it is traced; write 1.0 and not 1 to have a number traced.
     seeds: how many, numbered from 0, or which. A seed draws first states, participants and batches, not the data.
-    rounds, per_round: as in `run.train`.
+    rounds, per_round, choose: as in `run.train`.
     valid, test: arrays on which every run is scored, as "valid/<metric>" and "test/<metric>". Choose on valid.
     evaluate_every: rounds between two scores; by default the end alone is scored.
     directory: where the settings and a line for every run are written in the end. It must hold no sweep.
@@ -76,33 +80,35 @@ def sweep(
     axes = check_grid(build, grid)
     points = build_points(build, axes, rounds)
     plans = [point.plan for point in points]
-    numbers = check_sweep(plans, data, seeds, rounds, per_round, valid, test, evaluate_every, chunk, devices, log)
+    who = (per_round, choose)
+    numbers = check_sweep(plans, data, seeds, rounds, who, valid, test, evaluate_every, chunk, devices, log)
     if runs_at_once != "auto":
         check_whole("runs_at_once", runs_at_once, 1)
     files = None if directory is None else claim(directory, axes, numbers, data, per_round, config)
     total = rounds or sum(stage.rounds for stage in plans[0])
     arrays = {name: given for name, given in (("valid", valid), ("test", test)) if given is not None}
     data = on_mesh(data, mapped.make_mesh(devices))
-    job = Job(
-        build, data, per_round, numbers, total, evaluate_every or total, arrays, chunk, runs_at_once, devices, log
-    )
-    done = Done(points, job)
-    groups = _groups(job, points, axes)
-    log(
-        f"{len(points)} settings x {len(numbers)} seeds are {len(points) * len(numbers)} runs in {len(groups)} programs"
-    )
-    for group in groups:
-        _run_group(job, points, group, done)
-    result = done.result()
+    how = (total, evaluate_every or total, arrays, chunk, runs_at_once, devices, log)
+    result = _run(Job(build, data, functools.partial(take_part, data, *who), numbers, *how), points, axes)
     if files is not None:
         files.write(result)
     return result
 
 
+def _run(job: Job, points: Sequence[Point], axes: Mapping[str, list]) -> Sweep:
+    """All runs, program after program."""
+    done, groups, seeds = Done(points, job), _groups(job, points, axes), len(job.seeds)
+    runs = f"{len(points)} settings x {seeds} seeds are {len(points) * seeds} runs"
+    job.log(f"{runs} in {len(groups)} program{'s' if len(groups) > 1 else ''}")
+    for group in groups:
+        _run_group(job, points, group, done)
+    return done.result()
+
+
 def _groups(job: Job, points: Sequence[Point], axes: Mapping[str, list]) -> list[Group]:
     """The programs: settings that cannot be traced are found, and fixed."""
     fixed: tuple[str, ...] = ()
-    data = job.data.round(clients.choose(job.data.sizes, job.per_round, 0, job.seeds[0]))
+    data = job.round(job.seeds[0], 0)
     while True:
         groups = gather(points, axes, fixed)
         found = {name for group in groups for name in find_untraceable(job.build, group, data, jax.random.key(0))}
