@@ -16,7 +16,6 @@ from fedjax_mm.data.participants import Participants
 from fedjax_mm.data.partition import split_table
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
-
 LEAST_PLACES = 128  # row numbers that a ragged cohort's client has room for: they cost nothing, a compilation does
 
 
