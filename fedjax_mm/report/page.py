@@ -60,8 +60,7 @@ def write(
         return name
 
     parts = [*_results(runs, rows, draw, html), *_paired(runs, draw), *_own(runs, draw)]
-    parts += [*_private(runs), *_costs(runs, rows)]
-    parts += _splits(runs, draw)
+    parts += [*_private(runs), *_costs(runs, rows), *_splits(runs, draw)]
     (out / "report.md").write_text(markdown("Report", parts))
     if html:
         (out / "report.html").write_text(web.page("Report", parts, out), encoding="utf-8")
