@@ -60,8 +60,8 @@ class Settings:
     """Rounds of FedAvg; FedMEKT and CreamFL have fewer (see PROBLEMS)."""
     cohorts: str = "A10_B10_AB10"
     """Clients of UR Fall in the runs without noise."""
-    private_cohorts: str = "A100_B100_AB100"
-    """Clients of UR Fall in the runs with noise, which few clients drown in."""
+    private_cohorts: str = "A40_B40_AB40"
+    """Clients of UR Fall in the runs with noise, in which few clients drown; their classes are less skewed."""
     epsilons: tuple[float, ...] = (8.0, 4.0, 1.0)
     """What a run of FedAvg or FedMEKT may spend."""
     local_epsilons: tuple[float, ...] = (1000.0, 100.0, 8.0)
@@ -86,7 +86,7 @@ class Task(NamedTuple):
 def ur_fall(settings: Settings, name: Name, seed: int, private: bool) -> Task:
     """FedAvg or FedMEKT. With noise, the server of FedAvg takes plain steps: Adam's are as long for noise alone."""
     code = settings.private_cohorts if private else settings.cohorts
-    problem = data.load("ur_fall", settings.data_dir, code, 0.3, seed)
+    problem = data.load("ur_fall", settings.data_dir, code, 1.0 if private else 0.3, seed)
     third = {cohort: max(1, round(n / 3)) for cohort, n in problem.data.sizes.items()}
     test = problem.dataset.splits["test"]
     both = "+".join(problem.dataset.modalities)
@@ -95,10 +95,11 @@ def ur_fall(settings: Settings, name: Name, seed: int, private: bool) -> Task:
         if private:
             config = FedAvgConfig(client_lr=config.client_lr, batch_size=config.batch_size, epochs=config.epochs)
         method = tables.fedavg_variant(config).build(problem)
-        return Task(method, problem.data, test, f"{both}/macro_f1", third, settings.rounds, True, 1.0)
+        rounds = settings.rounds // (2 if private else 1)
+        return Task(method, problem.data, test, f"{both}/macro_f1", third, rounds, True, 0.3)
     study = fedmekt_study.PRESETS["ur_fall"]
     method = fedmekt_study.variant(fedmekt, study.method, study.autoencoder).build(problem)
-    return Task(method, problem.data, test, f"{both}/macro_f1", third, settings.rounds // 2, True, 2.0)
+    return Task(method, problem.data, test, f"{both}/macro_f1", third, settings.rounds // 2, True, 1.0)
 
 
 def scenes(seed: int) -> Task:
