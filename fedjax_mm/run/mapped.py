@@ -126,7 +126,7 @@ def make_runs(points: Sequence[Point], group: Group, seeds: Sequence[int], multi
 
 
 def feed(of: Callable[[int, int], RoundData], seeds: Sequence[int], rounds: range) -> RoundData:
-    """The data of these rounds, with the participants of each seed, [seeds, n, ...]. of: (seed, r) -> data of r."""
+    """The data of these rounds, with participants of each seed, [seeds, n, ...]. of: (seed, r) -> data of round r."""
     each = [[of(seed, r) for r in rounds] for seed in seeds]
     stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])
     by_seed = [jax.tree.map(stack, *map(participants, those)) for those in each]
