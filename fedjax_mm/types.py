@@ -29,8 +29,6 @@ class Download(NamedTuple):
     >>> download = Download(sent={"head": jax.numpy.zeros((4, 2))}, held={"trunk": jax.numpy.ones((3, 4))})
     >>> download.sent["head"].shape
     (4, 2)
-    >>> Download({"head": jax.numpy.zeros((4, 2))}).held
-    ()
     """
 
     sent: PyTree
@@ -143,8 +141,7 @@ class CohortPopulation(NamedTuple):
     classes: np.ndarray | None = None
     """[N, K]. How many examples of each class each client owns, where the cohort has an array `label` [E]."""
     ranges: Mapping[str, tuple[float, float]] | None = None
-    """Array of integers, or [E] or [E, K] of floats -> the least and the greatest value in the rows that clients own.
-    None: not known."""
+    """Array of integers, or [E] or [E, K] of floats -> least and greatest value in rows that clients own, if known."""
     counts: np.ndarray | None = None
     """[N]. How many examples each client trains on. None: not known."""
 
@@ -153,8 +150,7 @@ class Population(NamedTuple):
     """Which clients there are, and the shapes of what they hold: all that a method is built from.
 
     >>> image = jax.ShapeDtypeStruct((1000, 28, 28), np.float32)
-    >>> population = Population({"cameras": CohortPopulation(30, {"image": image})})
-    >>> population.sizes
+    >>> Population({"cameras": CohortPopulation(30, {"image": image})}).sizes
     {'cameras': 30}
     """
 
