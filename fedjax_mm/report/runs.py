@@ -159,8 +159,8 @@ def privacy_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
     for name, same in group(runs).items():
         spent = [row for run in same for row in run.rows if "privacy/delta" in row]
         if spent:
-            known = [row.get("privacy/epsilon") for row in spent]
-            epsilon = "infinite" if None in known else max(known)
+            known = [epsilon for row in spent if (epsilon := row.get("privacy/epsilon")) is not None]
+            epsilon = max(known) if len(known) == len(spent) else "infinite"
             last = max(row["round"] for row in spent)
             rows.append({"run": name, "rounds": last, "epsilon": epsilon, "delta": spent[0]["privacy/delta"]})
     return rows
