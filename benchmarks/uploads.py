@@ -4,7 +4,7 @@ python -m benchmarks uploads --data-dir DIR        DIR: the folder of UR Fall; w
 python -m benchmarks uploads --only creamfl --seeds 1
 
 A row is a run: its score on the test split, the bytes that a client sends in a round as `costs` counts them, and the
-epsilon that it spent. docs/uploads.md has the tables.
+epsilon that it spent. docs/uploads.md has a table.
 """
 
 import dataclasses
