@@ -226,7 +226,10 @@ JITTED = "a step of a method, which runs under jit on what the method's build ha
 BUILDS = "tests/methods/test_fit and test_settings try wrong data, models and settings of every build"
 EXEMPT = {
     **{f"data.{room}.": FILES for room in ("advance", "arrays", "audio", "av_digits", "captions", "coco_captions")},
-    **{f"data.{room}.": FILES for room in ("digits", "flickr8k", "images", "mhealth", "opportunity", "prepared")},
+    **{
+        f"data.{room}.": FILES
+        for room in ("digits", "flickr8k", "images", "mhealth", "opportunity", "prepared", "tables")
+    },
     **{f"data.{room}.": FILES for room in ("scenes", "ur_fall", "utd_mhad", "vqa", "windows", "wordpiece")},
     "models.": "tests/models tries wrong sizes and names",
     "methods.*.build": BUILDS,
