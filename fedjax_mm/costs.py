@@ -9,7 +9,7 @@ import jax.extend.core
 import numpy as np
 
 from fedjax_mm import transforms, trees
-from fedjax_mm.checks import check_callable, check_number, say
+from fedjax_mm.checks import check_callable, check_mapping, check_number, say
 from fedjax_mm.federate import Method
 from fedjax_mm.local import STEP_NAME
 from fedjax_mm.types import ClientData, CohortRound, Download, FedState, PyTree, RoundData
@@ -48,6 +48,8 @@ def of(
     examples: cohort -> how many examples the client of `round_flops` has, rounded, such as the mean over all clients.
         None: the mean over those who take part in `data`, or the most where that holds shapes.
 
+    Raises ValueError for arguments that are no such thing, and for other cohorts in `examples`.
+
     >>> from fedjax_mm import Cohort, Download, FederatedData, Mean, Server, federate
     >>> def update(download, state, data, key):  # it runs no local_steps
     ...     return {"w": Mean(download.sent[:2], data.weight)}, state, {}
@@ -61,7 +63,11 @@ def of(
     for name, value, kind in (("method", method, Method), ("data", data, RoundData), ("state", state, FedState)):
         if not isinstance(value, kind) and not (name == "state" and state is None):
             raise ValueError(f"{name} is {say(value)}; give a {kind.__name__}")
-    sizes = {name: _examples(taken, (examples or {}).get(name)) for name, taken in data.cohorts.items()}
+    own = {} if examples is None else check_mapping("examples", examples, "cohort to a number of examples")
+    if unknown := sorted(str(name) for name in own if name not in data.cohorts):
+        raise ValueError(f"examples names cohorts {unknown}; the data has {sorted(data.cohorts)}")
+    own = {name: check_number(f"examples of {name}", number, least=0) for name, number in own.items()}
+    sizes = {name: _examples(taken, own.get(name)) for name, taken in data.cohorts.items()}
     before = jax.eval_shape(method.init, jax.random.key(0)) if state is None else state
     before, data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (before, data))
     downloads = jax.eval_shape(method.server.download, before.server, data.public)
