@@ -489,8 +489,9 @@ def test_costs_need_shapes_only_and_frozen_layers_cost_a_forward_pass():
     struct = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype)
     arrays = {k: struct(*v.shape, dtype=v.dtype) for k, v in data.cohorts["all"].arrays.items()}
     taken = CohortRound(struct(3), struct(3, dtype=jnp.float32), struct(3, 8), struct(3), arrays)
-    shapes = [costs.of(stage.method, RoundData({"all": taken}))["all"] for stage in plan]
-    real = costs.of(plan[1].method, data.round({"all": np.arange(3)}))["all"]
+    batch = {"all": 4}  # the examples of a client, which shapes alone do not tell
+    shapes = [costs.of(stage.method, RoundData({"all": taken}), examples=batch)["all"] for stage in plan]
+    real = costs.of(plan[1].method, data.round({"all": np.arange(3)}), examples=batch)["all"]
     assert shapes[1] == real
     layer, embeddings = 2 * 4 * 4 * 4, 2 * 4 * (3 + 5) * 4  # multiply-adds twice, batches of 4, width 4
     # A trained layer's own product becomes three, of which the lowest trained one's needs two; embeddings hand nothing
