@@ -57,7 +57,7 @@ class Settings:
     seeds: int = 3
     """Seeds, from 0."""
     rounds: int = 40
-    """Rounds of FedAvg; FedMEKT and CreamFL have fewer (see PROBLEMS)."""
+    """Rounds of FedAvg; FedMEKT has half as many, and CreamFL 8."""
     cohorts: str = "A10_B10_AB10"
     """Clients of UR Fall in the runs without noise."""
     private_cohorts: str = "A40_B40_AB40"
@@ -87,7 +87,7 @@ def ur_fall(settings: Settings, name: Name, seed: int, private: bool) -> Task:
     """FedAvg or FedMEKT. With noise, the server of FedAvg takes plain steps: Adam's are as long for noise alone."""
     code = settings.private_cohorts if private else settings.cohorts
     problem = data.load("ur_fall", settings.data_dir, code, 1.0 if private else 0.3, seed)
-    third = {cohort: max(1, round(n / 3)) for cohort, n in problem.data.sizes.items()}
+    third = data.taking_part(problem, 1 / 3)
     test = problem.dataset.splits["test"]
     both = "+".join(problem.dataset.modalities)
     if name == "fedavg":

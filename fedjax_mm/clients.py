@@ -140,18 +140,23 @@ def choose(
             raise ValueError(f"per_round names cohorts {named}; the data has {sorted(sizes)}")
         per_round = _check_number(sizes, per_round)
         chosen = {name: np.sort(rng.permutation(n)[: per_round[name]]) for name, n in sizes.items()}
-        return {name: _fill(who, max(1, per_round[name]), sizes[name]) for name, who in chosen.items()}
+        return {name: fill_places(who, max(1, per_round[name]), sizes[name]) for name, who in chosen.items()}
     per_round = _check_number({"all cohorts": sum(sizes.values())}, {"all cohorts": per_round})["all cohorts"]
     among_all = rng.permutation(sum(sizes.values()))[:per_round]
     chosen, start = {}, 0
     for name, n in sizes.items():
         who = np.sort(among_all[(start <= among_all) & (among_all < start + n)]) - start
-        chosen[name] = _fill(who, max(1, min(per_round, n)), n)
+        chosen[name] = fill_places(who, max(1, min(per_round, n)), n)
         start += n
     return chosen
 
 
-def _fill(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
+def fill_places(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
+    """[places] int32: the clients `who` [C], and in the empty places the number of nobody, which is N.
+
+    >>> fill_places(np.array([1, 4]), 3, nobody=5).tolist()
+    [1, 4, 5]
+    """
     return np.pad(who, (0, places - len(who)), constant_values=nobody).astype(np.int32)
 
 

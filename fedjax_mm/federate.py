@@ -12,7 +12,6 @@ import optax
 
 from fedjax_mm import transforms, trees
 from fedjax_mm.clients import map_reduce
-from fedjax_mm.transforms import AnyTransform
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -63,7 +62,7 @@ class Method(NamedTuple):
 
     server: Server
     cohorts: Mapping[str, Cohort]
-    upload: AnyTransform = optax.identity()
+    upload: transforms.AnyTransform = optax.identity()
     """What an upload passes between a client's update and its aggregation (see `federate` and `uploads`)."""
     over: OverClients = OverClients()
     """How a round maps over its clients. It never changes a result."""
@@ -75,11 +74,7 @@ class Method(NamedTuple):
     def init(self, key: Key) -> FedState:
         """The states of the server and of all clients before the first round."""
         server = init_server(self, key)
-        clients = {
-            name: init_clients(cohort, name, key, jnp.arange(cohort.size), server)
-            for name, cohort in self.cohorts.items()
-        }
-        return FedState(server, clients, jnp.int32(0))
+        return FedState(server, init_all_clients(self, key, server), jnp.int32(0))
 
     def round(self, state: FedState, data: RoundData, key: Key) -> tuple[FedState, Mapping[str, Metrics]]:
         """The states after one more round, and the round's metrics: of each cohort, and of the "server"."""
@@ -105,7 +100,7 @@ def federate(
     cohorts: Mapping[str, Cohort],
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores,
     *,
-    upload: AnyTransform | None = None,
+    upload: transforms.AnyTransform | None = None,
     over: OverClients | None = None,
     check: Callable[[Population], None] = accept_any,
 ) -> Method:
@@ -144,6 +139,11 @@ def init_clients(cohort: Cohort, name: str, key: Key, numbers: jax.Array, server
     """The first states [n, ...] of clients `numbers` [n] as `Method.init(key)` draws them; `server` is the server's."""
     keys = jax.vmap(lambda number: _client_key(_init_key(key), name, number))(numbers)
     return jax.vmap(client_init(cohort), (0, None))(keys, server)
+
+
+def init_all_clients(method: Method, key: Key, server: PyTree) -> dict[str, PyTree]:
+    """{cohort: the first states [N, ...] of all its clients}, drawn as by `init_clients`."""
+    return {name: init_clients(c, name, key, jnp.arange(c.size), server) for name, c in method.cohorts.items()}
 
 
 def client_init(cohort: Cohort) -> Callable[[Key, PyTree], PyTree]:

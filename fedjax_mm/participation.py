@@ -70,7 +70,8 @@ def by_size(data: HasPopulation, per_round: int | Mapping[str, int]) -> Chooser:
         for name, p in share.items():
             number = numbers[name]
             who = np.sort(_rng(key, round, name).choice(len(p), number, replace=False, p=p)) if number else np.zeros(0)
-            drawn[name] = Participants(_filled(who, max(1, number), len(p)), np.ones(max(1, number), np.float32))
+            places = clients.fill_places(who, max(1, number), len(p))
+            drawn[name] = Participants(places, np.ones(len(places), np.float32))
         return drawn
 
     return choose
@@ -100,7 +101,7 @@ def independent(data: HasPopulation, rate: float, places: Mapping[str, int] | No
         for name, size in sizes.items():
             rng = _rng(key, round, name)
             who = rng.permutation(np.flatnonzero(rng.random(size) < rate))[: room[name]]
-            drawn[name] = _filled(np.sort(who), max(1, room[name]), size)
+            drawn[name] = clients.fill_places(np.sort(who), max(1, room[name]), size)
         return drawn
 
     return choose
@@ -135,7 +136,7 @@ def by_trace(
         for name, rows in trace.items():
             now = rows[round % len(rows) if repeat else min(round, len(rows) - 1)]
             who = _rng(key, round, name).permutation(np.flatnonzero(now))[: numbers[name]]
-            drawn[name] = _filled(np.sort(who), max(1, numbers[name]), sizes[name])
+            drawn[name] = clients.fill_places(np.sort(who), max(1, numbers[name]), sizes[name])
         return drawn
 
     return choose
@@ -223,7 +224,3 @@ def _per_cohort(name: str, numbers: Any, sizes: Mapping[str, int]) -> dict[str, 
 def _rng(key: Key, round: int, what: str) -> np.random.Generator:
     words = np.asarray(jax.random.key_data(key)).ravel().tolist()
     return np.random.default_rng([*words, int(round), zlib.crc32(what.encode()), 0x63686F])
-
-
-def _filled(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
-    return np.pad(who, (0, places - len(who)), constant_values=nobody).astype(np.int32)

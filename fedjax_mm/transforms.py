@@ -140,23 +140,37 @@ def encode(transform: AnyTransform, upload: Upload, received: PyTree, key: Key) 
             "upload is a Transform that keeps a state for each client, which has to be shaped by the data; give "
             "uploads.attach(method, transform, data) instead"
         )
+    if isinstance(transform, Transform):
+        return encode_with(of, state, upload, received, key)[0]
     after, _ = of.encode(state, values, received, key)
-    sent = {slot: one._replace(value=after[slot]) for slot, one in upload.items()}
-    return left_out_unless_finite(sent, values) if isinstance(transform, Transform) else sent
+    return with_values(upload, after)
+
+
+def encode_with(
+    of: Transform, state: PyTree, upload: Upload, received: PyTree, key: Key
+) -> tuple[dict[str, Mean | Each], PyTree]:
+    """(one client's upload as it travels, the transform's new state of the client).
+
+    Where a value is not finite before the transform, which may hide it, the weights are NaN, by which the engine leaves
+    the client out.
+    """
+    values = {slot: sent.value for slot, sent in upload.items()}
+    encoded, after = of.encode(state, values, received, key)
+    finite = trees.all_finite(values)
+    weigh = lambda sent: sent._replace(weight=jnp.where(finite, sent.weight, jnp.nan))
+    return {slot: weigh(sent) for slot, sent in with_values(upload, encoded).items()}, after
 
 
 def decode(transform: AnyTransform, upload: Upload, received: PyTree) -> Upload:
     """One client's upload as the server reads it."""
     if not isinstance(transform, Transform):
         return upload
-    after = transform.decode({slot: sent.value for slot, sent in upload.items()}, received)
-    return {slot: sent._replace(value=after[slot]) for slot, sent in upload.items()}
+    return with_values(upload, transform.decode({slot: sent.value for slot, sent in upload.items()}, received))
 
 
-def left_out_unless_finite(upload: Upload, values: Values) -> dict[str, Mean | Each]:
-    """The upload with NaN for its weights, by which the engine leaves a client out, where `values` are not finite."""
-    finite = trees.all_finite(values)
-    return {slot: sent._replace(weight=jnp.where(finite, sent.weight, jnp.nan)) for slot, sent in upload.items()}
+def with_values(upload: Upload, values: Values) -> dict[str, Mean | Each]:
+    """The upload with other values, and the weights that it has."""
+    return {slot: sent._replace(value=values[slot]) for slot, sent in upload.items()}
 
 
 def _known(value: PyTree, received: PyTree, slot: str) -> bool:

@@ -111,9 +111,9 @@ def _padded(array: np.ndarray, multiple: int = 256) -> np.ndarray:
     return np.concatenate([array, np.zeros((-len(array) % multiple, *array.shape[1:]), array.dtype)])
 
 
-def taking_part(settings: Settings, problem: Problem) -> dict[str, int]:
-    """How many clients of each cohort take part in a round."""
-    return {cohort: max(1, round(settings.fraction * n)) for cohort, n in problem.data.sizes.items()}
+def taking_part(problem: Problem, share: float) -> dict[str, int]:
+    """How many clients of each cohort take part in a round: a share of them, and one at least."""
+    return {cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()}
 
 
 def tested(problem: Problem, split: str) -> dict[str, np.ndarray]:

@@ -130,7 +130,7 @@ def _finish(name: str, variant: Variant, problem: Problem, settings: Settings, s
         name,
         seed,
         rounds=common.rounds,
-        per_round={cohort: max(1, round(share * n)) for cohort, n in problem.data.sizes.items()},
+        per_round=data.taking_part(problem, share),
         test=tested,
         evaluate_every=max(1, common.rounds // 6),
         checkpoint_every=max(1, common.rounds // 3),

@@ -56,7 +56,7 @@ def subject(settings: Settings) -> sweeps.Subject:
     return sweeps.Subject(
         lambda changed: fedavg.build(changed.method, problem.data, built, head),
         problem.data,
-        data.taking_part(settings.problem, problem),
+        data.taking_part(problem, settings.problem.fraction),
         data.tested(problem, "valid"),
         settings.problem.common.rounds,
         f"valid/{'+'.join(problem.dataset.modalities)}/macro_f1",

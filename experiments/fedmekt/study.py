@@ -137,7 +137,7 @@ def subject(settings: Settings) -> sweeps.Subject:
     return sweeps.Subject(
         lambda changed: method_of(fedmekt, changed.method, changed.autoencoder, problem),
         problem.data,
-        data.taking_part(settings.problem, problem),
+        data.taking_part(problem, settings.problem.fraction),
         data.tested(problem, "valid"),
         settings.problem.common.rounds,
         f"valid/{'+'.join(problem.dataset.modalities)}/weighted_f1",

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fedjax_mm.report.plots import COLOURS, save, style
 from fedjax_mm.report.runs import Run, summary
 from fedjax_mm.report.tables import Cell, quantity
+from fedjax_mm.run.client_scores import less_is_better
 
 
 def own_scores_table(runs: Sequence[Run]) -> list[dict[str, Cell]]:
@@ -45,7 +46,7 @@ def plot_own_scores(
         for i, (name, seeds) in enumerate(groups.items()):
             values = np.concatenate([np.asarray(seed.get(cohort, {}).get(metric, []), float) for seed in seeds])
             values = np.sort(values[~np.isnan(values)])
-            if metric.endswith(("loss", "error")):
+            if less_is_better(metric):
                 values = values[::-1]
             share = 100 * (np.arange(len(values)) + 0.5) / max(len(values), 1)
             look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}

@@ -129,7 +129,7 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Cell]]:
         row = {"run": name, "seeds": len(same)}
         row["rounds"] = rounds[0] if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
         for metric in filter(is_score, all_keys(last)):
-            row[metric] = _over_seeds([r.get(metric) for r in last])
+            row[metric] = over_seeds([r.get(metric) for r in last])
         costs = _costs(name, same)
         row |= {key: _largest([c[key] for c in costs]) for key in ("MB down", "MB up", "GFLOP per step", "peak MB")}
         row["s per round"] = float(np.median([r["seconds"] for run in same for r in run.rows[1:] or run.rows]))
@@ -241,7 +241,8 @@ def _largest(values: Sequence[Any]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _over_seeds(values: Sequence[float | None]) -> Cell:
+def over_seeds(values: Sequence[float | None]) -> Cell:
+    """(mean, sample standard deviation), the value of a single seed, or None where a seed has none."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None

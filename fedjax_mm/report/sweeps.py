@@ -16,7 +16,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from fedjax_mm.report.plots import COLOURS, GREY, INK, save, style
+from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.report.tables import Cell, cell_text, heading, quantity, table
+from fedjax_mm.run.client_scores import less_is_better
 from fedjax_mm.run.sweep_files import Sweep, read_sweep
 
 PANELS = 12  # of a picture
@@ -200,14 +202,12 @@ def _metric(sweep: Sweep, metric: str | None) -> str:
 
 
 def _less_is_better(metric: str) -> bool:
-    return metric.endswith(("loss", "error", "medr"))
+    return less_is_better(metric) or metric.endswith("medr")
 
 
 def _cell(values: np.ndarray) -> Cell:
-    """(mean, sample standard deviation) over seeds, None where one has no number."""
-    if not np.isfinite(values).all():
-        return None
-    return float(values[0]) if len(values) == 1 else (float(values.mean()), float(values.std(ddof=1)))
+    """`over_seeds` of an array, in which a seed without a number is not finite."""
+    return over_seeds([value if math.isfinite(value) else None for value in values.tolist()])
 
 
 def _are_numbers(values: Sequence) -> bool:

@@ -55,16 +55,25 @@ def summary(scores: OwnScores) -> dict[str, float]:
         of = {name: values[metric] for name, values in scores.items() if metric in values}
         if len(of) > 1:
             of["all"] = np.concatenate([*of.values()])
-        less_is_better = metric.endswith(("loss", "error"))
+        at_the_top = less_is_better(metric)  # where the bad end is
         for name, values in of.items():
             known = values[~np.isnan(values)]
             if not np.isfinite(known).all():  # then no number says how clients do
                 known = np.full(1, np.nan)
             row[f"own/{name}/{metric}"] = float(known.mean())
-            row[f"own/{name}/{metric}_p10"] = float(np.percentile(known, 90 if less_is_better else 10))
-            row[f"own/{name}/{metric}_worst"] = float(known.max() if less_is_better else known.min())
+            row[f"own/{name}/{metric}_p10"] = float(np.percentile(known, 90 if at_the_top else 10))
+            row[f"own/{name}/{metric}_worst"] = float(known.max() if at_the_top else known.min())
             row[f"own/{name}/{metric}_spread"] = float(known.std())
     return row
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether a score is better where it is less, by its name (see `Cohort.score`).
+
+    >>> less_is_better("own/all/loss"), less_is_better("accuracy")
+    (True, False)
+    """
+    return metric.endswith(("loss", "error"))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax_mm import stages
 from fedjax_mm.checks import check_callable, check_mapping, say
-from fedjax_mm.federate import Method, init_clients, init_server
+from fedjax_mm.federate import Method, init_all_clients, init_server
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import FedState, Key, RoundData
 
@@ -113,11 +113,7 @@ def build_traced(build: Build, group: Group, values: Mapping[str, jax.Array]) ->
 def enter(method: Method, state: FedState, key: Key) -> FedState:
     """The state with which a run enters a stage of this method, as a single run does."""
     entered = stages.enter(state, FedState(init_server(method, key), {}, state.round))
-    clients = {
-        name: init_clients(cohort, name, key, jnp.arange(cohort.size), entered.server)
-        for name, cohort in method.cohorts.items()
-    }
-    return FedState(entered.server, clients, entered.round)
+    return FedState(entered.server, init_all_clients(method, key, entered.server), entered.round)
 
 
 def _traces(build: Build, group: Group, names: Sequence[str], data: RoundData, key: Key) -> bool:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mm import stages
 from fedjax_mm.data import FederatedData
-from fedjax_mm.federate import Method, init_clients, init_server
+from fedjax_mm.federate import Method, init_all_clients, init_server
 from fedjax_mm.run import client_state
 from fedjax_mm.types import FedState, Key, PyTree, RoundData
 
@@ -53,12 +53,8 @@ class OnDevice:
 
     def enter(self, state: FedState, method: Method, key: Key) -> FedState:
         entered = _entered(state, method, key, self.mesh)
-        sizes = {name: cohort.size for name, cohort in method.cohorts.items()}
-        draw = lambda key, server: {
-            name: init_clients(cohort, name, key, jnp.arange(sizes[name]), server)
-            for name, cohort in method.cohorts.items()
-        }
-        clients = replicated(jax.jit(draw)(key, local(entered.server, self.mesh)), self.mesh)
+        draw = jax.jit(lambda key, server: init_all_clients(method, key, server))
+        clients = replicated(draw(key, local(entered.server, self.mesh)), self.mesh)
         return dataclasses.replace(entered, clients=clients)
 
     def restored(self, first: FedState, saved: FedState) -> FedState:

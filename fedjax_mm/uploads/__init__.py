@@ -2,7 +2,7 @@
 
 A transform is what a client encodes and the server decodes: `method._replace(upload=uploads.quantise(8))`, or
 `uploads.attach(method, transform, data)`, which also takes one that keeps a state for each client. `costs` counts the
-bytes of what is encoded. docs/uploads.md has the scores of papers' methods against bytes and against epsilon.
+bytes of what is encoded. docs/uploads.md has the scores of papers' methods against bytes.
 """
 
 from fedjax_mm.transforms import Transform, on_change

@@ -108,10 +108,9 @@ def _sending(cohort: Cohort, of: Transform, upload: Upload, received: PyTree) ->
     ) -> tuple[Upload, Sending, Metrics | Mapping[str, Mean]]:
         sent, own, metrics = cohort.update(download, state.own, data, key)
         sent = jax.tree.map(jnp.asarray, dict(sent))
-        values = {slot: one.value for slot, one in sent.items()}
-        encoded, after = of.encode(state.upload, values, download.sent, jax.random.fold_in(key, SALT))
-        travels = {slot: one._replace(value=encoded[slot]) for slot, one in sent.items()}
-        return transforms.left_out_unless_finite(travels, values), Sending(own, after), metrics
+        key = jax.random.fold_in(key, SALT)
+        travels, after = transforms.encode_with(of, state.upload, sent, download.sent, key)
+        return travels, Sending(own, after), metrics
 
     def score(download: Download, state: Sending, arrays: Arrays, mask: jax.Array) -> Mapping[str, jax.Array]:
         return cohort.score(download, state.own, arrays, mask)  # type: ignore[misc]  (it is there)
