@@ -97,16 +97,15 @@ def matmul_flops(function: Callable, *args: PyTree, unknown_trips: float = 1.0) 
 def _of_cohort(method: Method, name: str, download: Download, states: PyTree, data: RoundData, examples: int) -> Cost:
     """The cost of a client of a cohort whose clients' states are `states`, leaves [N, ...].
 
-    examples: how many the client of `round_flops` has.
+    examples: how many the client has.
     """
 
-    def update(download, states, data, key, own=None):
+    def update(download, states, data, key):
         taken = data.cohorts[name]
         state = jax.tree.map(lambda x: x[0], states)
-        rows, uniform = (taken.rows[0], taken.uniform) if own is None else (taken.rows[0, :own], True)
-        work = None if taken.work is None or own is not None else taken.work[0]  # cut steps are not counted
-        who = taken.count[0], taken.weight[0], data.public, uniform, taken.index[0], work
-        seen = ClientData(taken.arrays, rows, *who)
+        # With a known number of examples and none of its steps cut, the number of steps is known while tracing.
+        who = taken.count[0], taken.weight[0], data.public, True, taken.index[0], None
+        seen = ClientData(taken.arrays, taken.rows[0, :examples], *who)
         uploads, _, _ = method.cohorts[name].update(download, state, seen, key)
         travels = transforms.encode(method.upload, uploads, download.sent, key)
         return {slot: sent.value for slot, sent in travels.items()}
@@ -117,8 +116,6 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
     cost = Cost(trees.size_bytes(download.sent), trees.size_bytes(upload), trees.size_bytes(download.held))
     if not steps:
         return cost
-    # With a known number of examples, the number of steps is known while tracing.
-    typical = jax.make_jaxpr(lambda *args: update(*args, own=examples))(download, states, data, key)
     # Machine code is left plain, which halves the time and changes neither XLA's buffers nor its count.
     plain: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
     lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(step)).lower(*step.in_avals) for step in steps]
@@ -130,7 +127,7 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         peak_bytes=max(
             (m.argument_size_in_bytes + m.temp_size_in_bytes for m in memory if m is not None), default=None
         ),
-        round_flops=_matmul_flops(typical.jaxpr),
+        round_flops=_matmul_flops(jaxpr.jaxpr),
     )
 
 
