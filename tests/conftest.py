@@ -33,8 +33,26 @@ gc.set_threshold(20_000, 20, 20)  # tracing makes many small objects that live o
 
 collect_ignore_glob = ["*/fixtures/*"]  # scripts that made the fixtures; they need PyTorch
 
-BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+HERE = pathlib.Path(__file__).resolve()
+SLOW = tuple(line for line in (HERE.parent / "slow.txt").read_text().splitlines() if not line.startswith("#"))
+BESIDE = HERE.parents[2] / "shared" / "data"
 REAL = pathlib.Path(os.environ.get("FEDJAX_MM_TEST_DATA") or BESIDE).expanduser().absolute()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run those of tests/slow.txt too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow") or any("::" in arg for arg in config.args):
+        return
+    left_out = [item for item in items if item.nodeid.startswith(SLOW)]
+    if "tests" in config.args:
+        ids = "\n".join(["", *(item.nodeid for item in left_out)])
+        if unknown := [line for line in SLOW if f"\n{line}" not in ids]:
+            raise pytest.UsageError(f"tests/slow.txt names tests that are not there: {unknown}")
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.nodeid.startswith(SLOW)]
 
 
 @pytest.fixture(scope="session")

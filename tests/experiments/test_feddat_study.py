@@ -13,6 +13,7 @@ from experiments.feddat import costs, modes, study, table
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 
+pytestmark = pytest.mark.xdist_group("trunk")  # one worker, which pretrains it once
 SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)
 
 
