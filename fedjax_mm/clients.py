@@ -88,16 +88,17 @@ def map_reduce(
 def _scan_chunks(one: One, chunk: int, shared: PyTree, clients: PyTree) -> tuple[PyTree, PyTree]:
     """`map_reduce` on one device."""
     here = jax.tree.leaves(clients)[0].shape[0]
-    run = one
-    if chunk > 1:  # no vmap of one client: a batch dimension of 1 is not free
-        run = functools.partial(_vmap_chunk, one, chunk)
+    if chunk == 1:  # no vmap: a batch dimension of 1 is not free
+        run = functools.partial(one, shared)
+    else:
+        run = functools.partial(_vmap_chunk, one, chunk, shared)
         clients = jax.tree.map(lambda x: x.reshape(here // chunk, chunk, *x.shape[1:]), clients)
     run = jax.jit(run, inline=True)  # traced once for the shapes and the scan, and no other program
     first = jax.tree.map(lambda x: x[0], clients)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, shared, first)[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, first)[0])
 
     def step(total, clients):
-        more, each = run(shared, clients)
+        more, each = run(clients)
         return jax.tree.map(jnp.add, total, more), each
 
     total, each = jax.lax.scan(step, zeros, clients)

@@ -234,6 +234,7 @@ EXEMPT = {
     "models.": "tests/models tries wrong sizes and names",
     "methods.*.build": BUILDS,
     "methods.": JITTED,
+    "clients.fill_places": "what choosers share, who check what they are given",
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",
