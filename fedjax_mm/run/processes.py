@@ -90,9 +90,8 @@ def watched_peers(folder: pathlib.Path | None, timeout: float | None) -> Iterato
 
     Each process writes a beat into a file of `folder`, which all of them share. A process that waits for another in the
     middle of a computation cannot be interrupted, so it is ended with status EXIT after a line that says which process
-    is gone. folder, timeout: None watches nobody. JAX itself ends a process whose coordinator, process 0, is gone,
-    before this can say so, unless `jax.config.update("jax_enable_recoverability", True)` comes before
-    `jax.distributed.initialize`.
+    is gone. folder, timeout: None watches nobody. Where process 0, the coordinator, is killed, JAX itself ends the
+    others at once, before this can say so, with a message of its own ("the leader task was preempted/died").
     """
     if folder is None or timeout is None or jax.process_count() == 1:
         yield
