@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from fedjax_mm.checks import check_callable, check_leaves, check_length, check_mapping, check_whole, say
+from fedjax_mm.checks import check_array, check_callable, check_leaves, check_length, check_mapping, check_whole, say
 from fedjax_mm.types import PyTree
 
 AXIS = "clients"
@@ -155,9 +155,15 @@ def choose(
 def fill_places(who: np.ndarray, places: int, nobody: int) -> np.ndarray:
     """[places] int32: the clients `who` [C], and in the empty places the number of nobody, which is N.
 
+    Raises ValueError where `who` is no array of whole numbers from 0 to N, and where it has more clients than places.
+
     >>> fill_places(np.array([1, 4]), 3, nobody=5).tolist()
     [1, 4, 5]
     """
+    places, nobody = check_whole("places", places), check_whole("nobody", nobody)
+    who = check_array("who", who, (np.integer,), "[C]")
+    if len(who) > places or (len(who) and not 0 <= who.min() <= who.max() <= nobody):
+        raise ValueError(f"who has {len(who)} clients; give at most {places}, with numbers from 0 to {nobody}")
     return np.pad(who, (0, places - len(who)), constant_values=nobody).astype(np.int32)
 
 

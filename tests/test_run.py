@@ -90,14 +90,14 @@ def test_a_run_leaves_its_settings_split_costs_and_log(tmp_path):
 
 def test_chunk_auto_is_measured_once_remembered_and_said(tmp_path):
     lines = []
-    state = train(tmp_path, rounds=2, per_round=2, chunk="auto", log=lines.append)
+    state = train(tmp_path, rounds=2, chunk="auto", log=lines.append)
     remembered = json.loads((tmp_path / "chunk.json").read_text())["all"]
-    assert set(remembered) == {"1", "2"} and all(s > 0 for s in remembered.values())
+    assert set(remembered) == {"1", "2", "4"} and all(s > 0 for s in remembered.values())
     assert any("chunk of all is" in line for line in lines)
-    (tmp_path / "chunk.json").write_text(json.dumps({"all": {"1": 9.0, "2": 0.5}}))
+    (tmp_path / "chunk.json").write_text(json.dumps({"all": {"1": 9.0, "4": 0.5}}))
     lines.clear()
-    again = train(tmp_path, rounds=3, per_round=2, chunk="auto", log=lines.append)
-    assert any("chunk of all is 2 (ms per round at each chunk: 1: 9000.0, 2: 500.0)" in line for line in lines)
+    again = train(tmp_path, rounds=3, chunk="auto", log=lines.append)
+    assert any("chunk of all is 4 (ms per round at each chunk: 1: 9000.0, 4: 500.0)" in line for line in lines)
     assert int(again.round) == 3 and int(state.round) == 2
 
 
@@ -423,7 +423,7 @@ def test_a_stage_keeps_what_came_before_and_attaches_layers_of_skipped_ones():
         assert (whole[name] != fresh[name]).any()
 
 
-@pytest.mark.parametrize(("checkpoint_every", "kills"), [(1, (2,)), (3, (2, 3, 4))])
+@pytest.mark.parametrize(("checkpoint_every", "kills"), [(1, (2, 3)), (3, (2, 3, 4))])
 def test_a_run_killed_in_any_stage_resumes_bit_for_bit(tmp_path, monkeypatch, checkpoint_every, kills):
     """Killed before a line of the log or as a stage begins; the last checkpoint is of any round, a stage's last too."""
     settings = dict(checkpoint_every=checkpoint_every, test=TEST, plan=staged((2, 0, 2)))
@@ -519,6 +519,7 @@ def test_stages_that_a_run_does_not_reach_are_not_compiled(monkeypatch):
     monkeypatch.setattr(compilation, "ahead", lambda stage, *others: begun.append(stage.name))
     for rounds, settings, expected in (
         (None, {}, ["stage 3", "stage 4"]),
+        (2, {}, []),
         (3, {}, ["stage 3"]),
         (3, {"chunk": "auto"}, []),
     ):

@@ -205,7 +205,7 @@ def changed(file):
 def test_a_changed_digit_of_a_small_file_is_named_and_what_can_be_is_made_anew(tmp_path):
     plan = [stages.Stage(name, problem()[0], 1) for name in ("one", "two")]
     names = ["split.json", "costs.json", "one/chunk.json"]
-    settings = {"per_round": 2, "directory": tmp_path, "chunk": "auto"}
+    settings = {"per_round": 4, "directory": tmp_path, "chunk": "auto"}
     start = lambda rounds, said=print: run.train(plan, problem()[1], rounds=rounds, log=said, **settings)
     start(1)
     was = {name: json_files.read_json(tmp_path / name) for name in names}

@@ -94,9 +94,9 @@ def test_the_whole_grid_is_one_program_and_one_call_has_all_rounds_between_evalu
 
 def test_texts_whole_numbers_and_widths_are_compiled_apart():
     said = []
-    found = sweep(grid={"kind": ["mean", "half"], "rate": [0.1, 0.3], "width": [3, 2]}, log=said.append)
-    assert said[0] == "8 settings x 1 seeds are 8 runs in 4 programs"
-    assert [state.server.shape for state in found.states] == [(1, 3), (1, 2)] * 4
+    found = sweep(grid={"kind": ["mean", "half"], "rate": [0.1, 0.3], "width": [3, 2]}, seeds=2, log=said.append)
+    assert said[0] == "8 settings x 2 seeds are 16 runs in 4 programs"
+    assert [state.server.shape for state in found.states] == [(2, 3), (2, 2)] * 4
     assert_runs_are_single_runs(found)
 
 

@@ -79,6 +79,7 @@ CALLS = {
     "aggregate.size_weights": (aggregate.size_weights, WEIGHED),
     "aggregate.variance_weights": (aggregate.variance_weights, WEIGHED),
     "aggregate.weighted_mean": (aggregate.weighted_mean, {"stack": X, "weight": jnp.ones(6), "default": jnp.zeros(2)}),
+    "clients.fill_places": (clients.fill_places, {"who": np.array([1, 4]), "places": 3, "nobody": 5}),
     "clients.choose": (clients.choose, {"sizes": {"A": 3, "B": 2}, "per_round": 2, "round": 1, "seed": 0}),
     "clients.make_mesh": (clients.make_mesh, {"devices": 1}),
     "clients.map_reduce": (
@@ -234,7 +235,6 @@ EXEMPT = {
     "models.": "tests/models tries wrong sizes and names",
     "methods.*.build": BUILDS,
     "methods.": JITTED,
-    "clients.fill_places": "what choosers share, who check what they are given",
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",
