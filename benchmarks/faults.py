@@ -328,7 +328,7 @@ def peers(world: World, number: signal.Signals) -> Iterator[str]:
             process.kill()
             process.communicate()
         # JAX itself ends the others of a coordinator, process 0, that is killed.
-        named = f"process {gone} of 2" in said or gone == 0 and "the leader task was preempted/died" in said
+        named = f"process {gone} of 2" in said or (gone == 0 and "the leader task was preempted/died" in said)
         if not named or seconds > 30:
             yield f"wrong: after {seconds:.0f} s: {said[-400:]}"
             continue
