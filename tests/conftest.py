@@ -47,12 +47,15 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--slow") or any("::" in arg for arg in config.args):
         return
     left_out = [item for item in items if item.nodeid.startswith(SLOW)]
+    kept = [item for item in items if not item.nodeid.startswith(SLOW)]
     if "tests" in config.args:
-        ids = "\n".join(["", *(item.nodeid for item in left_out)])
-        if unknown := [line for line in SLOW if f"\n{line}" not in ids]:
-            raise pytest.UsageError(f"tests/slow.txt names tests that are not there: {unknown}")
+        functions = {item.nodeid.split("[")[0] for item in kept}
+        wrong = [line for line in SLOW if not any(item.nodeid.startswith(line) for item in left_out)]
+        wrong += [line for line in SLOW if line.split("[")[0] not in functions]
+        if wrong:
+            raise pytest.UsageError(f"tests/slow.txt names what is not there, or leaves no other instance: {wrong}")
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.nodeid.startswith(SLOW)]
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
