@@ -11,6 +11,7 @@ with their baselines by `python -m experiments.layerwise compare` and `python -m
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -43,9 +44,8 @@ def compare(settings: data.Settings) -> list[dict[str, Any]]:
     """Runs the comparison, prints its table and writes report.md, table.json and the pictures to `out`."""
     begun = time.perf_counter()
     cli.write(settings.common.out, settings)
-    chosen = variants(settings.data)
-    rows = tables.compare(settings, chosen)
-    tables.write(settings, chosen, rows, "Comparison")
+    rows = tables.compare(settings, functools.partial(variants, settings.data))
+    tables.write(settings, variants(settings.data), rows, "Comparison")
     print(f"Took {time.perf_counter() - begun:.0f} s.")
     return rows
 

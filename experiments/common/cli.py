@@ -48,11 +48,14 @@ class Common:
     """Clients that are vmapped at a time; auto times a few numbers in the first round and keeps the fastest."""
     devices: int | None = None
     """Devices that the clients of a round are spread over."""
+    jobs: int = 1
+    """Runs of a table that are trained at a time, each in a process of its own. More than 1 is for CPUs."""
     out: str = "runs"
     """Directory of the runs, the table and the pictures. A finished run that is found there is not repeated."""
 
     def __post_init__(self) -> None:
-        at_least(1, rounds=self.rounds, seeds=self.seeds, devices=1 if self.devices is None else self.devices)
+        at_least(1, rounds=self.rounds, seeds=self.seeds, jobs=self.jobs)
+        at_least(1, devices=1 if self.devices is None else self.devices)
         at_least(0, seed=self.seed or 0)
         if self.chunk != "auto" and not (str(self.chunk).isdigit() and int(self.chunk) > 0):
             raise ValueError(f"--chunk is {self.chunk}; it must be a number of clients that is at least 1, or auto")

@@ -1,6 +1,7 @@
 """The rows of a table, one a method, over several seeds, and the report of a study: table, controls and pictures."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import cli, data
+from experiments.common import cli, data, jobs
 from experiments.common.data import Problem, Settings, encoders, load_problem
 from fedjax_mm import evaluate, report, run
 from fedjax_mm.data import Dataset, FederatedData, pooled
@@ -54,14 +55,20 @@ def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
     }
 
 
-def compare(problem: Settings, variants: Mapping[str, Variant], study: Any = None) -> list[dict[str, Any]]:
+def compare(
+    problem: Settings, make_variants: Callable[[], Mapping[str, Variant]], study: Any = None
+) -> list[dict[str, Any]]:
     """A row per variant (see report.summary), with scores as (mean, sample standard deviation) over the seeds.
 
+    make_variants: a function that can be pickled, so that every process of --jobs has variants of its own.
     Each run is written to out/variant/seed<k>, with the settings of the whole study, by default those of the problem.
     """
-    loaded = {seed: load_problem(problem, seed) for seed in problem.common.all_seeds}
-    study = problem if study is None else study
-    return _with_constant([_row(name, one, loaded, problem, study) for name, one in variants.items()])
+    for seed in problem.common.all_seeds:  # what is wrong with the data is said before the first run
+        load_problem(problem, seed)
+    variants = make_variants()
+    train = functools.partial(_finish, make_variants, problem, problem if study is None else study)
+    folders = jobs.trained(train, [name for name, one in variants.items() if one.build], problem.common)
+    return _with_constant([_row(name, one, folders.get(name, []), problem) for name, one in variants.items()])
 
 
 def folder(common: cli.Common, name: str, seed: int) -> pathlib.Path:
@@ -89,7 +96,7 @@ def finish(
 
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
-    about = ("data_dir", "mode", "modes", "plan", "method", "trunk", "seed", "seeds", "chunk", "devices", "out")
+    about = ("data_dir", "mode", "modes", "plan", "method", "trunk", "seed", "seeds", "chunk", "devices", "jobs", "out")
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value
     return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}
@@ -100,23 +107,23 @@ def spread(values: Sequence[float]) -> float | tuple[float, float]:
     return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else float(values[0])
 
 
-def _row(
-    name: str, variant: Variant, problems: Mapping[int, Problem], settings: Settings, study: Any
-) -> dict[str, Any]:
+def _row(name: str, variant: Variant, folders: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
     if variant.build is None:
         scores = []
-        for _, dataset in problems.values():
+        for _, dataset in (load_problem(settings, seed) for seed in settings.common.all_seeds):
             train, test = (dataset.splits[split]["label"] for split in ("train", settings.common.split))
             scores.append(evaluate.constant(train, test, len(dataset.classes)))
         return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}
-    folders = [_finish(name, variant, problem, settings, study, seed) for seed, problem in problems.items()]
     (row,) = report.summary([report.load(folder) for folder in folders])
     alone = variant.pool or not variant.travels
     return {**row, "method": name} | ({"MB down": None, "MB up": None} if alone else {})
 
 
-def _finish(name: str, variant: Variant, problem: Problem, settings: Settings, study: Any, seed: int) -> pathlib.Path:
+def _finish(
+    make_variants: Callable[[], Mapping[str, Variant]], settings: Settings, study: Any, name: str, seed: int
+) -> pathlib.Path:
     """The folder of a row's run of one seed, trained to its end."""
+    variant, problem = make_variants()[name], load_problem(settings, seed)
     assert variant.build is not None
     tested, common = data.tested(problem, settings.common.split), settings.common
     if variant.pool:

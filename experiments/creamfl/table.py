@@ -1,13 +1,14 @@
 """The tables and pictures of CreamFL's study: retrieval, questions, clients' own tasks, bytes, weights."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.common import cli, tables
+from experiments.common import cli, jobs, tables
 from experiments.creamfl import study
 from experiments.creamfl.data import Problem
 from fedjax_mm import evaluate, report
@@ -23,20 +24,27 @@ COLUMNS = {"method": "method"} | {f"test/{key}": key for key in SHOWN}
 COLUMNS |= {key: key for key in ("VQA", "MB down", "MB up", "peak MB", "s per round")}
 COMPARED = ("rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
 CURVES = ("server only", "server only, one pass", "FedAvg", "FedMD", "reamFL+Avg", "CreamFL")
+PICTURED = ("FedMD", "CreamFL")
+"""Whose representations are shown."""
+
+
+class Finished(NamedTuple):
+    """What the table needs of a row's run of one seed."""
+
+    folder: pathlib.Path
+    answer: dict[str, float] | None
+    end: FedState | None
+    """The last state, of one seed of the methods that are pictured."""
 
 
 def compare(settings: study.Settings) -> list[dict[str, Any]]:
     """A row per method: the server's retrieval and questions, what clients can do, bytes, time, evenness of weights."""
     common, names = settings.common, list(study.variants(settings))
     cli.write(common.out, settings)
-    runs, answers, ends = {}, {}, {}
-    for name in names:
-        done = {seed: study.train(settings, name, seed) for seed in common.all_seeds}
-        runs[name] = [report.load(folder) for folder, _ in done.values()]
-        answers[name] = [answer(settings, name, seed, state) for seed, (_, state) in done.items()]
-        ends[name] = done[common.all_seeds[0]][1]
-    rows = [chance(settings), *(_row(name, runs[name], answers[name]) for name in names)]
-    pictured = _draw(settings, rows, runs, ends)
+    done = jobs.trained(functools.partial(_finish, settings), names, common)
+    runs = {name: [report.load(one.folder) for one in same] for name, same in done.items()}
+    rows = [chance(settings), *(_row(name, runs[name], [one.answer for one in done[name]]) for name in names)]
+    pictured = _draw(settings, rows, runs, {name: same[0].end for name, same in done.items()})
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
     differences = tables.ahead(last, "CreamFL", {f"test/{key}": key for key in COMPARED})
     weights = [key for key in rows[-1] if key.startswith("server/")]
@@ -51,10 +59,16 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 
 def single(settings: study.Settings) -> None:
     """Runs one method and prints its row."""
-    done = {seed: study.train(settings, settings.method, seed) for seed in settings.common.all_seeds}
-    answers = [answer(settings, settings.method, seed, state) for seed, (_, state) in done.items()]
-    row = _row(settings.method, [report.load(folder) for folder, _ in done.values()], answers)
+    name = settings.method
+    done = jobs.trained(functools.partial(_finish, settings), [name], settings.common)[name]
+    row = _row(name, [report.load(one.folder) for one in done], [one.answer for one in done])
     report.show([chance(settings), row], COLUMNS)
+
+
+def _finish(settings: study.Settings, name: str, seed: int) -> Finished:
+    folder, state = study.train(settings, name, seed)
+    kept = name in PICTURED and seed == settings.common.all_seeds[0]
+    return Finished(folder, answer(settings, name, seed, state), state if kept else None)
 
 
 def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, ends: Mapping) -> list[str]:
@@ -66,7 +80,7 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
     plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
     problem = study.load(settings, settings.common.all_seeds[0])
-    pictured = [name for name in ("FedMD", "CreamFL") if name in runs]
+    pictured = [name for name in PICTURED if name in runs]
     for name in pictured:
         reps = {m: representations(settings, problem, ends[name], m) for m in MODALITIES}
         plots.plot_representations(reps, out / f"representations_{name}.png", name)

@@ -1,6 +1,7 @@
 """Multimodal FedAvg and its controls: constant prediction, local-only and centralised training."""
 
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 from experiments.common import cli, data, sweeps, tables
@@ -37,14 +38,17 @@ PRESETS = {  # ur_fall: chosen on the validation split; the others are untuned s
 }
 
 
+def variants(method: FedAvgConfig) -> dict[str, tables.Variant]:
+    """The rows of the table."""
+    return {**tables.controls(method), NAMES[method.server_optimizer]: tables.fedavg_variant(method)}
+
+
 def compare(settings: Settings) -> list[dict[str, Any]]:
     """Runs FedAvg and the controls, prints the table and writes the report."""
     problem = settings.problem
     cli.write(problem.common.out, settings)
-    name = NAMES[settings.method.server_optimizer]
-    variants = {**tables.controls(settings.method), name: tables.fedavg_variant(settings.method)}
-    rows = tables.compare(problem, variants, settings)
-    tables.write(problem, variants, rows, "Multimodal FedAvg", study=settings)
+    rows = tables.compare(problem, functools.partial(variants, settings.method), settings)
+    tables.write(problem, variants(settings.method), rows, "Multimodal FedAvg", study=settings)
     return rows
 
 

@@ -1,12 +1,13 @@
 """The tables and pictures of FedDAT's study: scores of all clients and of each, what is trained, what travels."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.common import cli, tables
+from experiments.common import cli, jobs, tables
 from experiments.feddat import study
 from experiments.feddat.modes import modes, size
 from fedjax_mm import report
@@ -21,8 +22,9 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     """A row per mode: scores of all clients and of each, what is trained, what travels."""
     common, names = settings.common, settings.modes or modes(settings.training)
     cli.write(common.out, settings)
-    runs = {name: [report.load(study.train(settings, name, seed)) for seed in common.all_seeds] for name in names}
     rows = [constant(settings)]
+    folders = jobs.trained(functools.partial(study.train, settings), names, common)
+    runs = {name: [report.load(folder) for folder in same] for name, same in folders.items()}
     for name, same in runs.items():
         rows += _rows(settings, name, same)
     problem = study.load(settings, common.all_seeds[0])
@@ -46,8 +48,10 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 
 def single(settings: study.Settings) -> None:
     """Runs one mode and prints its rows."""
-    same = [report.load(study.train(settings, settings.mode, seed)) for seed in settings.common.all_seeds]
-    report.show([constant(settings), *_rows(settings, settings.mode, same)])
+    control = constant(settings)
+    folders = jobs.trained(functools.partial(study.train, settings), [settings.mode], settings.common)
+    same = [report.load(folder) for folder in folders[settings.mode]]
+    report.show([control, *_rows(settings, settings.mode, same)])
 
 
 def _draw(out: pathlib.Path, rows: Sequence[dict[str, Any]], runs: Mapping[str, list[report.Run]]) -> bool:

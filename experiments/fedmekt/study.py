@@ -125,7 +125,7 @@ def compare(settings: Settings) -> list[dict[str, Any]]:
     """Runs FedMEKT, the baselines and the controls, prints the table and writes the report."""
     problem, chosen = settings.problem, variants(settings)
     cli.write(problem.common.out, settings)
-    rows = tables.compare(problem, chosen, settings)
+    rows = tables.compare(problem, functools.partial(variants, settings), settings)
     notes = paired(problem.common, list(chosen)) + published(problem)
     tables.write(problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes, settings)
     return rows

@@ -1,12 +1,13 @@
 """The tables of stage-wise training: scores, what a client pays over a whole schedule, and pictures."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.common import cli, tables
+from experiments.common import cli, jobs, tables
 from experiments.layerwise import study
 from experiments.layerwise.costs import PLANS
 from fedjax_mm import report
@@ -16,8 +17,10 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     """All plans at equal rounds: a row each with scores, what a client pays over the whole schedule, and pictures."""
     common, out = settings.common, pathlib.Path(settings.common.out)
     cli.write(out, settings)
-    runs = {plan: [report.load(study.train(settings, plan, seed)) for seed in common.all_seeds] for plan in PLANS}
-    rows = [chance(settings)] + [_row(settings, plan, same) for plan, same in runs.items()]
+    rows = [chance(settings)]
+    folders = jobs.trained(functools.partial(study.train, settings), PLANS, common)
+    runs = {plan: [report.load(folder) for folder in same] for plan, same in folders.items()}
+    rows += [_row(settings, plan, same) for plan, same in runs.items()]
     columns = _columns(rows[1])
     quality = "test/accuracy" if "test/accuracy" in columns else "test/i2t_r10"
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
@@ -78,6 +81,6 @@ def _row(settings: study.Settings, plan: str, same: list[report.Run]) -> dict[st
 
 def single(settings: study.Settings) -> None:
     """Runs one plan and prints its row."""
-    runs = [report.load(study.train(settings, settings.plan, seed)) for seed in settings.common.all_seeds]
-    row = _row(settings, settings.plan, runs)
+    folders = jobs.trained(functools.partial(study.train, settings), [settings.plan], settings.common)
+    row = _row(settings, settings.plan, [report.load(folder) for folder in folders[settings.plan]])
     report.show([chance(settings), row], _columns(row))

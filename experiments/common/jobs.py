@@ -1,0 +1,64 @@
+"""The runs of a study, one after the other or several at a time in processes of their own (--jobs)."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection
+from typing import Any
+
+from experiments.common import cli
+
+
+def trained(train: Callable[[str, int], Any], names: Collection[str], common: cli.Common) -> dict[str, list[Any]]:
+    """What `train(name, seed)` gives: name -> a list over the seeds. `--jobs` of them are trained at a time.
+
+    With more than one at a time, `train` and what it gives must be picklable. After Ctrl-C, or an error in one of them,
+    no other run begins, and those that are under way are saved. Raises what a run raises.
+    """
+    # Seed after seed: what the first one of a name compiles, the others find in the cache.
+    runs = [(name, seed) for seed in common.all_seeds for name in names]
+    if common.jobs == 1 or len(runs) == 1:
+        done = [train(*one) for one in runs]
+    else:
+        # A forked process would have this one's JAX, whose threads it lacks.
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(common.jobs, spawn, _begin) as pool:
+            try:
+                done = list(pool.map(_outcome, [train] * len(runs), runs))
+                for error in (one for one in done if isinstance(one, Exception)):
+                    raise error
+            except BaseException:
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
+    found: dict[str, list[Any]] = {}
+    for (name, _), result in zip(runs, done, strict=True):
+        found.setdefault(name, []).append(result)
+    return found
+
+
+def _begin() -> None:
+    """In a process, before its first run: Ctrl-C is for the process that started it, with which this one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cli.cache_compilations()
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of the process that started this one, whatever ended it; a run that is under way is saved."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _outcome(train: Callable[[str, int], Any], one: tuple[str, int]) -> Any:
+    """What a run gives, or its error where that is about settings: its traceback, which says so, does not travel."""
+    try:
+        return train(*one)
+    except (ValueError, OSError) as error:
+        if not cli.is_about_settings(error):
+            raise
+        return error
