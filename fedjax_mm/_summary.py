@@ -1,4 +1,4 @@
-"""How a FedState prints: a line for each part of the server's state and for each cohort, instead of all numbers."""
+"""How a FedState or a saved one prints: a line for each part of the server's state and each cohort, and no numbers."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,9 @@ import numpy as np
 
 
 def summary(state: Any) -> str:
-    """The lines of a FedState; its leaves may be arrays, shapes or traced, and arrays that were given away.
+    """The lines of a FedState, or of what has its fields.
+
+    Leaves may be arrays, also those that were given away, shapes, or traced.
 
     >>> from fedjax_mm import FedState
     >>> server = {"params": {"w": np.zeros((1000, 3)), "b": np.zeros(3)}, "opt": ()}
@@ -23,7 +25,8 @@ def summary(state: Any) -> str:
     clients = state.clients if isinstance(state.clients, Mapping) else {}
     parts |= {f"clients/{name}": _of_clients(states) for name, states in clients.items()}
     width = max(map(len, parts), default=0)
-    return "\n".join([f"FedState{_after(state.round)}", *(f"  {name:{width}}  {text}" for name, text in parts.items())])
+    title = f"{type(state).__name__}{_after(state.round)}"
+    return "\n".join([title, *(f"  {name:{width}}  {text}" for name, text in parts.items())])
 
 
 def _parts(server: Mapping) -> dict[str, str]:

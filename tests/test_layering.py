@@ -10,7 +10,7 @@ FILES = sorted((ROOT / "fedjax_mm").rglob("*.py"))
 MAY_IMPORT = {  # room -> rooms below it
     "_lazy": set(),
     "checks": set(),  # every room may import it
-    "_summary": set(),  # what types prints
+    "_summary": set(),  # what states print
     "types": {"_summary"},
     "trees": {"types"},
     "losses": {"types"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {  # room -> rooms below it
     "costs": {"types", "trees", "local", "federate", "transforms"},
     "uploads": {"types", "trees", "clients", "federate", "transforms", "aggregate", "data", "_lazy"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"},
-    "run": {"types", "trees", "clients", "participation", "federate", "costs", "stages", "data", "_lazy"},
+    "run": {"_summary", "types", "trees", "clients", "participation", "federate", "costs", "stages", "data", "_lazy"},
     "report": {"run", "_lazy"},
     "laws": {"types", "trees", "clients", "federate", "transforms", "costs", "data", "run"},
 }

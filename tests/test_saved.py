@@ -64,6 +64,9 @@ def test_what_was_kept_is_read_without_the_method(tmp_path, where):
     assert set(saved.costs) == set(saved.split) == set(saved.settings["sizes"]) == {"all"} and "cpu" in saved.device
     assert [row["round"] for row in saved.rows] == [1, 2, 3]
     np.testing.assert_array_equal(saved.columns["valid/a"], [np.nan, 1.0, 1.0])
+    title, *parts, rows = repr(saved).splitlines()
+    assert title == "SavedRun after 3 rounds" and rows.startswith("  3 rows, the last with round, ")
+    assert [part.split()[0] for part in parts] == [f"server/{name}" for name in saved.server] + ["clients/all"]
 
 
 def test_clients_may_stay_on_the_disk_and_the_server_is_still_verified(tmp_path):

@@ -158,6 +158,9 @@ def test_a_directory_has_a_line_for_every_run_and_is_written_once(tmp_path):
     for name in found.scores:
         np.testing.assert_array_equal(again.scores[name], found.scores[name])
     np.testing.assert_array_equal(again.diverged, found.diverged)
+    lines = repr(found).splitlines()
+    assert lines[0].startswith("Sweep of 4 settings x 2 seeds") and "  rate: [0.1, 1e+20]" in lines
+    assert lines[-1].endswith(f"; {np.count_nonzero(found.diverged)} runs diverged")
     lines = [json.loads(line) for line in (tmp_path / "a/sweep.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and lines[-1]["settings"] == {"rate": 1e20, "pull": 0.2} and lines[-1]["seed"] == 1
     assert None in lines[-1]["scores"]["valid/error"]

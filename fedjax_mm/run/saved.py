@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_mm._summary import summary
 from fedjax_mm.checks import check_flag
 from fedjax_mm.run.checkpoints import Checkpoints
 from fedjax_mm.run.json_files import Folder
@@ -17,7 +18,7 @@ ABOUT = ("programs", "versions", "device")  # of config.json, besides the settin
 
 
 class SavedRun(NamedTuple):
-    """What a run's directory holds."""
+    """What a run's directory holds. It prints as a summary."""
 
     round: int
     """How many rounds lie behind `server` and `clients`. The metrics may be of more."""
@@ -45,6 +46,10 @@ class SavedRun(NamedTuple):
         """{metric: [rounds] float64}, NaN in rounds that lack it: what `pandas.DataFrame` and plots take."""
         keys = dict.fromkeys(key for row in self.rows for key in row)
         return {key: np.array([row.get(key, np.nan) for row in self.rows], float) for key in keys}
+
+    def __repr__(self) -> str:
+        last = self.rows[-1] if self.rows else {}
+        return f"{summary(self)}\n  {len(self.rows)} rows, the last with {', '.join(last) or 'nothing'}"
 
 
 def load(directory: str | os.PathLike, *, clients: bool = True, log: Callable[[str], None] = print) -> SavedRun:

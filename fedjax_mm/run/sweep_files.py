@@ -22,7 +22,7 @@ ABOUT, LINES = "sweep.json", "sweep.jsonl"
 
 
 class Sweep(NamedTuple):
-    """The scores of every run of a sweep, of P settings, S seeds and V evaluations."""
+    """The scores of every run of a sweep, of P settings, S seeds and V evaluations. It prints as a summary."""
 
     settings: tuple[Mapping[str, Any], ...]
     """P: setting -> value. The last setting varies first."""
@@ -42,6 +42,13 @@ class Sweep(NamedTuple):
         """Setting -> its values, in the order of the grid."""
         named = {name: [point[name] for point in self.settings] for name in self.settings[0]}
         return {name: [v for i, v in enumerate(values) if v not in values[:i]] for name, values in named.items()}
+
+    def __repr__(self) -> str:
+        lines = [f"Sweep of {len(self.settings)} settings x {len(self.seeds)} seeds, scored after rounds {self.rounds}"]
+        lines += [f"  {name}: {values}" for name, values in self.axes.items()]
+        return "\n".join(
+            [*lines, f"  scores: {', '.join(self.scores)}; {np.count_nonzero(self.diverged)} runs diverged"]
+        )
 
 
 class SweepDirectory(NamedTuple):
