@@ -14,7 +14,7 @@ from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 
 pytestmark = pytest.mark.xdist_group("trunk")  # one worker, which pretrains it once
-SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)
+SIZE = pretrain_vilt.Size(dim=8, depth=1, heads=2, vocabulary=300)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,20 @@ def test_half_the_pictures_change_places_and_words_alone_are_masked(trunk):
     seen = {}
 
     def tokens(params, batch):
-        seen.update(batch)
+        seen.update(batch)  # while it is traced: `score` returns what this holds
         return np.ones((8, SIZE.length + 17, SIZE.dim), np.float32)
 
     ids = made.tokenizer.encode("a small red circle on the left").ids
     text = np.zeros((8, SIZE.length), np.int32)
     text[:, : len(ids)] = ids
     batch = {"image": np.arange(8, dtype=np.int32)[:, None], "question": text}
-    params = {"trunk": made.params} | pretrain_vilt._heads(jax.random.key(0), SIZE)
+    params = {"trunk": made.params} | jax.jit(lambda key: pretrain_vilt._heads(key, SIZE))(jax.random.key(0))
     model = made.model._replace(tokens=tokens, apply=lambda params, view: np.ones((8, SIZE.dim), np.float32))
-    scores = pretrain_vilt.objective(model, params, batch, jax.random.key(1), 0.5)[1]
+
+    def score(params, batch, key):
+        return pretrain_vilt.objective(model, params, batch, key, 0.5)[1], dict(seen)
+
+    scores, seen = jax.jit(score)(params, batch, jax.random.key(1))
     assert seen["image"][:, 0].tolist() == [3, 0, 1, 2, 4, 5, 6, 7]
     changed = np.asarray(seen["question"]) != text
     assert (np.asarray(seen["question"])[changed] == pretrain_vilt.MASK).all() and 0.2 < changed[text >= 5].mean() < 0.8
@@ -68,7 +72,7 @@ def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path):
     tasks = study.load(settings, 0).tasks.tasks
     for row in rows.values():
         assert row["score"] == pytest.approx(np.mean([row[client] for client in tasks]))
-    adapter = 2 * (2 * 8 * 16 + 16 + 8)
+    adapter = SIZE.depth * (2 * 8 * 16 + 16 + 8)
     assert rows["dat"]["trained"] - rows["adapter"]["trained"] == adapter
     assert rows["adapter"]["MB up"] == rows["dat"]["MB up"] == 4 * adapter / 1e6
     said = [np.mean(task.splits["test"]["target"][:, 0]) for task in tasks.values()]
@@ -79,15 +83,24 @@ def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path):
     assert kept["mode"] == "dat" and kept["widths"] == study.PRESETS["scenes"].widths._asdict()
 
 
+def sizes(model, names, answers=100):
+    """What modes train and send over a trunk of which nothing but shapes is there."""
+    trunk, head = jax.eval_shape(model.init, jax.random.key(0), model.example), adapters.answers(answers)
+    data, every = costs.data(model, answers, 1, 1), modes.modes(Training())
+    return {name: modes.size(every[name], modes.Widths(), data, model, trunk, head) for name in names}
+
+
 def test_modes_train_and_send_what_the_spec_counts():
-    model, head = vilt.base(), adapters.answers(100)
-    trunk = jax.eval_shape(model.init, jax.random.key(0), model.example)
-    data = costs.data(model, 100, 1, 1)
-    counted = {
-        name: modes.size(mode, modes.Widths(), data, model, trunk, head)
-        for name, mode in modes.modes(Training()).items()
-    }
+    sent = {"dat": 894_528, "adapter": 894_528, "lora": 589_824, "prompt": 599_424, "bias": 104_448, "norm": 38_400}
+    sent |= {"classifier": 0, "standalone": 0}
+    counted = sizes(vilt.base(), sent)
     assert counted["dat"].trained == 3_127_012 and counted["adapter"].trained == 894_528 + 1_337_956
-    sent = {name: round(1e6 * size.mb / 4) for name, size in counted.items()}
-    assert sent["dat"] == sent["adapter"] == 894_528 and sent["lora"] == 589_824 and sent["prompt"] == 599_424
-    assert sent["bias"] == 104_448 and sent["norm"] == 38_400 and sent["classifier"] == sent["standalone"] == 0
+    assert {name: round(1e6 * size.mb / 4) for name, size in counted.items()} == sent
+
+
+def test_a_mode_with_another_loss_or_server_trains_and_sends_the_same():
+    counted = sizes(pretrain_vilt.encoder(SIZE), modes.modes(Training()), answers=5)
+    for name, size in counted.items():
+        alike = "dat" if name == "mutual" else name.split(",")[0].split("+")[0]
+        assert size == counted[alike] and size.trained > 0
+    assert counted["full"].trained > counted["adapter"].trained == counted["standalone"].trained
