@@ -24,6 +24,11 @@ WEIGHTINGS = {
     "similarity": aggregate.similarity_weights,
 }
 WEIGHTINGS = {name: jax.jit(weights) for name, weights in WEIGHTINGS.items()}
+collect = jax.jit(aggregate.collect, static_argnames="slot")
+average, weighted_mean = jax.jit(aggregate.average), jax.jit(aggregate.weighted_mean)
+contrastive = {"static_argnames": ("exclude_match", "block")}
+contrastive_mean = jax.jit(aggregate.contrastive_mean, **contrastive)
+contrastive_weights = jax.jit(aggregate.contrastive_weights, **contrastive)
 
 
 def draw(*shape, seed=0):
@@ -44,19 +49,19 @@ def dense_weights(reps, anchors, temperature, exclude_match):
 
 
 def tree(*shape, seed=0):
-    return {"w": jnp.asarray(draw(*shape, 3, seed=seed)), "b": [jnp.asarray(draw(*shape, seed=seed + 1))]}
+    return {"w": draw(*shape, 3, seed=seed), "b": [draw(*shape, seed=seed + 1)]}
 
 
 def test_weighted_mean_is_numpys():
     stack = tree(C, seed=3)
-    found = aggregate.weighted_mean(stack, jnp.asarray(WEIGHT), tree())
+    found = weighted_mean(stack, WEIGHT, tree())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, np.average(y, 0, WEIGHT), rtol=1e-5), found, stack)
 
 
 def test_weighted_mean_ignores_what_a_client_without_weight_holds():
-    stack, weight = tree(C), jnp.asarray(WEIGHT)
-    spoilt = jax.tree.map(lambda x: x.at[1].set(jnp.nan), stack)
-    found = aggregate.weighted_mean(spoilt, weight.at[1].set(0), tree())
+    stack, weight = tree(C), WEIGHT
+    spoilt = jax.tree.map(lambda x: np.where(np.arange(C).reshape(C, *[1] * (x.ndim - 1)) == 1, np.nan, x), stack)
+    found = weighted_mean(spoilt, np.where(np.arange(C) == 1, 0, weight), tree())
     kept = np.array([0, 2, 3])
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, np.average(y[kept], 0, WEIGHT[kept]), rtol=1e-5), found, stack
@@ -65,18 +70,18 @@ def test_weighted_mean_ignores_what_a_client_without_weight_holds():
 
 def test_weighted_mean_of_nobody_is_the_default():
     default = tree(seed=9)
-    spoilt = jax.tree.map(lambda x: x * jnp.nan, tree(C))
+    spoilt = jax.tree.map(lambda x: x * np.nan, tree(C))
     for found in (
-        aggregate.weighted_mean(spoilt, jnp.zeros(C), default),
-        aggregate.average(Each(spoilt, jnp.zeros(C)), default),
-        aggregate.average(Mean(jax.tree.map(lambda x: x[0], spoilt), jnp.zeros(())), default),
+        weighted_mean(spoilt, np.zeros(C, np.float32), default),
+        average(Each(spoilt, np.zeros(C, np.float32)), default),
+        average(Mean(jax.tree.map(lambda x: x[0], spoilt), np.float32(0)), default),
     ):
         jax.tree.map(np.testing.assert_array_equal, found, default)
 
 
 def test_weighted_mean_keeps_the_dtype_and_sums_in_float32():
     stack = jnp.asarray([1.0, 3.0, 258.0], jnp.bfloat16)  # in bfloat16 the sum would stop at 260
-    found = aggregate.weighted_mean(stack, jnp.ones(3), jnp.zeros((), jnp.bfloat16))
+    found = weighted_mean(stack, jnp.ones(3), np.zeros((), jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
     assert found == jnp.asarray(262 / 3, jnp.bfloat16)
 
@@ -87,7 +92,7 @@ def test_collect_joins_clients_of_every_cohort_that_has_the_slot():
         "text": {"txt": Each(tree(1, seed=5), jnp.ones(1))},
         "both": {"img": Each(tree(3, seed=7), jnp.array([3.0, 0.0, 4.0]))},
     }
-    found = aggregate.collect(uploads, "img")
+    found = aggregate.collect(uploads, "img")  # jit would sort the cohorts by name
     assert isinstance(found, Each)
     np.testing.assert_array_equal(found.weight, [1, 2, 3, 0, 4])
     want = jax.tree.map(lambda x, y: np.concatenate([x, y]), tree(2, seed=1), tree(3, seed=7))
@@ -95,23 +100,23 @@ def test_collect_joins_clients_of_every_cohort_that_has_the_slot():
 
 
 def test_means_over_cohorts_are_the_mean_over_all_their_clients():
-    stack, weight = tree(C), jnp.asarray(WEIGHT)
+    stack, weight = tree(C), WEIGHT
     part = lambda s: jax.tree.map(lambda x: x[s], stack)
-    one = lambda s: Mean(aggregate.weighted_mean(part(s), weight[s], tree()), jnp.sum(weight[s]))
-    found = aggregate.collect({"a": {"w": one(slice(0, 1))}, "b": {"w": one(slice(1, C))}}, "w")
+    one = lambda s: Mean(weighted_mean(part(s), weight[s], tree()), jnp.sum(weight[s]))
+    found = collect({"a": {"w": one(slice(0, 1))}, "b": {"w": one(slice(1, C))}}, "w")
     assert isinstance(found, Mean)
     np.testing.assert_allclose(found.weight, WEIGHT.sum())
-    want = aggregate.average(Each(stack, weight), tree())
+    want = average(Each(stack, weight), tree())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found.value, want)
-    jax.tree.map(np.testing.assert_array_equal, aggregate.average(found, tree(seed=9)), found.value)
+    jax.tree.map(np.testing.assert_array_equal, average(found, tree(seed=9)), found.value)
 
 
 def test_a_cohort_without_weight_leaves_the_mean_alone():
-    spoilt = jax.tree.map(lambda x: x * jnp.nan, tree())
-    empty = {"w": Mean(spoilt, jnp.zeros(()))}
-    found = aggregate.collect({"a": empty, "b": {"w": Mean(tree(seed=4), jnp.asarray(7.0))}}, "w")
+    spoilt = jax.tree.map(lambda x: x * np.nan, tree())
+    empty = {"w": Mean(spoilt, np.float32(0))}
+    found = collect({"a": empty, "b": {"w": Mean(tree(seed=4), np.float32(7))}}, "w")
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found.value, tree(seed=4))
-    nobody = aggregate.collect({"a": empty, "b": empty}, "w")
+    nobody = collect({"a": empty, "b": empty}, "w")
     assert nobody.weight == 0
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), nobody.value)
 
@@ -130,23 +135,23 @@ def test_collect_names_what_is_wrong():
 
 @pytest.mark.parametrize("temperature, exclude_match", VARIANTS)
 def test_contrastive_weights_are_the_dense_formula(temperature, exclude_match):
-    found = aggregate.contrastive_weights(REPS, WEIGHT, ANCHORS, temperature, exclude_match)
+    found = contrastive_weights(REPS, WEIGHT, ANCHORS, temperature, exclude_match)
     want = dense_weights(REPS, ANCHORS, temperature, exclude_match)
     np.testing.assert_allclose(found, want, rtol=1e-4)
-    mean = aggregate.contrastive_mean(REPS, WEIGHT, ANCHORS, temperature, exclude_match)
+    mean = contrastive_mean(REPS, WEIGHT, ANCHORS, temperature, exclude_match)
     np.testing.assert_allclose(mean, np.einsum("cp,cpd->pd", want, REPS), rtol=1e-4, atol=1e-5)
 
 
 def test_contrastive_weights_are_shares_of_match_probability():
     # "simpn_w" of the authors' older code: p_c / sum_c p_c with p the softmax probability of the match
     p = np.stack([np.exp(np.diag(log_softmax(z @ ANCHORS.T, axis=1))) for z in REPS])
-    np.testing.assert_allclose(aggregate.contrastive_weights(REPS, WEIGHT, ANCHORS), p / p.sum(0), rtol=1e-4)
+    np.testing.assert_allclose(contrastive_weights(REPS, WEIGHT, ANCHORS), p / p.sum(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("block", [1, 8, 1000])  # 44 rows in all
 @pytest.mark.parametrize("exclude_match", [False, True])
 def test_blocks_do_not_matter(block, exclude_match):
-    found = aggregate.contrastive_mean(REPS, WEIGHT, ANCHORS, 0.5, exclude_match, block=block)
+    found = contrastive_mean(REPS, WEIGHT, ANCHORS, 0.5, exclude_match, block=block)
     want = np.einsum("cp,cpd->pd", dense_weights(REPS, ANCHORS, 0.5, exclude_match), REPS)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
@@ -236,10 +241,10 @@ def test_nobody_gives_weights_0_and_the_default(name):
 
 def test_contrastive_mean_of_nobody_is_the_default():
     nobody = (REPS * np.nan, np.zeros(C, np.float32), ANCHORS)
-    np.testing.assert_array_equal(aggregate.contrastive_mean(*nobody), 0)
-    np.testing.assert_array_equal(aggregate.contrastive_mean(*nobody, default=ANCHORS), ANCHORS)
+    np.testing.assert_array_equal(contrastive_mean(*nobody), 0)
+    np.testing.assert_array_equal(contrastive_mean(*nobody, default=ANCHORS), ANCHORS)
     np.testing.assert_array_less(
-        0, np.abs(aggregate.contrastive_mean(REPS, WEIGHT, ANCHORS, default=ANCHORS) - ANCHORS)
+        0, np.abs(contrastive_mean(REPS, WEIGHT, ANCHORS, default=ANCHORS) - ANCHORS)
     )
 
 
@@ -249,21 +254,21 @@ def test_contrastive_weights_do_not_depend_on_how_much_a_client_weighs():
 
 
 def test_the_other_weightings_are_their_formulas():
-    np.testing.assert_allclose(aggregate.mean_weights(REPS, WEIGHT), np.full((C, P), 1 / C))
+    np.testing.assert_allclose(WEIGHTINGS["mean"](REPS, WEIGHT, ANCHORS), np.full((C, P), 1 / C))
     shares = np.repeat(WEIGHT[:, None] / WEIGHT.sum(), P, axis=1)
-    np.testing.assert_allclose(aggregate.size_weights(REPS, WEIGHT), shares, rtol=1e-6)
+    np.testing.assert_allclose(WEIGHTINGS["size"](REPS, WEIGHT, ANCHORS), shares, rtol=1e-6)
     variance = REPS.var(-1)
-    np.testing.assert_allclose(aggregate.variance_weights(REPS, WEIGHT), variance / variance.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(WEIGHTINGS["variance"](REPS, WEIGHT, ANCHORS), variance / variance.sum(0), rtol=1e-5)
     certainty = 1 / entropy(softmax(REPS.astype(np.float64), -1), axis=-1)
-    np.testing.assert_allclose(aggregate.entropy_weights(REPS, WEIGHT), softmax(certainty, 0), rtol=1e-4)
+    np.testing.assert_allclose(WEIGHTINGS["entropy"](REPS, WEIGHT, ANCHORS), softmax(certainty, 0), rtol=1e-4)
     similar = softmax(np.einsum("cpd,pd->cp", REPS, ANCHORS), 0)
-    np.testing.assert_allclose(aggregate.similarity_weights(REPS, WEIGHT, ANCHORS), similar, rtol=1e-4)
+    np.testing.assert_allclose(WEIGHTINGS["similarity"](REPS, WEIGHT, ANCHORS), similar, rtol=1e-4)
 
 
 def test_consensus_is_the_mean_of_two_variance_means():
     # "var_2" of the authors' older code, client by client and item by item
     reps = REPS.astype(np.float64) + 2 * np.eye(D)[np.arange(P) % D][None] * (np.arange(C) < 2)[:, None, None]
-    found = aggregate.combine(aggregate.consensus_weights(reps, WEIGHT), reps)
+    found = aggregate.combine(WEIGHTINGS["consensus"](reps, WEIGHT, ANCHORS), reps)
     partly = 0
     for k in range(P):
         z, variance = reps[:, k], reps[:, k].var(-1)
@@ -278,21 +283,21 @@ def test_consensus_is_the_mean_of_two_variance_means():
 def test_consensus_of_clients_who_all_disagree_with_their_mean_is_the_variance_mean():
     # each is largest in a place of its own, the mean in the place where each is second
     reps = np.array([[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, 2.5]], np.float32)[:, None]
-    found = aggregate.consensus_weights(reps, np.ones(3, np.float32))
+    found = WEIGHTINGS["consensus"](reps, np.ones(3, np.float32), ANCHORS)
     np.testing.assert_allclose(found, np.full((3, 1), 1 / 3), rtol=1e-6)
     # a client that sent nothing cannot agree, though it would
     reps = np.concatenate([reps, np.array([[[0, 0, 0, 9]]], np.float32)])
-    found = aggregate.consensus_weights(reps, np.array([1, 1, 1, 0], np.float32))
+    found = WEIGHTINGS["consensus"](reps, np.array([1, 1, 1, 0], np.float32), ANCHORS)
     np.testing.assert_allclose(found[:, 0], [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 def test_reps_without_spread_get_equal_shares():
     flat = np.ones((C, P, D), np.float32)
-    for weights in (aggregate.variance_weights, aggregate.consensus_weights):
-        np.testing.assert_allclose(weights(flat, WEIGHT), np.full((C, P), 1 / C), rtol=1e-6)
+    for weights in (WEIGHTINGS["variance"], WEIGHTINGS["consensus"]):
+        np.testing.assert_allclose(weights(flat, WEIGHT, ANCHORS), np.full((C, P), 1 / C), rtol=1e-6)
     peaked = np.zeros((C, P, D), np.float32)
     peaked[..., 0] = 1000  # entropy 0
-    np.testing.assert_allclose(aggregate.entropy_weights(peaked, WEIGHT), np.full((C, P), 1 / C), rtol=1e-6)
+    np.testing.assert_allclose(WEIGHTINGS["entropy"](peaked, WEIGHT, ANCHORS), np.full((C, P), 1 / C), rtol=1e-6)
 
 
 def test_wrong_arguments_are_named():
@@ -311,21 +316,23 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.parametrize("bad", [-1.0, -1e9, np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_none_counts_as_nothing_sent_in_value_and_sum_alike(bad):
-    values, weight = jnp.array([[1.0, 2.0], [3.0, 5.0], [100.0, 100.0]]), jnp.array([1.0, 3.0, bad])
+    values = np.array([[1.0, 2.0], [3.0, 5.0], [100.0, 100.0]], np.float32)
+    weight = np.array([1.0, 3.0, bad], np.float32)
     expected = [(1 * 1 + 3 * 3) / 4, (1 * 2 + 3 * 5) / 4]
-    assert aggregate.weighted_mean(values, weight, jnp.zeros(2)).tolist() == expected
-    each = aggregate.collect({"all": {"w": Each(values, weight)}}, "w")
-    assert each.weight.tolist() == [1, 3, 0] and aggregate.average(each, jnp.zeros(2)).tolist() == expected
+    assert weighted_mean(values, weight, np.zeros(2, np.float32)).tolist() == expected
+    each = collect({"all": {"w": Each(values, weight)}}, "w")
+    assert each.weight.tolist() == [1, 3, 0] and average(each, np.zeros(2, np.float32)).tolist() == expected
     means = {f"{i}": {"w": Mean(values[i], weight[i])} for i in range(3)}
-    mean = aggregate.collect(means, "w")
+    mean = collect(means, "w")
     assert mean.value.tolist() == expected and float(mean.weight) == 4
     alone = Mean(values[2], weight[2])
-    assert aggregate.average(alone, jnp.full(2, 7.0)).tolist() == [7, 7]
-    reps = jnp.array([[[1.0, 2.0]], [[3.0, 6.0]], [[9.0, 18.0]]])
-    assert aggregate.size_weights(reps, weight)[:, 0].tolist() == [0.25, 0.75, 0]
-    assert aggregate.mean_weights(reps, weight)[:, 0].tolist() == [0.5, 0.5, 0]
-    for weigh in (aggregate.variance_weights, aggregate.consensus_weights, aggregate.entropy_weights):
-        assert weigh(reps, weight).tolist() == weigh(reps, weight.at[2].set(0)).tolist()
+    assert average(alone, np.full(2, 7.0, np.float32)).tolist() == [7, 7]
+    reps = np.array([[[1.0, 2.0]], [[3.0, 6.0]], [[9.0, 18.0]]], np.float32)
+    assert WEIGHTINGS["size"](reps, weight, None)[:, 0].tolist() == [0.25, 0.75, 0]
+    assert WEIGHTINGS["mean"](reps, weight, None)[:, 0].tolist() == [0.5, 0.5, 0]
+    nothing = np.array([1.0, 3.0, 0.0], np.float32)
+    for name in ("variance", "consensus", "entropy"):
+        assert WEIGHTINGS[name](reps, weight, None).tolist() == WEIGHTINGS[name](reps, nothing, None).tolist()
 
 
 @pytest.mark.parametrize(
