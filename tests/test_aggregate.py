@@ -243,9 +243,7 @@ def test_contrastive_mean_of_nobody_is_the_default():
     nobody = (REPS * np.nan, np.zeros(C, np.float32), ANCHORS)
     np.testing.assert_array_equal(contrastive_mean(*nobody), 0)
     np.testing.assert_array_equal(contrastive_mean(*nobody, default=ANCHORS), ANCHORS)
-    np.testing.assert_array_less(
-        0, np.abs(contrastive_mean(REPS, WEIGHT, ANCHORS, default=ANCHORS) - ANCHORS)
-    )
+    np.testing.assert_array_less(0, np.abs(contrastive_mean(REPS, WEIGHT, ANCHORS, default=ANCHORS) - ANCHORS))
 
 
 def test_contrastive_weights_do_not_depend_on_how_much_a_client_weighs():

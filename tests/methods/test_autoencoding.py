@@ -19,10 +19,11 @@ MASK = np.array([1, 1, 1, 1, 1, 0], np.float32)
 
 
 AE = linear_ae()
-PARAMS = AE.init(jax.random.key(0))
-READS_A = {**PARAMS, "encoder_a": {"U": jnp.eye(3, 4), "V": jnp.array([[1.0, 0], [0, 1], [-1, -1], [0, 0]])}}
+PARAMS = jax.tree.map(np.asarray, jax.jit(AE.init)(jax.random.key(0)))
+TELLS = np.array([[1, 0], [0, 1], [-1, -1], [0, 0]], np.float32)
+READS_A = {**PARAMS, "encoder_a": {"U": np.eye(3, 4, dtype=np.float32), "V": TELLS}}
 X = {"a": RNG.normal(size=(6, 4, 3)).astype(np.float32), "b": RNG.normal(size=(6, 5, 2)).astype(np.float32)}
-CODES = {m: np.asarray(AE.encode(PARAMS, m, X[m])[0][:, -1]) for m in X}
+CODES = jax.tree.map(np.asarray, jax.jit(lambda x: {m: AE.encode(PARAMS, m, x[m])[0][:, -1] for m in x})(X))
 
 
 def rec(m, n):

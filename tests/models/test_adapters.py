@@ -1,5 +1,7 @@
 """What is tuned beside or in a ViLT: its numbers of parameters, its start, and that the trunk stays one for all."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,15 @@ TUNINGS = {
     "lora": lambda key: {"lora": adapters.lora(key, 2, 11, rank=3)},
     "prompt": lambda key: {"prompt": adapters.prompt(key, 11, length=2, hidden=7)},
 }
-PARAMS = jax.tree.map(lambda x: x + 0.1 * RNG.normal(size=x.shape).astype(np.float32), jax.jit(MODEL.init)(KEY, BATCH))
 loss = lambda params, tuning, batch: (MODEL.apply(params, batch, tuning) ** 2).sum()
+
+
+@functools.cache
+def params():
+    """The trunk's, none of which is 0."""
+    moved = np.random.default_rng(0)
+    start = jax.jit(MODEL.init)(KEY, BATCH)
+    return jax.tree.map(lambda x: x + 0.1 * moved.normal(size=x.shape).astype(np.float32), start)
 
 
 def size(tree):
@@ -56,7 +65,7 @@ def test_numbers_of_parameters_are_the_released_codes():
 
 def test_what_trains_of_the_trunk_is_what_its_name_says():
     # Biases and norms are the vectors: all others are kernels and tables.
-    picked = lambda trains: trees.partition(PARAMS, trees.path_mask(PARAMS, trains))[0]
+    picked = lambda trains: trees.partition(params(), trees.path_mask(params(), trains))[0]
     norms = {"scale": None, "bias": None}
     leaves = jax.tree.structure(picked(adapters.every_norm))
     expected = jax.tree.structure(
@@ -69,11 +78,11 @@ def test_what_trains_of_the_trunk_is_what_its_name_says():
     )
     assert leaves.num_leaves == expected.num_leaves == 8
     stacked = lambda path: path.startswith("layers/")
-    vectors = trees.path_mask(PARAMS, lambda path: True)
-    vectors = jax.tree.map(lambda _, x, s: x.ndim == 1 + s, vectors, PARAMS, trees.path_mask(PARAMS, stacked))
-    scales = trees.path_mask(PARAMS, lambda path: path.endswith("scale"))
+    vectors = trees.path_mask(params(), lambda path: True)
+    vectors = jax.tree.map(lambda _, x, s: x.ndim == 1 + s, vectors, params(), trees.path_mask(params(), stacked))
+    scales = trees.path_mask(params(), lambda path: path.endswith("scale"))
     biases = jax.tree.map(lambda vector, scale: vector and not scale, vectors, scales)
-    assert trees.path_mask(PARAMS, adapters.bias) == biases
+    assert trees.path_mask(params(), adapters.bias) == biases
 
 
 def test_starts_are_feddats():
@@ -104,19 +113,19 @@ def test_an_adapter_is_added_and_several_are_averaged():
 
 def test_fresh_lora_is_the_identity_and_alpha_is_over_the_rank():
     apply = jax.jit(MODEL.apply)
-    plain = apply(PARAMS, BATCH)
-    np.testing.assert_allclose(apply(PARAMS, BATCH, jax.jit(TUNINGS["lora"])(KEY)), plain, rtol=1e-6, atol=1e-6)
+    plain = apply(params(), BATCH)
+    np.testing.assert_allclose(apply(params(), BATCH, jax.jit(TUNINGS["lora"])(KEY)), plain, rtol=1e-6, atol=1e-6)
     tuning = random_tuning("lora")
     twice = lambda t: {"a": np.concatenate([t["a"]] * 2, -1), "b": np.concatenate([t["b"]] * 2, 1)}
     wider = {"lora": {name: twice(t) for name, t in tuning["lora"].items()}}
-    out = apply(PARAMS, BATCH, tuning)
-    np.testing.assert_allclose(apply(PARAMS, BATCH, wider), out, rtol=1e-5, atol=1e-5)
+    out = apply(params(), BATCH, tuning)
+    np.testing.assert_allclose(apply(params(), BATCH, wider), out, rtol=1e-5, atol=1e-5)
     assert np.abs(out - plain).max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", TUNINGS)
 def test_every_leaf_that_is_tuned_gets_a_gradient(kind):
-    gradients = jax.jit(jax.grad(loss, argnums=1))(PARAMS, random_tuning(kind), BATCH)
+    gradients = jax.jit(jax.grad(loss, argnums=1))(params(), random_tuning(kind), BATCH)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(leaf).max() > 1e-8, path  # the image's prompts too
 
@@ -145,30 +154,30 @@ def clients_step(kind):
 @pytest.mark.parametrize("kind", TUNINGS)
 def test_clients_map_over_one_trunk(kind):
     step, tuning, batches = clients_step(kind)
-    assert not copies(jax.vmap(step, in_axes=(None, 0, 0)), PARAMS, tuning, batches)
-    everyone = jax.tree.map(lambda x: np.broadcast_to(x, (17, *x.shape)), PARAMS)
+    assert not copies(jax.vmap(step, in_axes=(None, 0, 0)), params(), tuning, batches)
+    everyone = jax.tree.map(lambda x: np.broadcast_to(x, (17, *x.shape)), params())
     assert copies(jax.vmap(step), everyone, tuning, batches)  # it sees one where there is one
 
 
 def test_clients_mapped_equal_a_loop():
     step, tuning, batches = clients_step("adapter")
-    out = jax.jit(jax.vmap(step, in_axes=(None, 0, 0)))(PARAMS, tuning, batches)
+    out = jax.jit(jax.vmap(step, in_axes=(None, 0, 0)))(params(), tuning, batches)
     one = jax.jit(step)
     for i in (0, 9, 16):
         at = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + np.abs(b).max()))
-        jax.tree.map(close, at(out), one(PARAMS, at(tuning), at(batches)))
+        jax.tree.map(close, at(out), one(params(), at(tuning), at(batches)))
 
 
 def test_clients_with_their_own_biases_and_two_adapters_share_the_kernels():
-    mask = trees.path_mask(PARAMS, adapters.bias)
-    own, shared = trees.partition(PARAMS, mask)
+    mask = trees.path_mask(params(), adapters.bias)
+    own, shared = trees.partition(params(), mask)
     biases = jax.tree.map(lambda x: np.stack([x] * 17), own)
     step = lambda own, shared: jax.grad(lambda own: loss(trees.merge(own, shared), {}, BATCH))(own)
     assert not copies(jax.vmap(step, in_axes=(0, None)), biases, shared)
 
-    started = jax.eval_shape(jax.vmap(MODEL.start, in_axes=(None, 0)), PARAMS, jax.tree.map(lambda x: x[None], BATCH))
+    started = jax.eval_shape(jax.vmap(MODEL.start, in_axes=(None, 0)), params(), jax.tree.map(lambda x: x[None], BATCH))
     started = jax.tree.map(lambda x: jnp.ones((17, *x.shape[1:]), x.dtype), started)
     two = tuple(random_tuning("adapter", (17,))["adapter"] for _ in "ab")
     finish = jax.grad(lambda two, started, params: MODEL.finish(params, started, two).sum())
-    assert not copies(jax.vmap(finish, in_axes=(0, 0, None)), two, started, PARAMS)
+    assert not copies(jax.vmap(finish, in_axes=(0, 0, None)), two, started, params())

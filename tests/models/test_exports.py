@@ -10,7 +10,9 @@ from fedjax_mm.models import export, import_params
 
 safetensors = pytest.importorskip("safetensors.numpy")
 TREE = {
-    "trunk": {"layers": ({"kernel": jnp.arange(6.0).reshape(2, 3).T}, {"kernel": jnp.ones(2, jnp.bfloat16)})},
+    "trunk": {
+        "layers": ({"kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T}, {"kernel": jnp.ones(2, jnp.bfloat16)})
+    },
     "steps": np.int32(3),
     "mask": np.array([True, False]),
 }
