@@ -18,6 +18,7 @@ from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import VARIANTS, FedMEKTConfig, Probe, build
 from fedjax_mm.models import autoencoder
 
+pytestmark = pytest.mark.xdist_group("fedmekt")  # one worker, which compiles the rounds once
 RNG = np.random.default_rng(0)
 AE = linear_ae()
 P, T = 7, 5
@@ -50,9 +51,23 @@ def made(config):
     return build(config, problem(), AE, windows(20, 5), 2)
 
 
+WEIGHTS = ("alpha", "beta", "eta", "gamma")
+
+
 @functools.cache
-def compiled(config):
-    return jax.jit(made(config).round)
+def compiled(config, labelled):
+    """The round of this method and all that differ in WEIGHTS: one program, which is told them."""
+
+    def step(weights, *given):
+        method = build(dataclasses.replace(config, **weights), problem(), AE, windows(*labelled), 2)
+        return method.round(*given)
+
+    return jax.jit(step)
+
+
+def step(config, *given, labelled=(20, 5)):
+    weights = {name: getattr(config, name) for name in WEIGHTS}
+    return compiled(dataclasses.replace(config, **dict.fromkeys(WEIGHTS, 1.0)), labelled)(weights, *given)
 
 
 def one_round(config, shift=0.0, state=None, chosen=None):
@@ -60,7 +75,7 @@ def one_round(config, shift=0.0, state=None, chosen=None):
     data, method = problem(shift), made(config)
     state = state or method.init(jax.random.key(0))
     taken = data.round(chosen or clients.choose(data.sizes, dict(data.sizes), 0, 0))
-    return method, state, *compiled(config)(state, taken, KEY)
+    return method, state, *step(config, state, taken, KEY)
 
 
 def differ(a, b):
@@ -166,7 +181,7 @@ def test_labels_never_enter_a_round():
     """The same round, bit for bit, whatever the labelled set is."""
     data, method = problem(), build(BASE, problem(), AE, windows(30, 6), 2)
     taken = data.round(clients.choose(data.sizes, dict(data.sizes), 0, 0))
-    new, _ = jax.jit(method.round)(method.init(jax.random.key(0)), taken, KEY)
+    new, _ = step(BASE, method.init(jax.random.key(0)), taken, KEY, labelled=(30, 6))
     chex.assert_trees_all_equal(new, one_round(BASE)[2])
 
 
