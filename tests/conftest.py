@@ -43,7 +43,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run those of tests/slow.txt too")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist then writes the groups behind the names
 def pytest_collection_modifyitems(config, items):
+    for item in items:  # a worker that has made a file's fixtures and programs runs its other tests too
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
     if config.getoption("--slow") or any("::" in arg for arg in config.args):
         return
     left_out = [item for item in items if item.nodeid.startswith(SLOW)]

@@ -3,6 +3,8 @@
 import ast
 import pathlib
 
+import pytest
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "fedjax_mm"
 MODULES = {str(file.relative_to(PACKAGE)): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
 LINES = 60  # of a function, from its def to its end
@@ -44,3 +46,10 @@ def test_functions_are_at_most_two_levels_deep():
 
 def test_modules_have_docstrings():
     assert [name for name, tree in MODULES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_a_worker_runs_whole_groups_of_tests(request, worker_id):
+    """pytest-xdist says nothing where it cannot group, and what a file makes once is then made by every worker."""
+    if worker_id == "master":
+        pytest.skip("without -n there is one process")
+    assert request.node.nodeid.endswith("@tests/test_structure.py")
