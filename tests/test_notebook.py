@@ -1,4 +1,4 @@
-"""The tour is run as a reader runs it, and what it shows is read back."""
+"""The notebooks are run, two as a reader runs them and those of the papers at tiny size, and what they show is read."""
 
 import ast
 import importlib.util
@@ -6,9 +6,12 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
+import IPython.display
 import jax
 import jaxlib
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -16,6 +19,10 @@ from nbclient import NotebookClient
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 TOUR, STEPS = NOTEBOOKS / "tour.ipynb", NOTEBOOKS / "client_updates.ipynb"
+FEDMEKT, CREAMFL, LAYERWISE, FEDDAT = (
+    NOTEBOOKS / f"{name}.ipynb" for name in ("fedmekt", "creamfl", "layerwise", "feddat")
+)
+ALL = [TOUR, STEPS, FEDMEKT, CREAMFL, LAYERWISE, FEDDAT]
 
 
 @pytest.fixture
@@ -38,6 +45,35 @@ def shown(request, tmp_path, monkeypatch):
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
+@pytest.fixture
+def ran(request, tmp_path, monkeypatch):
+    """(the variables, the ids of the cells that showed a picture) of the notebook `request.param` at tiny size.
+
+    A kernel takes as long to start as the notebook to run, so that the cells run in this process.
+    """
+    pictures, cell = [], None
+
+    def show():
+        for number in plt.get_fignums():
+            figure = plt.figure(number)
+            figure.canvas.draw()
+            assert figure.axes and all(axes.has_data() for axes in figure.axes)
+            pictures.append(cell.id)
+        plt.close("all")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("FEDJAX_MM_QUICK", "1")
+    monkeypatch.setattr(plt, "show", show)
+    monkeypatch.setattr(IPython.display, "Image", lambda path, width: path.stat() and pictures.append(cell.id))
+    names = {"__name__": "__main__"}
+    for cell in nbformat.read(request.param, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{request.param.name}, cell {cell.id}", "exec"), names)
+    assert not plt.get_fignums()  # every picture was shown
+    return names, pictures
+
+
 def value(outputs):
     """What the last expression of a cell evaluated to, where that is a Python literal."""
     return ast.literal_eval(outputs[-1].data["text/plain"])
@@ -48,7 +84,7 @@ def text(outputs):
     return "".join(o.text if o.output_type == "stream" else o.data.get("text/markdown", "") for o in outputs)
 
 
-@pytest.mark.parametrize("path", [TOUR, STEPS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_the_committed_notebooks_are_small_clean_and_import_public_names(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -61,8 +97,9 @@ def test_the_committed_notebooks_are_small_clean_and_import_public_names(path):
     assert ours and not [name for name in ours if "._" in name[0] or name[1].startswith("_")]
 
 
-def test_the_first_cell_installs_what_is_missing_and_leaves_jax_alone(tmp_path, monkeypatch):
-    first = next(cell for cell in nbformat.read(TOUR, as_version=4).cells if cell.cell_type == "code")
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_the_first_cell_installs_what_is_missing_and_leaves_jax_alone(path, tmp_path, monkeypatch):
+    first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
     commands, find = [], importlib.util.find_spec
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
@@ -110,3 +147,55 @@ def test_the_tour_shows_what_it_says(shown):
     pictures = [id for id, outputs in shown.items() for o in outputs if "image/png" in o.get("data", {})]
     assert pictures == ["modalities", "split", "controls"]
     assert not [o.text for outputs in shown.values() for o in outputs if o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", [FEDMEKT, CREAMFL, LAYERWISE, FEDDAT], ids=lambda path: path.stem)
+def test_the_notebook_of_a_paper_has_a_badge_and_a_page_in_the_docs_names_it(path):
+    first, *_, last = nbformat.read(path, as_version=4).cells
+    address = f"https://colab.research.google.com/github/fedjax-mm/fedjax_mm/blob/main/notebooks/{path.name}"
+    assert f"({address})" in first.source and f"({address})" in (ROOT / "docs" / "notebooks.md").read_text()
+    assert "What changes on a GPU or TPU" in last.source
+
+
+@pytest.mark.parametrize("ran", [FEDMEKT], indirect=True, ids=["fedmekt"])
+def test_fedmekt_sends_embeddings_of_proxy_windows_and_no_labels(ran):
+    names, pictures = ran
+    assert pictures == ["data", "split", "travel", "run", "heard"]
+    assert names["heard"] == dict.fromkeys(("left", "right"), 180 * 16 * 4)  # windows, width, float32
+    assert {size["embeddings"] for size in names["sizes"].values()} == {180 * 16 * 4}
+    assert [sorted(cohort.arrays) for cohort in names["data"].cohorts.values()] == [["left"], ["right"]]
+    assert set(names["scores"]) == {"FedMEKT", "server only", "random encoder"}
+    assert all(0.1 < score <= 1 for score in names["scores"].values())
+
+
+@pytest.mark.parametrize("ran", [CREAMFL], indirect=True, ids=["creamfl"])
+def test_creamfl_sends_a_representation_of_each_public_pair(ran):
+    names, pictures = ran
+    assert pictures == ["data", "travel", "run", "score"]
+    one = 359 * 32 * 4  # public pairs, dimensions, float32
+    assert names["sent"] == {"image": one, "text": one, "both": 2 * one}
+    assert {cost.bytes_down for cost in names["paid"].values()} == {2 * one}
+    assert 0 < names["drift"]["CreamFL"] < 1
+    assert all(0 < score < 100 for score in names["scores"]["CreamFL"].values())
+
+
+@pytest.mark.parametrize("ran", [LAYERWISE], indirect=True, ids=["layerwise"])
+def test_layer_wise_training_sends_less_than_end_to_end_by_what_is_frozen(ran):
+    names, pictures = ran
+    assert pictures == ["data", "plans", "run", "total"]
+    sent = names["sent"]
+    frozen = 2 * (32 * 16 + 16 * 16) * 4  # two encoders' embeddings and first layers, float32
+    assert sent["layer-wise"][1] + frozen == sent["progressive"][1] == sent["end-to-end"][0]
+    assert sent["layer-wise"][0] == sent["progressive"][0] < sent["end-to-end"][0]
+    assert 0 < names["scores"]["layer-wise"] <= 1
+
+
+@pytest.mark.parametrize("ran", [FEDDAT], indirect=True, ids=["feddat"])
+def test_feddat_sends_one_adapter_and_holds_the_trunk(ran):
+    names, pictures = ran
+    assert pictures == ["data", "trunk", "travel", "run"]
+    adapter = 2 * (32 * 8 + 8 + 8 * 32 + 32) * 4  # layers, down and up with biases, float32
+    trunk = (64 * 32 + 2 * 32 * 32) * 4
+    assert names["bytes_of"] == {"sent in a round": adapter, "held, sent once": trunk}
+    assert names["losses"][-1] < names["losses"][0] / 2
+    assert all(0 < score <= 100 for score in names["scores"].values())
