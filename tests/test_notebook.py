@@ -51,23 +51,24 @@ def ran(request, tmp_path, monkeypatch):
 
     A kernel takes as long to start as the notebook to run, so that the cells run in this process.
     """
-    pictures, cell = [], None
+    pictures, at = [], ""
 
     def show():
         for number in plt.get_fignums():
             figure = plt.figure(number)
             figure.canvas.draw()
             assert figure.axes and all(axes.has_data() for axes in figure.axes)
-            pictures.append(cell.id)
+            pictures.append(at)
         plt.close("all")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("FEDJAX_MM_QUICK", "1")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(IPython.display, "Image", lambda path, width: path.stat() and pictures.append(cell.id))
+    monkeypatch.setattr(IPython.display, "Image", lambda path, width: path.stat() and pictures.append(at))
     names = {"__name__": "__main__"}
     for cell in nbformat.read(request.param, as_version=4).cells:
+        at = cell.id
         if cell.cell_type == "code":
             exec(compile(cell.source, f"{request.param.name}, cell {cell.id}", "exec"), names)
     assert not plt.get_fignums()  # every picture was shown
