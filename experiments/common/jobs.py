@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from experiments.common import cli
+from fedjax_mm import report
 
 
-def trained(train: Callable[[str, int], Any], names: Collection[str], common: cli.Common) -> dict[str, list[Any]]:
+def trained(train: Callable[..., Any], names: Collection[str], common: cli.Common) -> dict[str, list[Any]]:
     """What `train(name, seed)` gives: name -> a list over the seeds. `--jobs` of them are trained at a time.
 
     With more than one at a time, `train` and what it gives must be picklable. After Ctrl-C, or an error in one of them,
@@ -26,9 +27,11 @@ def trained(train: Callable[[str, int], Any], names: Collection[str], common: cl
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(common.jobs, spawn, _begin) as pool:
             try:
-                done = list(pool.map(_outcome, [train] * len(runs), runs))
-                for error in (one for one in done if isinstance(one, Exception)):
-                    raise error
+                done = []
+                for one in pool.map(_outcome, [train] * len(runs), runs):
+                    if isinstance(one, Exception):
+                        raise one
+                    done.append(one)
             except BaseException:
                 for child in multiprocessing.active_children():
                     child.terminate()
@@ -37,6 +40,11 @@ def trained(train: Callable[[str, int], Any], names: Collection[str], common: cl
     for (name, _), result in zip(runs, done, strict=True):
         found.setdefault(name, []).append(result)
     return found
+
+
+def loaded(train: Callable[..., Any], names: Collection[str], common: cli.Common) -> dict[str, list[report.Run]]:
+    """The runs whose folders `train(name, seed)` gives: name -> a list over the seeds. See `trained`."""
+    return {name: [report.load(one) for one in same] for name, same in trained(train, names, common).items()}
 
 
 def _begin() -> None:
@@ -54,7 +62,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _outcome(train: Callable[[str, int], Any], one: tuple[str, int]) -> Any:
+def _outcome(train: Callable[..., Any], one: tuple[str, int]) -> Any:
     """What a run gives, or its error where that is about settings: its traceback, which says so, does not travel."""
     try:
         return train(*one)

@@ -87,7 +87,8 @@ def finish(
     if not (directory / cli.FILE).exists():
         cli.write(directory, study, seed=seed)
     chunk = common.chunk if common.chunk == "auto" else int(common.chunk)
-    given = {"directory": directory, "chunk": chunk, "devices": common.devices, "log": lambda line: None} | given
+    quiet = {"log": lambda line: None, "progress": None if common.jobs == 1 else False}  # bars would overwrite others'
+    given = {"directory": directory, "chunk": chunk, "devices": common.devices, **quiet} | given
     state = run.train(method, data, seed=seed, **given)
     cli.write(directory, study, seed=seed)  # a run that was there may go on with more rounds
     print(f"{name}, seed {seed}: done", flush=True)

@@ -22,9 +22,8 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     """A row per mode: scores of all clients and of each, what is trained, what travels."""
     common, names = settings.common, settings.modes or modes(settings.training)
     cli.write(common.out, settings)
-    rows = [constant(settings)]
-    folders = jobs.trained(functools.partial(study.train, settings), names, common)
-    runs = {name: [report.load(folder) for folder in same] for name, same in folders.items()}
+    rows = [constant(settings)]  # first: it makes the trunk where there is none, which the processes then find
+    runs = jobs.loaded(functools.partial(study.train, settings), names, common)
     for name, same in runs.items():
         rows += _rows(settings, name, same)
     problem = study.load(settings, common.all_seeds[0])
@@ -48,10 +47,9 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 
 def single(settings: study.Settings) -> None:
     """Runs one mode and prints its rows."""
-    control = constant(settings)
-    folders = jobs.trained(functools.partial(study.train, settings), [settings.mode], settings.common)
-    same = [report.load(folder) for folder in folders[settings.mode]]
-    report.show([control, *_rows(settings, settings.mode, same)])
+    rows = [constant(settings)]  # first, as in `compare`
+    runs = jobs.loaded(functools.partial(study.train, settings), [settings.mode], settings.common)
+    report.show([*rows, *_rows(settings, settings.mode, runs[settings.mode])])
 
 
 def _draw(out: pathlib.Path, rows: Sequence[dict[str, Any]], runs: Mapping[str, list[report.Run]]) -> bool:

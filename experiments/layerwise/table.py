@@ -17,10 +17,8 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     """All plans at equal rounds: a row each with scores, what a client pays over the whole schedule, and pictures."""
     common, out = settings.common, pathlib.Path(settings.common.out)
     cli.write(out, settings)
-    rows = [chance(settings)]
-    folders = jobs.trained(functools.partial(study.train, settings), PLANS, common)
-    runs = {plan: [report.load(folder) for folder in same] for plan, same in folders.items()}
-    rows += [_row(settings, plan, same) for plan, same in runs.items()]
+    runs = jobs.loaded(functools.partial(study.train, settings), PLANS, common)
+    rows = [chance(settings)] + [_row(settings, plan, same) for plan, same in runs.items()]
     columns = _columns(rows[1])
     quality = "test/accuracy" if "test/accuracy" in columns else "test/i2t_r10"
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
@@ -81,6 +79,6 @@ def _row(settings: study.Settings, plan: str, same: list[report.Run]) -> dict[st
 
 def single(settings: study.Settings) -> None:
     """Runs one plan and prints its row."""
-    folders = jobs.trained(functools.partial(study.train, settings), [settings.plan], settings.common)
-    row = _row(settings, settings.plan, [report.load(folder) for folder in folders[settings.plan]])
+    runs = jobs.loaded(functools.partial(study.train, settings), [settings.plan], settings.common)
+    row = _row(settings, settings.plan, runs[settings.plan])
     report.show([chance(settings), row], _columns(row))

@@ -1,6 +1,8 @@
 """Runs several at a time, in processes of their own."""
 
+import functools
 import os
+import time
 
 import pytest
 
@@ -32,3 +34,22 @@ def test_an_error_about_settings_is_told_as_one_and_a_fault_stays_a_fault():
     assert isinstance(told, ValueError) and str(told) == "--seed is -1; it must be at least 0"
     with pytest.raises(ZeroDivisionError):
         jobs._outcome(divide, ("a", 0))
+
+
+def test_an_error_of_a_process_ends_the_others_and_reaches_the_caller(tmp_path):
+    train = functools.partial(wait_or_refuse, tmp_path)
+    with pytest.raises(ValueError, match="--seed is -1; it must be at least 0") as told:
+        jobs.trained(train, ("refused", "waits", "never"), cli.Common(seed=0, jobs=2))
+    assert cli.is_about_settings(told.value)
+    assert not (tmp_path / "never").exists()
+
+
+def wait_or_refuse(folder, name, seed):
+    """The second run is under way as the first one is refused; the third would begin after it."""
+    if name == "refused":
+        while not (folder / "waits").exists():
+            time.sleep(0.01)
+        cli.at_least(0, seed=-1)
+    (folder / name).touch()
+    if name == "waits":
+        time.sleep(30)  # it is ended before that
