@@ -13,8 +13,6 @@ from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.types import Cohort, Download, Each, Mean, Server
 
-pytestmark = pytest.mark.xdist_group("toys")
-
 X = np.random.default_rng(0).normal(size=(14, 2)).astype(np.float32)
 OWNED = {"left": [[0], [1, 2], [3, 4, 5], [6, 7]], "right": [[8], [9, 10], [11, 12, 13]]}
 DATA = FederatedData.from_arrays({"x": X}, OWNED)

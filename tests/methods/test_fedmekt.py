@@ -18,7 +18,6 @@ from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import VARIANTS, FedMEKTConfig, Probe, build
 from fedjax_mm.models import autoencoder
 
-pytestmark = pytest.mark.xdist_group("fedmekt")  # one worker, which compiles the rounds once
 RNG = np.random.default_rng(0)
 AE = linear_ae()
 P, T = 7, 5
