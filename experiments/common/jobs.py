@@ -16,7 +16,7 @@ def trained(train: Callable[..., Any], names: Collection[str], common: cli.Commo
     """What `train(name, seed)` gives: name -> a list over the seeds. `--jobs` of them are trained at a time.
 
     With more than one at a time, `train` and what it gives must be picklable. After Ctrl-C, or an error in one of them,
-    no other run begins, and those that are under way are saved. Raises what a run raises.
+    those that are under way are saved and ended, and the rest is not run. Raises what a run raises.
     """
     # Seed after seed: what the first one of a name compiles, the others find in the cache.
     runs = [(name, seed) for seed in common.all_seeds for name in names]
