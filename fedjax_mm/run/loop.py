@@ -44,7 +44,7 @@ from fedjax_mm.federate import Method
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.job import Job, settings_of
-from fedjax_mm.run.placement import OffDevice, States, client_states, local, on_mesh
+from fedjax_mm.run.placement import States, client_states, local, on_mesh
 from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
@@ -128,7 +128,8 @@ def train(
         job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
         watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
-        state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), watchers, show)
+        states = client_states(client_state, mesh, plan, data)
+        state = _run(job, states, (chunk, mesh, rounds_per_call), watchers, show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
     return state
 
@@ -161,7 +162,7 @@ def _run(
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.renew("split.json", job.data.split())
-    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), {}, job.log)
+    compiler = Compiler(chunk, mesh, keys[0], states, job.feed, job.folder, job.files, set(), {}, job.log)
     state = _first(job, states, keys[0], compiler)
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
@@ -171,13 +172,12 @@ def _run(
     behind = rounds_of(
         job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh, per_call=per_call
     )
+    done = None
     for done in behind:
         stopped = _watched(done, watchers, shown, job, stopped)
-        if done.whole is not None:  # a run ends with a call
-            state = done.whole
-            if stopped:
-                break
-    return state
+        if stopped and done.ends_call:
+            break
+    return state if done is None or done.whole is None else done.whole  # a run ends with a call
 
 
 def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) -> FedState:
@@ -194,7 +194,7 @@ def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) ->
     for last in job.files.checkpoints.rounds[:1]:  # before they are read: they are of this program, or damaged
         for stage in job.plan[: stages.index(job.plan, last - 1) + 1]:
             if stage.rounds:
-                compiler.claim(stage, job.feed(0))
+                compiler.claim(stage)
     saved = job.files.checkpoints.restore(like, job.log)
     job.files.cut_log(0 if saved is None else int(saved.round))
     if saved is None:
@@ -248,12 +248,12 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
         try:
             row |= watcher(done, row) or {}
         except StopRun as stop:
-            stopped, done = stop, done._replace(last=done.whole is not None)
+            stopped, done = stop, done._replace(last=done.ends_call)
     job.stop.begin()
     stopping = any_of(stopping or stopped is not None or job.stop.signal is not None)
     row = finite(row, job.log)
     for watcher in shown:  # the last round is saved
-        watcher(done._replace(last=done.last or stopping and done.whole is not None), row)
+        watcher(done._replace(last=done.last or stopping and done.ends_call), row)
     if stopped is not None:
         job.log(f"stopped after round {done.number}: {stopped}")
     return stopping

@@ -1,0 +1,115 @@
+"""A cohort split over the devices of a mesh: the map over its clients where they lie, and the rows that move.
+
+With D devices a split array has leaves [D n, ...], of which device d has rows d n to (d + 1) n. Participants of a split
+cohort come in the same order, all of the first device first.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from fedjax_mm.clients import AXIS, One, on_every_device
+from fedjax_mm.types import CohortRound, OverClients, PyTree, Split
+
+NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the end of any array
+SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+
+
+def fitted(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[int, CohortRound]:
+    """The chunk to use, and the participants with padding clients added, up to a multiple of it."""
+    devices = over.mesh.size if over.mesh is not None else 1
+    chunk = over.chunk[name] if isinstance(over.chunk, Mapping) else over.chunk
+    places = data.index.shape[0]
+    chunk = max(1, min(chunk, -(-places // devices)))
+    more = -places % (chunk * devices)
+    fill = lambda x, value: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+    if data.split is not None:  # every device has as many participants
+        fill = lambda x, value: lengthened(x, more // devices, value, devices)
+    return chunk, dataclasses.replace(
+        data,
+        index=fill(data.index, size),
+        weight=fill(data.weight, 0),
+        rows=fill(data.rows, 0),
+        count=fill(data.count, 0),
+        place=None if data.place is None else fill(data.place, NOWHERE),
+    )
+
+
+def map_split(
+    one: One, shared: PyTree, states: PyTree, taken: CohortRound, split: Split, chunk: int, mesh: Mesh
+) -> tuple[PyTree, PyTree, PyTree]:
+    """(the sum of totals, the uploads, the states with the participants' new ones) of `one` over a split cohort.
+
+    one: ((shared, arrays), (index, place, weight, rows, count, state)) -> (total, (upload, place, new state)).
+    states: leaves [D n, ...]. taken: participants [C], C a multiple of chunk x devices.
+    """
+    leaves, places, devices = jax.tree.leaves(states), len(taken.index), mesh.size
+    rows = len(leaves[0]) if leaves and split.in_place else places
+    if not split.in_place:
+        old = take_rows(states, cast(jax.Array, taken.place), mesh)
+    elif rows < places:  # padding clients make chunks full
+        old = jax.tree.map(lambda x: lengthened(x, (places - rows) // devices, 0, devices), states)
+    else:
+        old = states
+    clients = (taken.index, None, taken.weight, taken.rows, taken.count, old)
+    specs = (WHOLE, SPLIT if split.examples else WHOLE)
+    total, (each, _, new) = on_every_device(one, (shared, taken.arrays), specs, clients, chunk, mesh)
+    if not split.in_place:
+        return total, each, put_rows(states, cast(jax.Array, taken.place), new, mesh)
+    if rows < places:
+        new = jax.tree.map(lambda x: shortened(x, rows, devices), new)
+    return total, each, new
+
+
+def take_rows(states: PyTree, place: jax.Array, mesh: Mesh) -> PyTree:
+    """Rows `place` [C] of split arrays, as split arrays [C, ...]; some row, where a place is beyond the end.
+
+    Only these rows travel, bit for bit: each device sends every other one what that one asked for.
+    """
+
+    def here(states, place):
+        others = place.reshape(mesh.size, -1)
+        first = jax.lax.axis_index(AXIS)
+
+        def rows(x):
+            mine = x.at[place - first * len(x)].get(mode="clip")
+            sent = jax.lax.all_to_all(mine.reshape(*others.shape, *x.shape[1:]), AXIS, 0, 0)  # from every device
+            owner = jnp.minimum(others[first] // len(x), mesh.size - 1)
+            return sent[owner, jnp.arange(others.shape[1])]
+
+        return jax.tree.map(rows, states)
+
+    return jax.shard_map(here, mesh=mesh, in_specs=(SPLIT, WHOLE), out_specs=SPLIT, check_vma=False)(states, place)
+
+
+def put_rows(states: PyTree, place: jax.Array, new: PyTree, mesh: Mesh) -> PyTree:
+    """Split arrays with the rows `new`, split arrays [C, ...], at `place` [C]; those beyond the end are dropped."""
+
+    def here(states, place, new):
+        first = jax.lax.axis_index(AXIS)
+
+        def rows(x, some):
+            mine = place - first * len(x)
+            mine = jnp.where(mine < 0, len(x), mine)  # a negative one would count from the end
+            return x.at[mine].set(jax.lax.all_gather(some, AXIS, tiled=True), mode="drop")
+
+        return jax.tree.map(rows, states, new)
+
+    specs = (SPLIT, WHOLE, SPLIT)
+    return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(states, place, new)
+
+
+def lengthened(x: jax.Array, more: int, value: float, devices: int) -> jax.Array:
+    """A split array [D n, ...] with `more` rows of a value behind those of each device."""
+    apart = x.reshape(devices, -1, *x.shape[1:])
+    longer = jnp.pad(apart, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+    return longer.reshape(-1, *x.shape[1:])
+
+
+def shortened(x: jax.Array, total: int, devices: int) -> jax.Array:
+    """The first rows of each device, so that there are `total`: what undoes `lengthened`."""
+    return x.reshape(devices, -1, *x.shape[1:])[:, : total // devices].reshape(total, *x.shape[1:])
