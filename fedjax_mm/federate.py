@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from fedjax_mm import trees
 from fedjax_mm.clients import One, map_reduce
 from fedjax_mm.split import fitted, map_split
+from fedjax_mm.split_rows import entered
 from fedjax_mm.transforms import transformed
 from fedjax_mm.types import (
     Arrays,
@@ -68,6 +69,9 @@ class Method(NamedTuple):
     """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
     """`evaluate(state, arrays)` gives the scores that `run.train(test=arrays)` logs."""
+    public_by_rows: bool = False
+    """Whether the public examples are read by `local.take` alone, so that `run.train(split_public=True)` may give each
+    device a part of them. A client then reads them equally often wherever it runs (see split_rows)."""
     check: Callable[[Population], None] = accept_any
     """`check(population)` raises ValueError where a population does not fit what the method was built for."""
 
@@ -107,6 +111,7 @@ def federate(
     *,
     upload: optax.GradientTransformation | None = None,
     over: OverClients | None = None,
+    public_by_rows: bool = False,
     check: Callable[[Population], None] = accept_any,
 ) -> Method:
     """Ties a server and its cohorts into a Method.
@@ -114,6 +119,7 @@ def federate(
     upload: pure transforms in optax's manner (clip, quantise, noise, ...) between a client's update and its
         aggregation, applied to {slot: value}. It starts afresh in each round. It gets what the server sent as `params`
         and a random key as `key` (see `on_change`). What must last from round to round belongs in the client's state.
+    public_by_rows: see Method.
     check: raises ValueError for a population that does not fit; a run asks it before its first round.
 
     Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:
@@ -132,7 +138,8 @@ def federate(
     """
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
-    return Method(server, dict(cohorts), upload or optax.identity(), over or OverClients(), evaluate, check)
+    over = over or OverClients()
+    return Method(server, dict(cohorts), upload or optax.identity(), over, evaluate, public_by_rows, check)
 
 
 def init_server(method: Method, key: Key) -> PyTree:
@@ -181,6 +188,7 @@ def cohort_pass(
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
         if split is None:
             old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
+        public = public if split is None else entered(public)
         seen = ClientData(arrays, rows, count, weight, public, taken.uniform)
         update = cohort.update(download, old, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
@@ -220,7 +228,7 @@ def _mapped(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """(the sum of totals, the other uploads, the states with the participants' new ones) of `one` over a cohort."""
     if mesh is not None and taken.split is not None:
-        return map_split(one, shared, states, taken, taken.split, chunk, mesh)
+        return map_split(one, shared, states, taken, chunk, mesh)
     clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count, None)
     total, (each, place, new) = map_reduce(one, (shared, taken.arrays), clients, chunk=chunk, mesh=mesh)
     return total, each, jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_mm import trees
 from fedjax_mm.checks import (
     check_callable,
     check_flag,
@@ -25,6 +26,7 @@ from fedjax_mm.checks import (
     check_whole,
     say,
 )
+from fedjax_mm.split_rows import in_step, is_split, read_rows
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
@@ -86,7 +88,7 @@ def whole(arrays: Arrays) -> ClientData:
 
 
 def take(arrays: Arrays, rows: jax.Array) -> Arrays:
-    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...].
+    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]. An array may be a SplitRows.
 
     >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
     [30, 10]
@@ -94,7 +96,9 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     if arrays:
         _count(arrays)
     check_traced("rows", rows)
-    return jax.tree.map(lambda x: _rows(x, rows), arrays)
+    return jax.tree.map(
+        lambda x: read_rows(x, rows, _rows) if is_split(x) else _rows(x, rows), arrays, is_leaf=is_split
+    )
 
 
 def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -136,6 +140,7 @@ def local_steps(
     most = data.rows.shape[0]
     count = most if data.uniform else data.count
     steps = count // batch_size if drop_last else -(-count // batch_size)
+    trips = in_step(steps, (data.arrays, data.public))
     full = drop_last or (data.uniform and most % batch_size == 0)
     padding = -most % batch_size  # so that no slice of the last batch is clamped
 
@@ -149,7 +154,8 @@ def local_steps(
     def one(rows, epoch_key, i, carry_and_total):
         carry, total = carry_and_total
         carry, metrics = client_step(carry, batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
-        return carry, jax.tree.map(jnp.add, total, metrics)
+        after = carry, jax.tree.map(jnp.add, total, metrics)
+        return after if trips is steps else trees.where(i < steps, after, carry_and_total)
 
     def epoch(e, carry_and_total):
         epoch_key = jax.random.fold_in(key, e)
@@ -158,7 +164,7 @@ def local_steps(
             draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
             rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
         rows = jnp.pad(rows, (0, padding))
-        return jax.lax.fori_loop(0, steps, functools.partial(one, rows, epoch_key), carry_and_total)
+        return jax.lax.fori_loop(0, trips, functools.partial(one, rows, epoch_key), carry_and_total)
 
     shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -182,7 +188,9 @@ def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:
 
 
 def _count(arrays: Arrays) -> int:
-    return check_length("arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array")), "[M, ...]")
+    return check_length(
+        "arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array"), is_leaf=is_split), "[M, ...]"
+    )
 
 
 def _named(step: Step) -> Step:

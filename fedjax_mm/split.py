@@ -6,14 +6,14 @@ cohort come in the same order, all of the first device first.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mm.clients import AXIS, One, on_every_device
-from fedjax_mm.types import CohortRound, OverClients, PyTree, Split
+from fedjax_mm.split_rows import specs_of
+from fedjax_mm.types import CohortRound, OverClients, PyTree
 
 NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the end of any array
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
@@ -40,29 +40,26 @@ def fitted(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[
 
 
 def map_split(
-    one: One, shared: PyTree, states: PyTree, taken: CohortRound, split: Split, chunk: int, mesh: Mesh
+    one: One, shared: PyTree, states: PyTree, taken: CohortRound, chunk: int, mesh: Mesh
 ) -> tuple[PyTree, PyTree, PyTree]:
     """(the sum of totals, the uploads, the states with the participants' new ones) of `one` over a split cohort.
 
     one: ((shared, arrays), (index, place, weight, rows, count, state)) -> (total, (upload, place, new state)).
     states: leaves [D n, ...]. taken: participants [C], C a multiple of chunk x devices.
     """
-    leaves, places, devices = jax.tree.leaves(states), len(taken.index), mesh.size
-    rows = len(leaves[0]) if leaves and split.in_place else places
-    if not split.in_place:
-        old = take_rows(states, cast(jax.Array, taken.place), mesh)
-    elif rows < places:  # padding clients make chunks full
-        old = jax.tree.map(lambda x: lengthened(x, (places - rows) // devices, 0, devices), states)
-    else:
-        old = states
+    place, leaves, devices = taken.place, jax.tree.leaves(states), mesh.size
+    more = 0  # padding clients of each device that make its chunks full
+    if place is None and leaves:
+        more = (len(taken.index) - len(leaves[0])) // devices
+    old = states if place is None else take_rows(states, place, mesh)
+    if more:
+        old = jax.tree.map(lambda x: lengthened(x, more, 0, devices), old)
     clients = (taken.index, None, taken.weight, taken.rows, taken.count, old)
-    specs = (WHOLE, SPLIT if split.examples else WHOLE)
+    specs = (specs_of(shared), SPLIT if taken.split == "all" else WHOLE)
     total, (each, _, new) = on_every_device(one, (shared, taken.arrays), specs, clients, chunk, mesh)
-    if not split.in_place:
-        return total, each, put_rows(states, cast(jax.Array, taken.place), new, mesh)
-    if rows < places:
-        new = jax.tree.map(lambda x: shortened(x, rows, devices), new)
-    return total, each, new
+    if more:
+        new = jax.tree.map(lambda x: shortened(x, more, devices), new)
+    return total, each, new if place is None else put_rows(states, place, new, mesh)
 
 
 def take_rows(states: PyTree, place: jax.Array, mesh: Mesh) -> PyTree:
@@ -70,37 +67,30 @@ def take_rows(states: PyTree, place: jax.Array, mesh: Mesh) -> PyTree:
 
     Only these rows travel, bit for bit: each device sends every other one what that one asked for.
     """
-
-    def here(states, place):
-        others = place.reshape(mesh.size, -1)
-        first = jax.lax.axis_index(AXIS)
-
-        def rows(x):
-            mine = x.at[place - first * len(x)].get(mode="clip")
-            sent = jax.lax.all_to_all(mine.reshape(*others.shape, *x.shape[1:]), AXIS, 0, 0)  # from every device
-            owner = jnp.minimum(others[first] // len(x), mesh.size - 1)
-            return sent[owner, jnp.arange(others.shape[1])]
-
-        return jax.tree.map(rows, states)
-
+    here = lambda states, place: jax.tree.map(lambda x: _taken(x, place.reshape(mesh.size, -1)), states)
     return jax.shard_map(here, mesh=mesh, in_specs=(SPLIT, WHOLE), out_specs=SPLIT, check_vma=False)(states, place)
+
+
+def _taken(x: jax.Array, place: jax.Array) -> jax.Array:
+    """On a device with rows x [n, ...]: the rows that it asks for in its row of `place` [D, C / D]."""
+    here, (devices, each) = jax.lax.axis_index(AXIS), place.shape
+    mine = x.at[place.ravel() - here * len(x)].get(mode="clip")
+    sent = jax.lax.all_to_all(mine.reshape(devices, each, *x.shape[1:]), AXIS, 0, 0)  # from every device
+    return sent[jnp.minimum(place[here] // len(x), devices - 1), jnp.arange(each)]
 
 
 def put_rows(states: PyTree, place: jax.Array, new: PyTree, mesh: Mesh) -> PyTree:
     """Split arrays with the rows `new`, split arrays [C, ...], at `place` [C]; those beyond the end are dropped."""
-
-    def here(states, place, new):
-        first = jax.lax.axis_index(AXIS)
-
-        def rows(x, some):
-            mine = place - first * len(x)
-            mine = jnp.where(mine < 0, len(x), mine)  # a negative one would count from the end
-            return x.at[mine].set(jax.lax.all_gather(some, AXIS, tiled=True), mode="drop")
-
-        return jax.tree.map(rows, states, new)
-
+    here = lambda states, place, new: jax.tree.map(lambda x, some: _put(x, place, some), states, new)
     specs = (SPLIT, WHOLE, SPLIT)
     return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(states, place, new)
+
+
+def _put(x: jax.Array, place: jax.Array, new: jax.Array) -> jax.Array:
+    """On a device with rows x [n, ...]: these, with those of all devices' new rows that are at a place [C] of it."""
+    mine = place - jax.lax.axis_index(AXIS) * len(x)
+    mine = jnp.where(mine < 0, len(x), mine)  # a negative one would count from the end
+    return x.at[mine].set(jax.lax.all_gather(new, AXIS, tiled=True), mode="drop")
 
 
 def lengthened(x: jax.Array, more: int, value: float, devices: int) -> jax.Array:
@@ -110,6 +100,6 @@ def lengthened(x: jax.Array, more: int, value: float, devices: int) -> jax.Array
     return longer.reshape(-1, *x.shape[1:])
 
 
-def shortened(x: jax.Array, total: int, devices: int) -> jax.Array:
-    """The first rows of each device, so that there are `total`: what undoes `lengthened`."""
-    return x.reshape(devices, -1, *x.shape[1:])[:, : total // devices].reshape(total, *x.shape[1:])
+def shortened(x: jax.Array, more: int, devices: int) -> jax.Array:
+    """A split array without the last `more` rows of each device: what undoes `lengthened`."""
+    return x.reshape(devices, -1, *x.shape[1:])[:, :-more].reshape(-1, *x.shape[1:])

@@ -7,7 +7,7 @@ steps, `B` examples of a batch, `P` public (proxy) examples, `D` embedding width
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -97,19 +97,6 @@ class ClientData:
     """Whether every client of the cohort owns exactly R rows."""
 
 
-class Split(NamedTuple):
-    """How a cohort is split over the D devices of a mesh: its participants come device by device, C / D of each.
-
-    Its states are split too: each device has a part of their rows.
-    """
-
-    in_place: bool
-    """Whether row i of the FedState's `clients` is participant i's, so that no state moves between devices. If not,
-    `CohortRound.place` says whose rows are which, and these are exchanged."""
-    examples: bool
-    """Whether the arrays are split: each device has the rows of its own participants alone, which `rows` numbers."""
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CohortRound:
@@ -131,8 +118,10 @@ class CohortRound:
     """[C] int32. The row of the FedState's `clients` in which a participant's state is, where those hold the states of
     the participants alone (a padding client has a row of its own, or one beyond the end). None where those hold the
     states of all N clients: a client's row is then its number."""
-    split: Split | None = dataclasses.field(default=None, metadata={"static": True})
-    """How the cohort is split over devices. None: every device has the states and the examples of all."""
+    split: Literal["states", "all"] | None = dataclasses.field(default=None, metadata={"static": True})
+    """What is split over the D devices of a mesh, whose participants come device by device, C / D of each: the states
+    of clients, or their examples too, of which `rows` then numbers those of a device. States without a `place` lie
+    where they are mapped. None: every device has all."""
 
 
 class RoundData(NamedTuple):

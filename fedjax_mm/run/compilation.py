@@ -19,6 +19,7 @@ from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_participants
 from fedjax_mm.run.tune import chosen_chunks
+from fedjax_mm.split_rows import is_split
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import FedState, Key, Metrics, OverClients, RoundData
 
@@ -128,7 +129,9 @@ def _lower_plain(method: Method, init_key: Key, data: RoundData) -> jax.stages.L
     """A method's round that is compared, however clients are mapped and wherever their states are kept."""
     state = jax.eval_shape(method.init, init_key)
     cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
-    inputs = Inputs(state, data._replace(cohorts=cohorts), init_key)
+    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    public = jax.tree.map(whole, data.public, is_leaf=is_split)
+    inputs = Inputs(state, data._replace(cohorts=cohorts, public=public), init_key)
     return _lower(method._replace(over=OverClients()), _shapes(inputs))
 
 

@@ -44,7 +44,8 @@ from fedjax_mm.federate import Method
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.job import Job, settings_of
-from fedjax_mm.run.placement import States, client_states, local, on_mesh
+from fedjax_mm.run.over_devices import client_states
+from fedjax_mm.run.placement import States, local, on_mesh
 from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
@@ -88,6 +89,7 @@ def train(
     chunk: Chunk = None,
     devices: int | Mesh | None = None,
     client_state: str | os.PathLike = "device",
+    split_public: bool = False,
     config: Any = None,
     tensorboard: bool = False,
     progress: bool | None = None,
@@ -100,11 +102,12 @@ def train(
         part, of all or of each cohort (see clients.choose).
     directory: where the run is written; it goes on from the last checkpoint there. None keeps nothing.
     test, evaluate, evaluate_every: what is scored and how often. watch: the user's own watchers.
-    checkpoint_every: rounds between checkpoints; by default ten in a run. One is always written at the end.
+    checkpoint_every: rounds between checkpoints; by default ten in a run, and one at the end.
     rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
     chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
         that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
     client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
+    split_public: whether each device has a part of the public examples alone (never changes a result).
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
     progress: whether a bar is shown. None: where the output is a terminal or a notebook.
     peer_timeout: of several processes that share a directory, one of which nothing is heard for so many seconds ends
@@ -125,7 +128,7 @@ def train(
             files.open_checkpoints()
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
-        job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop)
+        job = Job(plan, total, on_mesh(data, mesh, split_public), per_round, seed, files, log, stop)
         watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
         states = client_states(client_state, mesh, plan, data)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,10 @@ from fedjax_mm import stages
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method, init_clients, init_server
 from fedjax_mm.run import client_state, spread
-from fedjax_mm.run.spread import NOBODY, is_spread
-from fedjax_mm.split import NOWHERE, SPLIT, WHOLE
-from fedjax_mm.stages import Stage
-from fedjax_mm.types import CohortRound, FedState, Key, PyTree, RoundData, Split
+from fedjax_mm.run.spread import is_spread
+from fedjax_mm.split import SPLIT, WHOLE
+from fedjax_mm.split_rows import is_split
+from fedjax_mm.types import CohortRound, FedState, Key, PyTree, RoundData
 
 
 class States(Protocol):
@@ -87,7 +86,7 @@ class OnDevice:
         return state
 
     def shapes(self, clients: PyTree, data: RoundData) -> PyTree:
-        return clients if self.mesh is None else _shaped(clients, NamedSharding(self.mesh, WHOLE))
+        return clients if self.mesh is None else shaped(clients, NamedSharding(self.mesh, WHOLE))
 
 
 class OffDevice:
@@ -99,7 +98,7 @@ class OffDevice:
 
     def __init__(self, mesh: Mesh | None, folder: str | os.PathLike | None, on_device: bool = True):
         self.mesh, self.folder = mesh, folder
-        self.split = Split(in_place=True, examples=not on_device) if is_spread(mesh) else None
+        self.split, self.on_device = is_spread(mesh), on_device
         self.everybody: client_state.States = {}
 
     def first(self, method: Method, key: Key) -> FedState:
@@ -118,14 +117,19 @@ class OffDevice:
         return dataclasses.replace(saved, clients=first.clients)
 
     def placed(self, data: RoundData) -> RoundData:
-        if self.mesh is None or self.split is None:
+        if self.mesh is None or not self.split:
             return replicated(client_state.placed(data), self.mesh)
-        cohorts = {name: self._laid_out(name, taken, self.mesh, self.split) for name, taken in data.cohorts.items()}
-        return data._replace(cohorts=cohorts, public=replicated(data.public, self.mesh))
+        cohorts = {name: self.laid_out(name, taken, self.mesh) for name, taken in data.cohorts.items()}
+        if self.on_device:
+            return replicated(data._replace(cohorts=cohorts), self.mesh)
+        rest = {name: dataclasses.replace(taken, arrays={}) for name, taken in cohorts.items()}
+        placed = replicated(data._replace(cohorts=rest), self.mesh)
+        whole = {name: dataclasses.replace(x, arrays=cohorts[name].arrays) for name, x in placed.cohorts.items()}
+        return placed._replace(cohorts=whole)
 
     def load(self, state: FedState, data: RoundData) -> FedState:
         self.everybody = state.clients
-        return self._on_device(state, client_state.read(self.everybody, data))
+        return self.on_devices(state, client_state.read(self.everybody, data))
 
     def prefetch(self, data: RoundData) -> client_state.States:
         return client_state.read(self.everybody, data)
@@ -137,7 +141,7 @@ class OffDevice:
         if coming is None:
             return state
         client_state.read_again(self.everybody, coming, fetched, done)
-        return self._on_device(state, fetched)
+        return self.on_devices(state, fetched)
 
     def whole(self, state: FedState) -> FedState:
         return dataclasses.replace(state, clients=self.everybody)
@@ -146,84 +150,28 @@ class OffDevice:
         taking_part = client_state.shapes(clients, data)
         if self.mesh is None:
             return taking_part
-        return _shaped(taking_part, NamedSharding(self.mesh, WHOLE if self.split is None else SPLIT))
+        return shaped(taking_part, NamedSharding(self.mesh, SPLIT if self.split else WHOLE))
 
-    def _on_device(self, state: FedState, clients: client_state.States) -> FedState:
+    def on_devices(self, state: FedState, clients: client_state.States) -> FedState:
+        """The state with these of the clients, which are put on the device or devices."""
         if self.mesh is None:
             return dataclasses.replace(state, clients=jax.device_put(clients))
-        put = replicated if self.split is None else spread.put
+        put = spread.put if self.split else replicated
         return dataclasses.replace(state, clients=put(clients, self.mesh))
 
-    def _laid_out(self, name: str, taken: CohortRound, mesh: Mesh, split: Split) -> CohortRound:
+    def laid_out(self, name: str, taken: CohortRound, mesh: Mesh) -> CohortRound:
+        """The participants of a cohort device by device, as their states are read."""
         entries = spread.by_device(np.arange(len(taken.index)), mesh.size)
-        return _replicated_fields(spread.laid_out(taken, entries, split, mesh, None), mesh)
-
-
-class OverDevices(OffDevice):
-    """The states of all clients are on the devices of one process, a part of them on each.
-
-    Where a cohort has a place for all of its clients in every round, each is mapped where its state lies. If not, the
-    participants' states go to the device that maps them, and back. counts: examples of each client, by which devices
-    get as many long clients.
-    """
-
-    def __init__(self, mesh: Mesh, counts: Mapping[str, np.ndarray], on_device: bool):
-        super().__init__(mesh, None, on_device)
-        longest_first = {name: np.argsort(-n, kind="stable") for name, n in counts.items()}
-        self.stored = {name: spread.by_device(who, mesh.size) for name, who in longest_first.items()}
-        self.row = {name: np.argsort(who, kind="stable")[(who < 0).sum() :] for name, who in self.stored.items()}
-
-    def load(self, state: FedState, data: RoundData) -> FedState:
-        taken = {name: client_state.rows(states, self.stored[name]) for name, states in state.clients.items()}
-        return self._on_device(state, taken)
-
-    def prefetch(self, data: RoundData) -> client_state.States:
-        return {}
-
-    def exchange(self, state: FedState, done: RoundData, coming: RoundData | None, fetched: Any) -> FedState:
-        return state
-
-    def whole(self, state: FedState) -> FedState:
-        clients = {name: client_state.rows(x, self.row[name]) for name, x in jax.device_get(state.clients).items()}
-        return dataclasses.replace(state, clients=clients)
-
-    def shapes(self, clients: PyTree, data: RoundData) -> PyTree:
-        longer = lambda x, n: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)
-        stored = {k: jax.tree.map(lambda x, k=k: longer(x, len(self.stored[k])), of) for k, of in clients.items()}
-        return _shaped(stored, NamedSharding(cast(Mesh, self.mesh), SPLIT))
-
-    def _laid_out(self, name: str, taken: CohortRound, mesh: Mesh, split: Split) -> CohortRound:
-        index, stored, row = np.asarray(taken.index), self.stored[name], self.row[name]
-        places, total = index.shape[-1], len(row)
-        row = np.append(row, NOWHERE)  # nobody's
-        if places < total:
-            entries = np.tile(spread.by_device(np.arange(places), mesh.size), (*index.shape[:-1], 1))
-            laid = spread.laid_out(taken, entries, split._replace(in_place=False), mesh, row[index].astype(np.int32))
-            return _replicated_fields(laid, mesh)
-        entry = np.full((*index.shape[:-1], total + 1), NOBODY)
-        np.put_along_axis(entry, index, np.broadcast_to(np.arange(places), index.shape), -1)
-        entry[..., total] = NOBODY
-        return _replicated_fields(spread.laid_out(taken, entry[..., stored], split, mesh, None), mesh)
-
-
-def client_states(where: str | os.PathLike, mesh: Mesh | None, plan: Sequence[Stage], data: FederatedData) -> States:
-    """Clients' states kept on the "device", in the memory of the "host", or in files of a folder.
-
-    A mesh of one process has a part of them on each device, unless they hold random keys.
-    """
-    if where != "device":
-        return OffDevice(mesh, None if where == "host" else where, data.on_device)
-    if mesh is None or not is_spread(mesh) or any(client_state.holds_keys(stage.method) for stage in plan):
-        return OnDevice(mesh)
-    return OverDevices(mesh, {name: cohort.counts for name, cohort in data.cohorts.items()}, data.on_device)
+        return spread.laid_out(taken, entries, mesh, not self.on_device)
 
 
 def replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The tree on every device of the mesh, over all processes; as it is where there is no mesh."""
+    """The tree on every device of the mesh, over all processes; as it is where there is no mesh, or it is split."""
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, WHOLE)
-    return jax.tree.map(lambda x: x if getattr(x, "sharding", None) == sharding else _put(x, sharding), tree)
+    stays = lambda x: is_split(x) or getattr(x, "sharding", None) == sharding
+    return jax.tree.map(lambda x: x if stays(x) else _put(x, sharding), tree, is_leaf=is_split)
 
 
 def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -233,15 +181,21 @@ def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
 
 
-def on_mesh(data: FederatedData, mesh: Mesh | None) -> FederatedData:
-    """Data whose arrays are on the mesh already, so that no round moves them again."""
+def on_mesh(data: FederatedData, mesh: Mesh | None, split_public: bool = False) -> FederatedData:
+    """Data whose arrays are on the mesh already, so that no round moves them again.
+
+    split_public: whether each device has a part of the public examples, and not all of them.
+    """
     if mesh is None:
         return data
     put = lambda arrays: None if arrays is None else replicated(dict(arrays), mesh)
-    cohorts = data.cohorts
+    cohorts, public = data.cohorts, data.public
     if data.on_device:
         cohorts = {name: dataclasses.replace(c, arrays=put(c.arrays)) for name, c in cohorts.items()}
-    return dataclasses.replace(data, cohorts=cohorts, public=put(data.public))
+    if public is None or not (split_public and is_spread(mesh)):
+        return dataclasses.replace(data, cohorts=cohorts, public=put(public))
+    split: Any = {name: spread.split_rows(np.asarray(x), mesh) for name, x in public.items()}
+    return dataclasses.replace(data, cohorts=cohorts, public=split)
 
 
 def _entered(state: FedState, method: Method, key: Key, mesh: Mesh | None) -> FedState:
@@ -251,16 +205,8 @@ def _entered(state: FedState, method: Method, key: Key, mesh: Mesh | None) -> Fe
     return stages.enter(state, fresh)
 
 
-def _replicated_fields(taken: CohortRound, mesh: Mesh) -> CohortRound:
-    """A split cohort's round, whose examples are on every device too where they are not split."""
-    return (
-        replicated(taken, mesh)
-        if not taken.split or not taken.split.examples
-        else dataclasses.replace(replicated(dataclasses.replace(taken, arrays={}), mesh), arrays=taken.arrays)
-    )
-
-
-def _shaped(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def shaped(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """The shapes of a tree, placed so."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fedjax_mm.split import NOWHERE, SPLIT
-from fedjax_mm.types import CohortRound, PyTree, Split
+from fedjax_mm.split_rows import SplitRows
+from fedjax_mm.types import CohortRound, PyTree
 
 NOBODY = -1
 
@@ -33,13 +34,19 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, SPLIT))
 
 
+def split_rows(x: np.ndarray, mesh: Mesh) -> SplitRows:
+    """An array [P, ...] of which each device has as many rows, those of the last one padded."""
+    padding = np.zeros((-len(x) % mesh.size, *x.shape[1:]), x.dtype)
+    return SplitRows(put(np.concatenate([x, padding]) if len(padding) else x, mesh), len(x), mesh)
+
+
 def laid_out(
-    taken: CohortRound, entries: np.ndarray, split: Split, mesh: Mesh, place: np.ndarray | None
+    taken: CohortRound, entries: np.ndarray, mesh: Mesh, examples: bool, place: np.ndarray | None = None
 ) -> CohortRound:
     """The participants `entries` [..., C'] of a round, in this order; NOBODY is a padding client.
 
-    place [..., C]: the rows of the participants' states, where they are not in place. The arrays are put on the mesh
-    where they are split: they are then those of the participants alone, one after the other.
+    examples: whether the arrays are split too; they are then those of the participants alone, one after the other, and
+    are put on the mesh. place [..., C]: the rows of the participants' states, where these lie elsewhere.
     """
     real, at = entries >= 0, np.maximum(entries, 0)
 
@@ -55,9 +62,9 @@ def laid_out(
         "count": given(taken.count, 0),
         "rows": rows,
         "place": None if place is None else given(place, NOWHERE),
-        "split": split,
+        "split": "all" if examples else "states",
     }
-    if split.examples:
+    if examples:
         each = rows.shape[-1]
         own = lambda x: np.asarray(x).reshape(-1, each, *x.shape[1:])[at].reshape(-1, *x.shape[1:])
         laid["arrays"] = {name: put(own(x), mesh) for name, x in taken.arrays.items()}
