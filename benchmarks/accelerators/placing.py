@@ -28,7 +28,7 @@ def placed(workload: Workload, key: Key, mesh: Mesh, off_device: bool) -> tuple[
         size = workload.method.cohorts[name].size
         clients[name] = jax.tree.map(lambda x, n=size: _rows(x, _full(n, mesh)), state.clients[name])
         cohorts[name] = _split(taken, size, mesh, off_device)
-    public = everywhere(data.public)
+    public: Any = everywhere(data.public)
     if off_device and data.public is not None:
         part = lambda x: _at(_rows(x, _full(x.shape[0], mesh)), mesh, whole=False)
         public = {name: SplitRows(part(x), x.shape[0], mesh) for name, x in data.public.items()}

@@ -23,10 +23,10 @@ that has a `close` is closed with the run. `run.track` has those for TensorBoard
 **Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, without the host's time between them.
 Scores and checkpoints are due, watchers find the state, and the run can be stopped, behind every tenth round alone.
 
-**Clients' states.** With `client_state="device"` the device holds the states of all clients; with "host" they are NumPy
-arrays in memory, and with a folder memory-mapped files, of which the device holds the participants' alone. Scores then
-get, and `train` returns, a FedState whose clients are NumPy arrays; a checkpoint, which has all of them, is written and
-read by way of memory. A run may go on with another choice.
+**Clients' states.** With `client_state="device"` the device has the states of all clients; several devices of one
+process have a part each. With "host" they are NumPy arrays in memory, with a folder memory-mapped files, and devices
+have the participants' alone. Where no device has all, scores get, and `train` returns, NumPy arrays; a checkpoint has
+all, by way of memory. A run may go on with another choice, none of which changes a result; so with `split_public`.
 """
 
 import contextlib
@@ -106,12 +106,10 @@ def train(
     rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
     chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
         that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
-    client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
-    split_public: whether each device has a part of the public examples alone (never changes a result).
+    client_state: "device", "host" or a folder, of clients' states. split_public: whether devices divide the public rows.
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
     progress: whether a bar is shown. None: where the output is a terminal or a notebook.
-    peer_timeout: of several processes that share a directory, one of which nothing is heard for so many seconds ends
-        them all. None: they wait for it.
+    peer_timeout: seconds after which a silent one of several processes ends them all. None: they wait for it.
 
     Raises ValueError for arguments that are no such thing or do not fit the data or the directory; FloatingPointError
     when every participant of a round diverged or the server's state is not finite; OSError when a file cannot be read
@@ -131,8 +129,7 @@ def train(
         job = Job(plan, total, on_mesh(data, mesh, split_public), per_round, seed, files, log, stop)
         watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
-        states = client_states(client_state, mesh, plan, data)
-        state = _run(job, states, (chunk, mesh, rounds_per_call), watchers, show)
+        state = _run(job, client_state, (chunk, mesh, rounds_per_call), watchers, show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
     return state
 
@@ -152,7 +149,7 @@ def _agreed(given: Mapping[str, Any]) -> tuple[Sequence[Stage], Mapping[str, Any
 
 def _run(
     job: Job,
-    states: States,
+    client_state: str | os.PathLike,
     how: tuple[Chunk, Mesh | None, int],
     watchers: Sequence[Watcher],
     show: Callable[[int], Sequence[Watcher]],
@@ -162,6 +159,7 @@ def _run(
     how: the chunk, the mesh and the rounds in a call. show: the watchers of a run that starts behind so many rounds.
     """
     chunk, mesh, per_call = how
+    states = client_states(client_state, mesh, job.plan, job.data)
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.renew("split.json", job.data.split())
@@ -175,12 +173,11 @@ def _run(
     behind = rounds_of(
         job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh, per_call=per_call
     )
-    done = None
     for done in behind:
         stopped = _watched(done, watchers, shown, job, stopped)
-        if stopped and done.ends_call:
-            break
-    return state if done is None or done.whole is None else done.whole  # a run ends with a call
+        if done.ends_call and (stopped or done.last):
+            return done.whole or state
+    return state
 
 
 def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) -> FedState:

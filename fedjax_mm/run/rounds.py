@@ -165,8 +165,8 @@ def participants(data: RoundData) -> dict[str, dict[str, Any]]:
     """What differs between rounds of the same arrays, by cohort: who takes part, and with which rows."""
     fields = ("index", "weight", "rows", "count")
     those = {name: {field: getattr(taken, field) for field in fields} for name, taken in data.cohorts.items()}
-    exchanged = [name for name, taken in data.cohorts.items() if taken.split and not taken.split.in_place]
-    return {name: x | ({"place": data.cohorts[name].place} if name in exchanged else {}) for name, x in those.items()}
+    exchanged = {name: taken.place for name, taken in data.cohorts.items() if taken.split and taken.place is not None}
+    return {name: fields | ({"place": exchanged[name]} if name in exchanged else {}) for name, fields in those.items()}
 
 
 def with_participants(data: RoundData, those: Mapping[str, Mapping[str, Any]]) -> RoundData:

@@ -19,7 +19,7 @@ from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.models import Model
-from fedjax_mm.split_rows import SplitRows, in_step, is_split
+from fedjax_mm.split_rows import in_step, is_split
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 MODALITIES = ("image", "text")
@@ -28,7 +28,7 @@ Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
 
 
 def represent(
-    model: Model, params: PyTree, x: jax.Array | SplitRows, block: int = 256, wanted: jax.Array | bool = True
+    model: Model, params: PyTree, x: jax.Array, block: int = 256, wanted: jax.Array | bool = True
 ) -> jax.Array:
     """Unit representations [P, D] of examples [P, ...], `block` at a time; zeros, at no cost, where not `wanted` [].
 
