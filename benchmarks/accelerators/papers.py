@@ -95,15 +95,11 @@ COCO = Clients(10, 64, {"image": image(224), "text": Shape((5, 40), np.int32)})
 ADVANCE = Clients(40, 96, {"image": image(224), "audio": Shape((1024, 128), np.float32), "label": LABEL}, 30)
 
 
-AT_ONCE = 32  # examples of which CreamFL's encoders keep the activations; a client's own batch has 512
-
-
 def creamfl_full(dtype: np.dtype, mesh: Mesh | None) -> Workload:
     """CreamFL at the settings of its study on COCO: all clients have 500 examples, 10 of each kind take part."""
     settings = creamfl_study.PRESETS["coco"]
     config, numbers, side = creamfl_study.variants(settings)["CreamFL"], settings.numbers, settings.side
     assert isinstance(config, creamfl.CreamFLConfig)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, at_once=AT_ONCE))
     models = creamfl_models.fresh(settings.size.dim, side, released=False, dtype=dtype)
     picture, text = image(side), Shape((24,), np.int32)
     arrays = {

@@ -106,7 +106,7 @@ def train(
     rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
     chunk: clients vmapped at a time (never changes a result), or "auto": timed on the first round's data, the fastest
         that fits the memory is kept. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
-    client_state: "device", "host" or a folder, of clients' states. split_public: whether devices divide the public rows.
+    client_state: "device", "host" or a folder, of clients' states. split_public: devices divide the public rows.
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming.
     progress: whether a bar is shown. None: where the output is a terminal or a notebook.
     peer_timeout: seconds after which a silent one of several processes ends them all. None: they wait for it.
