@@ -1,7 +1,8 @@
 """A cohort split over the devices of a mesh: the map over its clients where they lie, and the rows that move.
 
 With D devices a split array has leaves [D n, ...], of which device d has rows d n to (d + 1) n. Participants of a split
-cohort come in the same order, all of the first device first.
+cohort come in the same order, all of the first device first. Where "all" of a cohort is split (CohortRound.split), the
+examples are too, and `rows` counts from the first of the device's own.
 """
 
 import dataclasses

@@ -115,13 +115,10 @@ class CohortRound:
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether every client of the cohort owns exactly R rows."""
     place: jax.Array | None = None
-    """[C] int32. The row of the FedState's `clients` in which a participant's state is, where those hold the states of
-    the participants alone (a padding client has a row of its own, or one beyond the end). None where those hold the
-    states of all N clients: a client's row is then its number."""
+    """[C] int32. The row of a participant's state in the FedState's `clients` (a padding client has a row of its own,
+    or one beyond the end). None: the client's number; where states are split, its place among the participants."""
     split: Literal["states", "all"] | None = dataclasses.field(default=None, metadata={"static": True})
-    """What is split over the D devices of a mesh, whose participants come device by device, C / D of each: the states
-    of clients, or their examples too, of which `rows` then numbers those of a device. States without a `place` lie
-    where they are mapped. None: every device has all."""
+    """Whether a device has only a part of the clients' states, or of "all", examples too (see fedjax_mm/split.py)."""
 
 
 class RoundData(NamedTuple):
