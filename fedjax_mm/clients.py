@@ -67,6 +67,15 @@ def map_reduce(
     if mesh is None:
         return _scan_chunks(one, chunk, shared, clients)
 
+    order = np.arange(total_clients).reshape(-1, devices).T.ravel()
+    return on_every_device(one, shared, PartitionSpec(), jax.tree.map(lambda x: x[order], clients), chunk, mesh)
+
+
+def on_every_device(
+    one: One, shared: PyTree, specs: PyTree, clients: PyTree, chunk: int, mesh: Mesh
+) -> tuple[PyTree, PyTree]:
+    """`map_reduce` over clients that come device by device. specs: how `shared` lies on the mesh, as of shard_map."""
+
     # check_vma=False: with it on, JAX sums the gradient with respect to a replicated tree over devices behind one's
     # back, so local training would become data-parallel training; and a method's own loops would have to mark
     # their initial values as varying over an axis no method should know of.
@@ -74,15 +83,14 @@ def map_reduce(
         total, each = _scan_chunks(one, chunk, shared, clients)
         return jax.lax.psum(total, AXIS), each
 
-    order = np.arange(total_clients).reshape(-1, devices).T.ravel()
     spread = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        in_specs=(specs, PartitionSpec(AXIS)),
         out_specs=(PartitionSpec(), PartitionSpec(AXIS)),
         check_vma=False,
     )
-    return spread(shared, jax.tree.map(lambda x: x[order], clients))
+    return spread(shared, clients)
 
 
 def _scan_chunks(one: One, chunk: int, shared: PyTree, clients: PyTree) -> tuple[PyTree, PyTree]:

@@ -1,6 +1,5 @@
 """The round: begin, download, update, upload, aggregate. The one verb is `federate(server, cohorts, evaluate)`."""
 
-import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
@@ -9,9 +8,12 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fedjax_mm import transforms, trees
-from fedjax_mm.clients import map_reduce
+from fedjax_mm.clients import One, map_reduce
+from fedjax_mm.split import fitted, map_split
+from fedjax_mm.split_rows import entered
 from fedjax_mm.types import (
     Arrays,
     ClientData,
@@ -30,8 +32,6 @@ from fedjax_mm.types import (
     Server,
     Upload,
 )
-
-NOWHERE = jnp.iinfo(jnp.int32).max  # the place of a padding client: beyond the end of any array
 
 
 def no_scores(state: FedState, arrays: Arrays) -> dict[str, float]:
@@ -68,6 +68,9 @@ class Method(NamedTuple):
     """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
     """`evaluate(state, arrays)` gives the scores that `run.train(test=arrays)` logs."""
+    public_by_rows: bool = False
+    """Whether the public examples are read by `local.take` alone, so that `run.train(split_public=True)` may give each
+    device a part of them. A client then reads them equally often wherever it runs (see split_rows)."""
     check: Callable[[Population], None] = accept_any
     """`check(population)` raises ValueError where a population does not fit what the method was built for."""
 
@@ -102,6 +105,7 @@ def federate(
     *,
     upload: transforms.AnyTransform | None = None,
     over: OverClients | None = None,
+    public_by_rows: bool = False,
     check: Callable[[Population], None] = accept_any,
 ) -> Method:
     """Ties a server and its cohorts into a Method.
@@ -109,6 +113,7 @@ def federate(
     upload: an uploads.Transform of {slot: value} (clip, quantise, noise, ...), which a client encodes and the server
         decodes before it sums; or one of optax, which starts afresh in each round and gets what the server sent as
         `params` and a random key as `key` (see `on_change`). One with a state is put on by `uploads.attach`.
+    public_by_rows: see Method.
     check: raises ValueError for a population that does not fit; a run asks it before its first round.
 
     Raises ValueError where there is no cohort. Each client sends its weight in this example; the server keeps the mean:
@@ -127,7 +132,8 @@ def federate(
     """
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
-    return Method(server, dict(cohorts), upload or optax.identity(), over or OverClients(), evaluate, check)
+    over = over or OverClients()
+    return Method(server, dict(cohorts), upload or optax.identity(), over, evaluate, public_by_rows, check)
 
 
 def init_server(method: Method, key: Key) -> PyTree:
@@ -170,14 +176,17 @@ def cohort_pass(
     metrics are means over them, or over those that give a metric as a Mean of weight above 0; else NaN.
     """
     cohort, public = method.cohorts[name], data.public
-    chunk, taken = _fit(method.over, name, data.cohorts[name], cohort.size)
+    chunk, taken = fitted(method.over, name, data.cohorts[name], cohort.size)
+    split = taken.split
 
     def one(shared, client):
-        download, states, arrays, public, key = shared
-        index, place, weight, rows, count, work = client
+        (download, states, public, key), arrays = shared
+        index, place, weight, rows, count, work, old = client
         place = index if place is None else place
         key = _client_key(jax.random.wrap_key_data(key, impl=impl), name, index)
-        old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
+        if split is None:
+            old = jax.tree.map(lambda x: x.at[place].get(mode="clip"), states)
+        public = public if split is None else entered(public)
         seen = ClientData(arrays, rows, count, weight, public, taken.uniform, index, work)
         update = cohort.update(download, old, seen, jax.random.fold_in(key, 0))
         sent, new, metrics = jax.tree.map(jnp.asarray, update)  # a weight may be a plain 1.0
@@ -204,15 +213,24 @@ def cohort_pass(
         return total, (each, place, trees.where(counts, new, old))
 
     impl = jax.random.key_impl(key)
-    shared = (download, states, taken.arrays, public, jax.random.key_data(key))
-    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count, taken.work)
-    (means, metrics, tally), (each, place, new) = map_reduce(one, shared, clients, chunk=chunk, mesh=method.over.mesh)
-    states = jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
+    shared = (download, states if split is None else (), public, jax.random.key_data(key))
+    (means, metrics, tally), each, states = _mapped(one, shared, states, taken, chunk, method.over.mesh)
     uploads = {**{slot: _as_mean(total) for slot, total in means.items()}, **each}
     # A metric that no client who counts has a number for has none; where no client counts at all, `clients` says so.
     known = {metric: (total.weight > 0) | (tally["clients"] == 0) for metric, total in metrics.items()}
     metrics = {metric: jnp.where(known[metric], _as_mean(total).value, jnp.nan) for metric, total in metrics.items()}
     return uploads, states, {**metrics, **tally}
+
+
+def _mapped(
+    one: One, shared: PyTree, states: PyTree, taken: CohortRound, chunk: int, mesh: Mesh | None
+) -> tuple[PyTree, PyTree, PyTree]:
+    """(the sum of totals, the other uploads, the states with the participants' new ones) of `one` over a cohort."""
+    if mesh is not None and taken.split is not None:
+        return map_split(one, shared, states, taken, chunk, mesh)
+    clients = (taken.index, taken.place, taken.weight, taken.rows, taken.count, taken.work, None)
+    total, (each, place, new) = map_reduce(one, (shared, taken.arrays), clients, chunk=chunk, mesh=mesh)
+    return total, each, jax.tree.map(lambda everyone, some: everyone.at[place].set(some, mode="drop"), states, new)
 
 
 def _init_key(key: Key) -> Key:
@@ -239,22 +257,3 @@ def _weighted(metric: jax.Array | Mean, weight: jax.Array, counts: jax.Array) ->
 def _as_mean(total: Mean) -> Mean:
     scale = jnp.where(total.weight > 0, 1 / jnp.where(total.weight > 0, total.weight, 1.0), 0.0)
     return Mean(jax.tree.map(lambda x: x * scale, total.value), total.weight)
-
-
-def _fit(over: OverClients, name: str, data: CohortRound, size: int) -> tuple[int, CohortRound]:
-    """The chunk to use, and the participants with padding clients added, up to a multiple of it."""
-    devices = over.mesh.size if over.mesh is not None else 1
-    chunk = over.chunk[name] if isinstance(over.chunk, Mapping) else over.chunk
-    places = data.index.shape[0]
-    chunk = max(1, min(chunk, -(-places // devices)))
-    more = -places % (chunk * devices)
-    fill = lambda x, value: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
-    return chunk, dataclasses.replace(
-        data,
-        index=fill(data.index, size),
-        weight=fill(data.weight, 0),
-        rows=fill(data.rows, 0),
-        count=fill(data.count, 0),
-        place=None if data.place is None else fill(data.place, NOWHERE),
-        work=None if data.work is None else fill(data.work, 0),
-    )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_mm import trees
 from fedjax_mm.checks import (
     check_callable,
     check_flag,
@@ -25,6 +26,7 @@ from fedjax_mm.checks import (
     check_whole,
     say,
 )
+from fedjax_mm.split_rows import in_step, is_split, read_rows
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
@@ -86,7 +88,7 @@ def whole(arrays: Arrays) -> ClientData:
 
 
 def take(arrays: Arrays, rows: jax.Array) -> Arrays:
-    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...].
+    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]. An array may be a SplitRows.
 
     >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
     [30, 10]
@@ -94,7 +96,9 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     if arrays:
         _count(arrays)
     check_traced("rows", rows)
-    return jax.tree.map(lambda x: _rows(x, rows), arrays)
+    return jax.tree.map(
+        lambda x: read_rows(x, rows, _rows) if is_split(x) else _rows(x, rows), arrays, is_leaf=is_split
+    )
 
 
 def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -139,7 +143,6 @@ def local_steps(
     taken = epochs * steps if data.work is None else jnp.ceil(data.work * (epochs * steps) - 1e-3).astype(jnp.int32)
     full = drop_last or (data.uniform and most % batch_size == 0)
     padding = -most % batch_size  # so that no slice of the last batch is clamped
-
     client_step = _named(step)
 
     def batch_at(rows, i):
@@ -147,20 +150,21 @@ def local_steps(
         mask = jnp.ones(batch_size) if full else (start + jnp.arange(batch_size) < count).astype(jnp.float32)
         return {**take(data.arrays, jax.lax.dynamic_slice(rows, (start,), (batch_size,))), "mask": mask}
 
-    def one(rows, epoch_key, i, carry_and_total):
-        carry, total = carry_and_total
-        carry, metrics = client_step(carry, batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
-        return carry, jax.tree.map(jnp.add, total, metrics)
+    def one(rows, epoch_key, here, i, before):
+        carry, metrics = client_step(before[0], batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
+        after = carry, jax.tree.map(jnp.add, before[1], metrics)
+        return after if here is None else trees.where(i < here, after, before)
 
     def epoch(e, carry_and_total):
-        epoch_key = jax.random.fold_in(key, e)
-        rows = data.rows
+        epoch_key, rows = jax.random.fold_in(key, e), data.rows
         if shuffle:  # a random key per own row, the padding rows last
             draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
             rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
         rows = jnp.pad(rows, (0, padding))
         here = steps if data.work is None else jnp.clip(taken - e * steps, 0, steps)
-        return jax.lax.fori_loop(0, here, functools.partial(one, rows, epoch_key), carry_and_total)
+        trips = in_step(here, (data.arrays, data.public))
+        body = functools.partial(one, rows, epoch_key, None if trips is here else here)
+        return jax.lax.fori_loop(0, trips, body, carry_and_total)
 
     shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -184,7 +188,9 @@ def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:
 
 
 def _count(arrays: Arrays) -> int:
-    return check_length("arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array")), "[M, ...]")
+    return check_length(
+        "arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array"), is_leaf=is_split), "[M, ...]"
+    )
 
 
 def _named(step: Step) -> Step:

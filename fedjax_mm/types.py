@@ -7,7 +7,7 @@ steps, `B` examples of a batch, `P` public (proxy) examples, `D` embedding width
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -117,10 +117,11 @@ class CohortRound:
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether every client of the cohort owns exactly R rows."""
     place: jax.Array | None = None
-    """[C] int32. The row of the FedState's `clients` in which a participant's state is, where those hold participants
-    alone (a padding client has a row of its own, or one beyond the end). None where a client's row is its number."""
+    """[C] int32. Each one's row in `FedState.clients`, or one beyond. None: its number or, where split, its place."""
     work: jax.Array | None = None
     """[C] float32 in 0..1. The share of its steps that each participant takes. None: all take all."""
+    split: Literal["states", "all"] | None = dataclasses.field(default=None, metadata={"static": True})
+    """Whether a device has only a part of the clients' states, or of "all", examples too (see fedjax_mm/split.py)."""
 
 
 class RoundData(NamedTuple):
@@ -224,8 +225,7 @@ class Server(NamedTuple):
     download: Callable[[PyTree, Arrays | None], Mapping[str, Download]]
     """`download(state, public)` gives what each cohort gets."""
     update: Callable[[PyTree, Mapping[str, Upload], Arrays | None, Key], tuple[PyTree, Metrics]]
-    """`update(state, uploads, public, key)` gives the new state and metrics; `uploads` is {cohort: {slot: Mean | Each}}
-    over all clients."""
+    """`update(state, uploads, public, key)` gives the new state and metrics. uploads: {cohort: {slot: Mean | Each}}."""
     begin: Callable[[PyTree, Arrays | None, Key], tuple[PyTree, Metrics]] | None = None
     """`begin(state, public, key)` is what the server does before it sends anything, such as training on the public
     examples; it gives the new state and metrics. None where it does nothing."""

@@ -110,6 +110,18 @@ def test_a_run_in_parts_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
     assert [row["test/rounds"] for row in rows] == took_part and len(rows) == ROUNDS
 
 
+def test_a_run_goes_on_on_other_devices(tmp_path):
+    for rounds, place, devices in ((1, "device", 4), (2, "device", None), (3, "host", 2), (ROUNDS, "device", 2)):
+        last = train(place, rounds=rounds, devices=devices, directory=tmp_path)
+    chex.assert_trees_all_close(*jax.device_get((last, on_device())), rtol=1e-2)  # half of the numbers are bfloat16
+
+
+@pytest.mark.parametrize("per_round", [PER_ROUND, {"A": 7, "B": 2}])
+def test_rounds_in_one_call_exchange_states_as_single_rounds_do(per_round):
+    settings = {"per_round": per_round, "devices": 2, "checkpoint_every": None}
+    chex.assert_trees_all_equal(*(jax.device_get(train("device", rounds_per_call=n, **settings)) for n in (2, 1)))
+
+
 def test_stages_start_with_fresh_states_of_their_own(tmp_path):
     plan = lambda: [Stage("one", problem()[0], 2), Stage("two", problem()[0], 2)]
     expected = train("device", rounds=None, method=plan(), devices=2)

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from benchmarks.accelerators import chips, hlo
 from benchmarks.accelerators.papers import ROWS
+from benchmarks.accelerators.placing import placed
 from benchmarks.accelerators.rows import Workload
 from fedjax_mm import costs
 from fedjax_mm.clients import AXIS
@@ -29,12 +30,12 @@ def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, ke
     one_device, given = workload.round(OverClients())
     flops = costs.matmul_flops(one_device, *given, unknown_trips=workload.trips) / devices
     round, shapes = workload.round(OverClients(chunk, several))
-    placed = everywhere(shapes, mesh)
+    laid = placed(workload, shapes[-1], mesh, ROWS[name].off_device)
     begun = time.perf_counter()
-    lowered = jax.jit(round, donate_argnums=0).lower(*placed)
+    lowered = jax.jit(round, donate_argnums=0).lower(*laid)
     middle = time.perf_counter()
     row = {"topology": topology, "lower s": middle - begun, "TFLOP a device": flops / 1e12}
-    row |= {"least ms": flops / (1e9 * chip.tflops), "arguments GB": held(placed) / 1e9}
+    row |= {"least ms": flops / (1e9 * chip.tflops), "arguments GB": held(laid) / 1e9}
     try:
         program = lowered.compile(compiler_options=dict(chip.options))
     except jax.errors.JaxRuntimeError as error:
@@ -53,15 +54,9 @@ def made(name: str, dtype: str, mesh: Mesh | None = None) -> Workload:
     return row.make(jnp.dtype(dtype), *([mesh] if row.takes_mesh else []))
 
 
-def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The shapes, placed as `run.train` places arrays: whole on every device."""
-    at = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
-
-
-def held(placed: PyTree) -> int:
+def held(laid: PyTree) -> int:
     """Bytes of arguments on one device, by their shapes."""
-    leaves = [x for x in jax.tree.leaves(placed) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    leaves = [x for x in jax.tree.leaves(laid) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 

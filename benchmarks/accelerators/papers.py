@@ -129,5 +129,6 @@ ROWS: Mapping[str, Row] = {
         "ResNet-101 and BERT at the server in batches of 128, 50,000 public pairs, 10 of 10, of 10 and of 15 clients",
         creamfl_full,
         takes_mesh=True,
+        off_device=True,
     ),
 }

@@ -52,6 +52,8 @@ class Row:
     """Types of arithmetic that the models have."""
     takes_mesh: bool = False
     """Whether `make` takes the mesh too, None on one device."""
+    off_device: bool = False
+    """Whether several devices split the examples and the public ones (`on_device=False`, `split_public=True`)."""
 
 
 class Clients(NamedTuple):

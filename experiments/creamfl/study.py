@@ -45,13 +45,15 @@ class Settings:
     """Learning rate of all clients; None takes the variant's."""
     weighing_temperature: float = 1.0
     """Temperature of the contrastive weights."""
+    at_once: int | None = None
+    """Examples of a batch whose activations are in memory at once (see creamfl's Training); None: all."""
     size: Size = Size()
     pretraining: int = 8
     """Passes over other, labelled examples that all encoders have behind them; 0 takes fresh encoders."""
     common: Annotated[cli.Common, cli.FLAT] = cli.Common(rounds=15, out="runs/creamfl_scenes")
 
     def __post_init__(self) -> None:
-        cli.at_least(1, side=self.side, per_round=self.per_round, epochs=self.epochs)
+        cli.at_least(1, side=self.side, per_round=self.per_round, epochs=self.epochs, at_once=self.at_once or 1)
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
@@ -73,6 +75,7 @@ PRESETS = {
         side=224,
         size=Size(dim=512),
         epochs=5,
+        at_once=32,
         common=cli.Common(rounds=30, out="runs/creamfl_coco"),
     ),
 }
@@ -87,7 +90,7 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     config = creamfl.VARIANTS[settings.variant]
     rates = {"server_lr": settings.server_lr, "client_lr": settings.client_lr, "both_lr": settings.client_lr}
     given = {key: rate for key, rate in rates.items() if rate is not None}
-    training = dataclasses.replace(config.training, epochs=settings.epochs, **given)
+    training = dataclasses.replace(config.training, epochs=settings.epochs, at_once=settings.at_once, **given)
     twice = dataclasses.replace(training, server_epochs=2 * training.server_epochs)
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
     cream = functools.partial(dataclasses.replace, config)

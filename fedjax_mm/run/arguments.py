@@ -12,6 +12,7 @@ from fedjax_mm import clients, stages
 from fedjax_mm.checks import check_callable, check_flag, check_mapping, check_number, check_whole, say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.run.client_state import holds_keys
 from fedjax_mm.run.job import participation_key
 from fedjax_mm.run.json_files import CHECKSUM
 from fedjax_mm.run.records import check_name
@@ -41,6 +42,7 @@ def check_arguments(
     chunk: Any,
     devices: Any,
     client_state: Any,
+    split_public: Any,
     config: Any,
     tensorboard: Any,
     progress: Any,
@@ -67,6 +69,7 @@ def check_arguments(
         check_whole("devices", devices, 1, jax.device_count())
     if client_state not in PLACES:
         _check_folder_of_states(client_state)
+    _check_split(plan, check_flag("split_public", split_public))
     _check_test(plan, test)
     _check_scores(evaluate)
     every |= {f"the period of evaluate[{k!r}]": v.rounds for k, v in (evaluate or {}).items() if isinstance(v, Every)}
@@ -107,7 +110,8 @@ def check_sweep(
     if devices is None:
         raise ValueError("devices is None; give a sweep a whole number from 1 on")
     unused = {"directory": None, "evaluate": None, "watch": (), "checkpoint_every": None, "rounds_per_call": 1}
-    unused |= {"client_state": "device", "config": None, "tensorboard": False, "progress": None, "peer_timeout": None}
+    unused |= {"client_state": "device", "split_public": False, "config": None, "tensorboard": False}
+    unused |= {"progress": None, "peer_timeout": None}
     given = dict(zip(("per_round", "choose"), who, strict=True))
     given |= {"evaluate_every": evaluate_every, "chunk": chunk, "devices": devices, "log": log}
     lengths = [sum(stage.rounds for stage in plan) for plan in plans]
@@ -204,6 +208,22 @@ def _check_chunk(chunk: Any, data: FederatedData) -> None:
             raise ValueError(f"chunk is {chunk!r}; give a number of clients from 1 on, or 'auto'")
     elif chunk is not None:
         check_whole("chunk", chunk, 1)
+
+
+def _check_split(plan: Sequence[Stage], split_public: bool) -> None:
+    if not split_public:
+        return
+    for stage in plan:
+        if not stage.method.public_by_rows:
+            raise ValueError(
+                "split_public is True, but the method may read public examples otherwise than by local.take; leave it "
+                "out, or build the method with federate(..., public_by_rows=True)"
+            )
+        if holds_keys(stage.method):
+            raise ValueError(
+                "split_public is True, but clients keep random keys, whose states are on every device; put their "
+                "jax.random.key_data in the state"
+            )
 
 
 def _check_calls(number: Any, periods: Mapping[str, int | None], on_device: bool, client_state: Any) -> None:

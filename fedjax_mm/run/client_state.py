@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm import trees
-from fedjax_mm.federate import Method, client_init, init_clients
+from fedjax_mm.federate import Method, client_init, init_clients, init_server
 from fedjax_mm.types import Cohort, PyTree, RoundData
 
 BLOCK_BYTES = 1 << 24  # of states drawn on the device at once
@@ -49,7 +49,7 @@ def shapes(states: States, data: RoundData) -> States:
 
 def read(states: States, data: RoundData) -> States:
     """Copies of the participants' states, leaves [C, ...]; a padding client gets somebody's."""
-    return {name: _rows(states[name], np.asarray(taken.index)) for name, taken in data.cohorts.items()}
+    return {name: rows(states[name], np.asarray(taken.index)) for name, taken in data.cohorts.items()}
 
 
 def write(states: States, data: RoundData, new: States) -> None:
@@ -63,7 +63,7 @@ def read_again(states: States, data: RoundData, copies: States, changed: RoundDa
     for name, taken in data.cohorts.items():
         index = np.asarray(taken.index)
         (places,) = np.nonzero(np.isin(index, changed.cohorts[name].index))
-        _put(copies[name], places, _rows(states[name], index[places]))
+        _put(copies[name], places, rows(states[name], index[places]))
 
 
 def fill(states: States, whole: States) -> None:
@@ -71,7 +71,22 @@ def fill(states: States, whole: States) -> None:
     jax.tree.map(np.copyto, states, whole)
 
 
-def _rows(states: PyTree, index: np.ndarray) -> PyTree:
+def holds_keys(method: Method) -> bool:
+    """Whether a client's state holds random keys, which no NumPy array can."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    server = jax.eval_shape(lambda key: init_server(method, key), key)
+    states = [jax.eval_shape(client_init(cohort), key, server) for cohort in method.cohorts.values()]
+    return any(map(_keys_in, states))
+
+
+def _keys_in(state: PyTree) -> list[str]:
+    """Where a state, or its shapes, has random keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [jax.tree_util.keystr(path) for path, x in leaves if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+
+
+def rows(states: PyTree, index: np.ndarray) -> PyTree:
+    """Copies of the states `index` of NumPy arrays [N, ...]; somebody's for a number that is no client's."""
     return jax.tree.map(lambda x: np.take(x, index, axis=0, mode="clip"), states)
 
 
@@ -85,12 +100,11 @@ def _put(states: PyTree, index: np.ndarray, new: PyTree) -> None:
 
 def _init_cohort(cohort: Cohort, name: str, key: jax.Array, server: PyTree, folder: str | os.PathLike | None) -> PyTree:
     one = jax.eval_shape(client_init(cohort), key, server)
-    for path, x in jax.tree_util.tree_leaves_with_path(one):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            raise ValueError(
-                f"a client's state of cohort {name} holds random keys at {jax.tree_util.keystr(path)}, which cannot "
-                "leave the device; put their jax.random.key_data there, or give client_state='device'"
-            )
+    for path in _keys_in(one):
+        raise ValueError(
+            f"a client's state of cohort {name} holds random keys at {path}, which cannot "
+            "leave the device; put their jax.random.key_data there, or give client_state='device'"
+        )
     leaves, structure = jax.tree.flatten(one)
     block = min(cohort.size, max(1, BLOCK_BYTES // max(1, trees.size_bytes(one))))
     draw = jax.jit(lambda first, server: init_clients(cohort, name, key, first + jnp.arange(block), server))

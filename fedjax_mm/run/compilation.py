@@ -12,12 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mm import stages
 from fedjax_mm.federate import Method
-from fedjax_mm.run import client_state, digests
+from fedjax_mm.run import digests
 from fedjax_mm.run.json_files import Folder
+from fedjax_mm.run.placement import States
 from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_finite, with_participants
 from fedjax_mm.run.tune import chosen_chunks
+from fedjax_mm.split_rows import is_split
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Key, OverClients, RoundData
 
@@ -27,16 +29,17 @@ Chunk = int | Mapping[str, int] | str | None
 class Compiler(NamedTuple):
     """How the rounds of a run are compiled.
 
-    chunk: of every stage's map over clients, or "auto"; None: as its method says. folder: where a stage's chunks are
-    remembered. streamed: the state has the states of the participants alone. files: of the run, which belong to the
-    stages' programs. claimed: the names of stages whose programs are compared. lowered: the program that was compared
-    last, by its stage, if it is still to be compiled.
+    chunk: of every stage's map over clients, or "auto"; None: as its method says. states: where those of the clients
+    are kept. feed: the data of round r, not yet placed. folder: where a stage's chunks are remembered. files: of the
+    run, which belong to the stages' programs. claimed: the names of stages whose programs are compared. lowered: the
+    program that was compared last, by its stage, if it is still to be compiled.
     """
 
     chunk: Chunk
     mesh: Mesh | None
     init_key: Key
-    streamed: bool
+    states: States
+    feed: Callable[[int], RoundData]
     folder: Callable[[Stage], RunDirectory | Folder | None]
     files: RunDirectory | None
     claimed: set[str]
@@ -48,7 +51,7 @@ class Compiler(NamedTuple):
         single = inputs._replace(data=_first(inputs.data, number))
         if begun is None:
             if isinstance(self.chunk, str):
-                self.claim(stage, single.data)  # before minutes are spent on measuring
+                self.claim(stage)  # before minutes are spent on measuring
                 chunk = chosen_chunks(stage.method, *single, self.mesh, self.folder(stage), self.log)
             else:
                 chunk = self.chunk
@@ -63,16 +66,15 @@ class Compiler(NamedTuple):
             since = time.perf_counter()
             step, seconds, digest = begun.result()
             waited = f" beside the stage before, waited {time.perf_counter() - since:.1f} s for it"
-        self.claim(stage, single.data, digest)
+        self.claim(stage, digest)
         what = "the round" if number == 1 else f"{number} rounds"
         self.log(f"compiled {what}{f' of {stage.name}' if stage.name else ''} in {seconds:.1f} s{waited}")
         return step
 
-    def claim(self, stage: Stage, data: RoundData, digest: str | None = None) -> None:
+    def claim(self, stage: Stage, digest: str | None = None) -> None:
         """Compares the stage's program over all processes, and with the one that the run's directory belongs to.
 
-        data: of any round of the run. digest: of the program, where it is known. Raises ValueError in every process
-        where one of them differs.
+        digest: of the program, where it is known. Raises ValueError in every process where one of them differs.
         """
         if stage.name in self.claimed or self.files is None and jax.process_count() == 1:
             return
@@ -80,7 +82,7 @@ class Compiler(NamedTuple):
         program = digest
         if program is None:
             self.lowered.clear()
-            self.lowered[stage.name] = lowered = _lower_plain(stage.method, self.init_key, data)
+            self.lowered[stage.name] = lowered = _lower_plain(stage.method, self.init_key, self.feed(0))
             program = digests.of_program(lowered)
         agree({"method": program})
         files = self.files
@@ -92,7 +94,7 @@ class Compiler(NamedTuple):
         if isinstance(self.chunk, str):
             return None
         over = over_clients(later.method, self.chunk, self.mesh)
-        return ahead(later, inputs, number, self.init_key, over, self.streamed)
+        return ahead(later, inputs, number, self.init_key, over, self.states)
 
 
 def over_clients(method: Method, chunk: int | Mapping[str, int] | None, mesh: Mesh | None) -> OverClients:
@@ -100,7 +102,7 @@ def over_clients(method: Method, chunk: int | Mapping[str, int] | None, mesh: Me
     return OverClients(method.over.chunk if chunk is None else chunk, mesh)
 
 
-def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverClients, streamed: bool) -> Future:
+def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverClients, states: States) -> Future:
     """`number` rounds of a stage that a thread is compiling: what `_compile` gives.
 
     before: inputs of a single round of the stage that trains meanwhile; a round's shapes are the same in all stages.
@@ -110,12 +112,11 @@ def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverCl
 
     def compile_it():
         fresh = jax.eval_shape(stage.method.init, init_key)
-        if streamed:
-            fresh = dataclasses.replace(fresh, clients=client_state.shapes(fresh.clients, data))
         entered = jax.eval_shape(stages.enter, state, fresh)
         if over.mesh is not None:
             everywhere = NamedSharding(over.mesh, PartitionSpec())
             entered = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), entered)
+        entered = dataclasses.replace(entered, clients=states.shapes(fresh.clients, data))
         return _compile(stage, Inputs(entered, _shaped(data, number), key), over, number)
 
     thread = ThreadPoolExecutor(1)
@@ -128,7 +129,9 @@ def _lower_plain(method: Method, init_key: Key, data: RoundData) -> jax.stages.L
     """A method's round that is compared, however clients are mapped and wherever their states are kept."""
     state = jax.eval_shape(method.init, init_key)
     cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
-    inputs = Inputs(state, data._replace(cohorts=cohorts), init_key)
+    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    public = jax.tree.map(whole, data.public, is_leaf=is_split)
+    inputs = Inputs(state, data._replace(cohorts=cohorts, public=public), init_key)
     return _lower(method._replace(over=OverClients()), _shapes(inputs))
 
 

@@ -22,10 +22,10 @@ that has a `close` is closed with the run. `run.track` has those for TensorBoard
 **Calls.** With `rounds_per_call=10` the device runs ten rounds in one call, without the host's time between them.
 Scores and checkpoints are due, watchers find the state, and the run can be stopped, behind every tenth round alone.
 
-**Clients' states.** With `client_state="device"` the device holds the states of all clients; with "host" they are NumPy
-arrays in memory, and with a folder memory-mapped files, of which the device holds the participants' alone. Scores then
-get, and `train` returns, a FedState whose clients are NumPy arrays; a checkpoint, which has all of them, is written and
-read by way of memory. A run may go on with another choice.
+**Clients' states.** With `client_state="device"` the device has the states of all clients; several devices of one
+process have a part each. With "host" they are NumPy arrays in memory, with a folder memory-mapped files, and devices
+have the participants' alone. Where no device has all, scores get, and `train` returns, NumPy arrays; a checkpoint has
+all, by way of memory. A run may go on with another choice, none of which changes a result; so with `split_public`.
 """
 
 import contextlib
@@ -44,7 +44,8 @@ from fedjax_mm.participation import Chooser
 from fedjax_mm.run.arguments import check_arguments
 from fedjax_mm.run.compilation import Chunk, Compiler
 from fedjax_mm.run.job import Job, settings_of
-from fedjax_mm.run.placement import OffDevice, States, client_states, local, on_mesh
+from fedjax_mm.run.over_devices import client_states
+from fedjax_mm.run.placement import States, local, on_mesh
 from fedjax_mm.run.processes import agree, all_or_none, any_of, watched_peers
 from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
@@ -89,6 +90,7 @@ def train(
     chunk: Chunk = None,
     devices: int | Mesh | None = None,
     client_state: str | os.PathLike = "device",
+    split_public: bool = False,
     config: Any = None,
     tensorboard: bool = False,
     progress: bool | None = None,
@@ -105,7 +107,7 @@ def train(
     rounds_per_call: rounds in one call of the device (never changes a result). There are states at its multiples alone.
     chunk: clients vmapped at a time (never changes a result), or "auto": the fastest on the first round's data that
         fits the memory. devices: how many to spread clients over, or a mesh. None: as `method.over` says.
-    client_state: "device", "host" or a folder: where clients' states are kept (never changes a result).
+    client_state: "device", "host" or a folder, of clients' states. split_public: devices divide the public rows.
     config: a dataclass or mapping of the experiment's settings, kept in config.json and compared on resuming. progress:
         whether a bar is shown; None: where the output is a terminal or a notebook. peer_timeout: of processes that
         share a directory, one that is silent for so many seconds ends them all; None: they wait for it.
@@ -124,10 +126,10 @@ def train(
             files.open_checkpoints()
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
-        job = Job(plan, total, on_mesh(data, mesh), per_round, seed, files, log, stop, choose)
+        job = Job(plan, total, on_mesh(data, mesh, split_public), per_round, seed, files, log, stop, choose)
         watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
-        state = _run(job, client_states(client_state, mesh), (chunk, mesh, rounds_per_call), watchers, show)
+        state = _run(job, client_state, (chunk, mesh, rounds_per_call), watchers, show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
     return state
 
@@ -148,7 +150,7 @@ def _agreed(given: Mapping[str, Any]) -> tuple[Sequence[Stage], Mapping[str, Any
 
 def _run(
     job: Job,
-    states: States,
+    client_state: str | os.PathLike,
     how: tuple[Chunk, Mesh | None, int],
     watchers: Sequence[Watcher],
     show: Callable[[int], Sequence[Watcher]],
@@ -158,10 +160,11 @@ def _run(
     how: the chunk, the mesh and the rounds in a call. show: the watchers of a run that starts behind so many rounds.
     """
     chunk, mesh, per_call = how
+    states = client_states(client_state, mesh, job.plan, job.data)
     keys = (jax.random.fold_in(jax.random.key(job.seed), 0), jax.random.fold_in(jax.random.key(job.seed), 1))
     if job.files:
         job.files.renew("split.json", job.data.split())
-    compiler = Compiler(chunk, mesh, keys[0], isinstance(states, OffDevice), job.folder, job.files, set(), {}, job.log)
+    compiler = Compiler(chunk, mesh, keys[0], states, job.feed, job.folder, job.files, set(), {}, job.log)
     state = _first(job, states, keys[0], compiler)
     if int(state.round) >= job.rounds:
         job.log(f"this run has its {job.rounds} rounds already")
@@ -173,10 +176,8 @@ def _run(
     )
     for done in behind:
         stopped = _watched(done, watchers, shown, job, stopped)
-        if done.whole is not None:  # a run ends with a call
-            state = done.whole
-            if stopped:
-                break
+        if done.ends_call and (stopped or done.last):
+            return done.whole or state
     return state
 
 
@@ -194,7 +195,7 @@ def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) ->
     for last in job.files.checkpoints.rounds[:1]:  # before they are read: they are of this program, or damaged
         for stage in job.plan[: stages.index(job.plan, last - 1) + 1]:
             if stage.rounds:
-                compiler.claim(stage, job.feed(0))
+                compiler.claim(stage)
     saved = job.files.checkpoints.restore(like, job.log)
     job.files.cut_log(0 if saved is None else int(saved.round))
     if saved is None:
@@ -248,12 +249,12 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
         try:
             row |= watcher(done, row) or {}
         except StopRun as stop:
-            stopped, done = stop, done._replace(last=done.whole is not None)
+            stopped, done = stop, done._replace(last=done.ends_call)
     job.stop.begin()
     stopping = any_of(stopping or stopped is not None or job.stop.signal is not None)
     row = finite(row, job.log)
     for watcher in shown:  # the last round is saved
-        watcher(done._replace(last=done.last or stopping and done.whole is not None), row)
+        watcher(done._replace(last=done.last or stopping and done.ends_call), row)
     if stopped is not None:
         job.log(f"stopped after round {done.number}: {stopped}")
     return stopping

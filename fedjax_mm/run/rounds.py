@@ -1,6 +1,7 @@
 """The loop over rounds, as a generator: it knows no file, no test set and no screen. What watches it is in watch.py."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -55,9 +56,8 @@ class Round(NamedTuple):
     """Whether this run entered the stage with this round."""
     data: RoundData
     """Who took part, and with which rows."""
-    whole: FedState | None
-    """The state after the round over all devices, with the states of all clients, as a checkpoint has it. None where
-    the round is not the last of its call."""
+    gather: Callable[[], FedState] | None
+    """Gives `whole`. None where the round is not the last of its call."""
     mesh: Mesh | None
     """The devices that `whole` lies on; None: one."""
     finite: bool
@@ -69,14 +69,26 @@ class Round(NamedTuple):
         return self.stage.method
 
     @property
+    def ends_call(self) -> bool:
+        """Whether the round is the last of its call, so that there is a state after it."""
+        return self.gather is not None
+
+    @property
+    def whole(self) -> FedState | None:
+        """The state after the round over all devices, with the states of all clients, as a checkpoint has it. None
+        where the round is not the last of its call."""
+        return None if self.gather is None else self.gather()
+
+    @property
     def state(self) -> FedState:
         """The state after the round on this process's own device, with the states of all clients.
 
         Raises ValueError where the round is not the last of its call.
         """
-        if self.whole is None:
+        whole = self.whole
+        if whole is None:
             raise ValueError(f"the state after round {self.number} never leaves the device: rounds_per_call is above 1")
-        return local(self.whole, self.mesh)
+        return local(whole, self.mesh)
 
 
 def rounds(
@@ -129,12 +141,12 @@ def rounds(
         told = [told] if len(those) == 1 else [jax.tree.map(lambda x, i=i: x[i], told) for i in range(len(those))]
         state = states.exchange(state, done, coming, fetched)
         seconds = (time.perf_counter() - begun) / len(those)
-        whole = states.whole(state)
+        gather = functools.cache(functools.partial(states.whole, state))
         for i, (one, (metrics, finite)) in enumerate(zip(those, told, strict=True)):
             number, final = r - len(those) + i + 1, i + 1 == len(those)
             first = i == 0 and (entered or number == start + 1)
             numbers = (number, number == until, metrics, seconds, plan[at], at + 1, first)
-            yield Round(*numbers, one, whole if final else None, mesh, bool(finite))
+            yield Round(*numbers, one, gather if final else None, mesh, bool(finite))
         data = coming if coming is not None else data
 
 
@@ -152,8 +164,12 @@ def _end(plan: Sequence[Stage], at: int) -> int:
 def participants(data: RoundData) -> dict[str, dict[str, Any]]:
     """What differs between rounds of the same arrays, by cohort: who takes part, and with which rows."""
     fields = ("index", "weight", "rows", "count", "work")
-    of = lambda taken: {field: getattr(taken, field) for field in fields if getattr(taken, field) is not None}
-    return {name: of(taken) for name, taken in data.cohorts.items()}
+    found = {}
+    for name, taken in data.cohorts.items():
+        # Where states are exchanged between devices, their places differ too.
+        differ = fields + ("place",) if taken.split else fields
+        found[name] = {field: getattr(taken, field) for field in differ if getattr(taken, field) is not None}
+    return found
 
 
 def with_participants(data: RoundData, those: Mapping[str, Mapping[str, Any]]) -> RoundData:

@@ -137,8 +137,8 @@ class Files:
         if done.first_of_stage:
             keep_costs(self.files, self.plan, done.stage_number, self.data, done.data, done.whole)
         self.files.append(row)
-        if done.whole is not None and is_due(done, self.checkpoint_every):
-            self.files.checkpoints.save(done.whole)
+        if is_due(done, self.checkpoint_every) and (whole := done.whole) is not None:
+            self.files.checkpoints.save(whole)
 
 
 def keep_costs(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small import DATA, KEY, PARAMS, toy
 
-from fedjax_mm import costs, laws, run, uploads
+from fedjax_mm import costs, laws, participation, run, uploads
 from fedjax_mm.data import FederatedData
 
 TRANSFORMS = {
@@ -37,6 +37,23 @@ def case_of(name):
     if name not in CASES:
         CASES[name] = laws.make_case(uploads.attach(toy(), TRANSFORMS[name], DATA), DATA, rounding=1e-6)
     return CASES[name]
+
+
+@pytest.mark.parametrize(
+    "attached",
+    [
+        lambda: uploads.attach(toy(), uploads.on_change(uploads.error_feedback(uploads.random_k(0.5))), DATA),
+        lambda: uploads.secure_sum(toy(), DATA),
+        lambda: uploads.robust(toy(), DATA, uploads.krum(bad=0)),
+    ],
+    ids=["feedback", "secure", "krum"],
+)
+def test_devices_that_hold_a_part_of_the_states_each_change_nothing(attached):
+    """Some clients drop out, and others take a part of their steps."""
+    some = participation.with_dropout(participation.uniform(DATA, 3), 0.3)
+    choose = participation.with_deadline(some, {"all": np.arange(4) + 1.0}, 3.0)
+    runs = [run.train(attached(), DATA, rounds=2, choose=choose, devices=devices) for devices in (None, 4)]
+    chex.assert_trees_all_close(*map(jax.device_get, runs), atol=1e-6)
 
 
 def test_a_transform_without_a_state_changes_no_state():

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import losses, trees
-from fedjax_mm.local import Batch, gradient_step, local_steps
+from fedjax_mm.local import Batch, gradient_step, local_steps, take
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.config import CreamFLConfig
-from fedjax_mm.methods.creamfl.joint_space import OTHER, Shapes, represent_all, task
+from fedjax_mm.methods.creamfl.joint_space import OTHER, Shapes, encode, represent_all, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows
 from fedjax_mm.methods.creamfl.training import Encoders, batch_of, finish_step, optimizer
 from fedjax_mm.types import Arrays, ClientData, Download, Each, Key, Metrics, PyTree
@@ -50,7 +50,7 @@ def contrasts(
     {'inter': 1.792, 'intra': 0.693}
     """
     rows = batch["row"]
-    z = {m: unit(encoders[m].apply(params[m], batch[m])) for m in encoders}
+    z = {m: unit(encode(encoders[m], params[m], batch[m], config.training.at_once)) for m in encoders}
     settings = {"temperature": config.temperature, "mask": mask}
     inter = [losses.inter_modal(z[m], anchors.server[OTHER[m]], rows, **settings) for m in z]
     intra = [losses.intra_modal(z[m], anchors.server[m][rows], anchors.previous[m][rows], **settings) for m in z]
@@ -77,7 +77,7 @@ def joint_loss(
         value /= jnp.maximum(batch["mask"].sum(), 1)
     total = len(next(iter(public.values())))
     rows = jax.random.randint(jax.random.fold_in(key, 2), (config.public_batch,), 0, total)
-    some = {m: x[rows] for m, x in public.items()} | {"row": rows}
+    some = {**take(public, rows), "row": rows}
     more, terms = contrasts(config, encoders, params, some, anchors)
     return value + more, {"task": value, **metrics, **terms}
 

@@ -14,12 +14,13 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, losses
-from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, whole
+from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, take, whole
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model
+from fedjax_mm.split_rows import in_step, is_split
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 MODALITIES = ("image", "text")
@@ -41,14 +42,34 @@ def represent(
     """
     total, block = len(x), min(block, len(x))
     blocks = -(-total // block)
-    width = jax.eval_shape(model.apply, params, x[:1]).shape[-1]
+    width = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape[-1]
 
     def one(i, reps):
         start = jnp.minimum(i * block, total - block)  # the last block overlaps the one before
-        some = jax.lax.dynamic_slice_in_dim(x, start, block)
+        if is_split(x):
+            some = take({"x": x}, start + jnp.arange(block))["x"]
+        else:
+            some = jax.lax.dynamic_slice_in_dim(x, start, block)
         return jax.lax.dynamic_update_slice_in_dim(reps, unit(model.apply(params, some)), start, 0)
 
-    return jax.lax.fori_loop(0, jnp.where(wanted, blocks, 0), one, jnp.zeros((total, width)))
+    trips = in_step(jnp.where(wanted, blocks, 0), x)
+    reps = jax.lax.fori_loop(0, trips, one, jnp.zeros((total, width)))
+    return jnp.where(wanted, reps, 0) if is_split(x) else reps
+
+
+def encode(model: Model, params: PyTree, x: jax.Array, at_once: int | None = None) -> jax.Array:
+    """Representations [B, D] of a batch [B, ...], `at_once` examples at a time (see Training.at_once).
+
+    >>> model = Model(lambda key, x: 3.0, lambda params, x: params * x)
+    >>> jax.grad(lambda w: encode(model, w, jnp.arange(10.0).reshape(5, 2), 2).sum())(3.0).item()
+    45.0
+    """
+    if at_once is None or at_once >= len(x):
+        return model.apply(params, x)
+    blocks = jnp.pad(x, [(0, -len(x) % at_once)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    again = jax.checkpoint(model.apply, prevent_cse=False)  # a loop keeps the two passes apart as it is
+    blocks = jax.lax.map(lambda some: again(params, some), blocks.reshape(-1, at_once, *x.shape[1:]))
+    return blocks.reshape(-1, blocks.shape[-1])[: len(x)]
 
 
 def represent_all(
@@ -86,10 +107,10 @@ def init(key: Key, encoders: Encoders, arrays: Shapes, num_classes: int | None) 
     return params | {"head": {"kernel": kernel, "bias": jnp.zeros(num_classes)}}
 
 
-def classify(encoders: Encoders, params: PyTree, x: jax.Array) -> jax.Array:
+def classify(encoders: Encoders, params: PyTree, x: jax.Array, at_once: int | None = None) -> jax.Array:
     """Logits [B, K] of examples [B, ...], by a client with one modality."""
     (m,) = encoders
-    return encoders[m].apply(params[m], x) @ params["head"]["kernel"] + params["head"]["bias"][None]
+    return encode(encoders[m], params[m], x, at_once) @ params["head"]["kernel"] + params["head"]["bias"][None]
 
 
 def task(training: Training, encoders: Encoders) -> Loss:
@@ -116,13 +137,13 @@ def task(training: Training, encoders: Encoders) -> Loss:
         return views
 
     def retrieve(params, batch, key):
-        z = {m: unit(encoders[m].apply(params[m], x)) for m, x in view(batch, key).items()}
+        z = {m: unit(encode(encoders[m], params[m], x, training.at_once)) for m, x in view(batch, key).items()}
         loss = losses.soft_contrastive(z["image"], z["text"], params["scale"], params["shift"], mask=batch["mask"])
         return loss, {}
 
     def label(params, batch, key):
         ((_, x),) = view(batch, key).items()
-        logits = classify(encoders, params, x)
+        logits = classify(encoders, params, x, training.at_once)
         right = jax.nn.one_hot(batch["label"], logits.shape[-1])
         ce = optax.softmax_cross_entropy(logits - training.margin * right, right)
         loss = masked_mean(ce, batch["mask"])

@@ -112,4 +112,5 @@ def build(
     score_all = functools.partial(scores, config.training, server, clients, classes)
     check_test = functools.partial(fitting.check_test, server, clients, num_classes, fit)
     evaluate = Evaluation(check_test, score_all)
-    return federate(at_server, cohorts, evaluate, check=functools.partial(check_population, fit))
+    check = functools.partial(check_population, fit)
+    return federate(at_server, cohorts, evaluate, public_by_rows=True, check=check)

@@ -14,7 +14,7 @@ from fedjax_mm.local import Batch, gradient_step, masked_mean
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.config import CreamFLConfig
-from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, Shapes, represent_all
+from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, Shapes, encode, represent_all
 from fedjax_mm.methods.creamfl.training import Encoders, optimizer
 from fedjax_mm.types import Arrays, Download, Key, Mean, Metrics, PyTree, Upload
 
@@ -143,7 +143,7 @@ def distillation_loss(
     """
     terms: dict[str, jax.Array] = {}
     for m in present:
-        z = unit(encoders[m].apply(params[m], batch[m]))
+        z = unit(encode(encoders[m], params[m], batch[m], config.training.at_once))
         apart = jnp.square(z - batch[f"target_{m}"])
         apart = jnp.sqrt(apart.sum(-1) + 1e-12) if config.distance == "l2" else apart.mean(-1)
         terms[f"kd_{m}"] = present[m] * masked_mean(apart, batch["mask"])

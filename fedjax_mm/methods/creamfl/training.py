@@ -56,6 +56,10 @@ class Training:
     """Whether negative entries of a classifier's class vectors are set to 0 after every step."""
     block: int = 256
     """Number of public examples that a model represents at a time."""
+    at_once: int | None = None
+    """Examples of a batch that an encoder computes at once while it learns. Their activations alone are in memory, and
+    are computed again for the gradient, which takes about a third more time. It changes results by rounding alone.
+    None: the whole batch."""
 
 
 RELEASED = Training(
