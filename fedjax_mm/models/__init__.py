@@ -8,6 +8,7 @@ from fedjax_mm.models import (
     ast,
     bert,
     cnn,
+    efficientnet,
     embedding,
     heads,
     lstm,
@@ -18,6 +19,7 @@ from fedjax_mm.models import (
     transformer,
     vilt,
     vit,
+    whisper,
 )
 from fedjax_mm.models.encoders import as_encoder, as_encoders
 from fedjax_mm.models.exports import export, import_params
@@ -35,6 +37,7 @@ __all__ = [
     "ast",
     "bert",
     "cnn",
+    "efficientnet",
     "embedding",
     "export",
     "heads",
@@ -47,4 +50,5 @@ __all__ = [
     "transformer",
     "vilt",
     "vit",
+    "whisper",
 ]

@@ -7,7 +7,7 @@ from flax import linen as nn
 from fedjax_mm.checks import check_flag
 from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
-from fedjax_mm.models.transformer import Layer, Transformer, stack
+from fedjax_mm.models.transformer import Layer, Pool, Transformer, stack
 
 # Beginnings of the names of tensors that belong to other heads.
 BERT_HEADS = ("cls.", "pooler.", "classifier.", "qa_outputs.")
@@ -58,6 +58,7 @@ def encoder(
     positions: int = 512,
     types: int = 0,
     pooler: bool = False,
+    pool: Pool = "first",
     dropout: float = 0.1,
     epsilon: float = 1e-12,
     repository: str = "",
@@ -67,6 +68,7 @@ def encoder(
 
     types: number of token types. 0 is DistilBERT, which has neither token types nor a pooler, and no dropout on
         attention's output. With types, every token is of type 0, as in a single sentence.
+    pool: what `apply` gives: token 0, or the mean of the real tokens, as encoders of sentences have it.
     dropout: rate on embeddings and in layers, where `tokens` and `apply` get a key.
     repository: place of the weights on huggingface.co. dtype: type of arithmetic.
 
@@ -104,6 +106,7 @@ def encoder(
         embeddings_dropout=dropout,
         mask=lambda tokens: tokens != 0,
         vocabulary=vocabulary,
+        pool=pool,
     )
 
 
@@ -115,6 +118,16 @@ def distilbert(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) 
 def base(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
     """BERT-base, uncased: 12 layers of width 768, token types and a pooler."""
     return encoder(depth=12, types=2, pooler=True, dropout=dropout, repository="bert-base-uncased", dtype=dtype)
+
+
+def minilm(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
+    """MiniLM-L6 (Wang 2020) tuned on pairs of sentences (Reimers 2019): 6 layers of width 384, the mean of its tokens.
+
+    Similarities of its embeddings are cosines, and it takes lower-case word pieces in BERT's vocabulary.
+    """
+    repository = "sentence-transformers/all-MiniLM-L6-v2"
+    sizes = {"dim": 384, "mlp": 1536, "types": 2, "pooler": True}
+    return encoder(**sizes, pool="mean", dropout=dropout, repository=repository, dtype=dtype)
 
 
 def _distilbert_names(depth: int) -> Names:

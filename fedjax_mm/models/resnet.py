@@ -38,6 +38,7 @@ class BatchNorm(nn.Module):
     """
 
     dtype: jax.typing.DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +49,7 @@ class BatchNorm(nn.Module):
         # have none that could be averaged: the pretrained ones stay.
         mean = jax.lax.stop_gradient(self.param("running_mean", nn.initializers.zeros, shape))
         variance = jax.lax.stop_gradient(self.param("running_variance", nn.initializers.ones, shape))
-        slope = scale * jax.lax.rsqrt(variance + 1e-5)
+        slope = scale * jax.lax.rsqrt(variance + self.epsilon)
         slope, offset = (a.astype(self.dtype)[None, None, None] for a in (slope, bias - mean * slope))
         return x * slope + offset
 

@@ -6,7 +6,7 @@ bert, ast) adds its embeddings and the names of its tensors in checkpoints.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,17 @@ from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import Checkpoint
 from fedjax_mm.types import Key, PyTree
 
+Pool = Literal["first", "mean"]
+"""What stands for all tokens: token 0, or the mean of the real ones."""
+
 
 class Transformer(NamedTuple):
     """An encoder as pure functions over {"embeddings", "layers": {"00", "01", ...}, "norm", "pooler"}.
 
     Not every family has a norm and a pooler. `init(key, batch)` gives the parameters of all layers; a batch is
     [B, ...]. `tokens(params, batch, key=None, dropout_from=0)` runs the layers that are in `params`, in order of their
-    numbers, and then the norm: float32 [B, T, D]. `apply` takes the same arguments and gives token 0 alone: [B, D].
+    numbers, and then the norm: float32 [B, T, D]. `apply` takes the same arguments and gives [B, D]: token 0 alone, or
+    the mean of the real tokens in families without a class token.
 
     A `key` turns dropout on in the layers numbered `dropout_from` (a static int) or more; the embeddings count with
     layer 0. What a layer draws depends on the key and on its own number, not on which other layers there are.
@@ -76,7 +80,7 @@ class Layer(nn.Module):
     norm(x + mlp(x)). `dropout` holds the rates on attention weights, on attention's output and on the MLP's output.
     GELU is the exact one. Kernels start as N(0, std^2). BERT's and ViT's std of 0.02 is meant for a width of 768, and
     much narrower layers learn slowly from it. Parameters: norm_1, norm_2 (scale, bias); query, key, value, out, fc_1,
-    fc_2 (kernel [in, out], bias).
+    fc_2 (kernel [in, out], bias), of which `key` has no bias where `key_bias` is False.
     """
 
     heads: int
@@ -85,6 +89,7 @@ class Layer(nn.Module):
     epsilon: float = 1e-12
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: float = 0.02
+    key_bias: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
@@ -92,7 +97,9 @@ class Layer(nn.Module):
         shape, width = x.shape, x.shape[-1]
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         normal = nn.initializers.normal(self.std)
-        dense = lambda name, features: nn.Dense(features, kernel_init=normal, dtype=self.dtype, name=name)
+        dense = lambda name, features: nn.Dense(
+            features, self.key_bias or name != "key", kernel_init=normal, dtype=self.dtype, name=name
+        )
         # Two passes: a single one loses a variance that is small compared with the mean.
         norm = lambda name: nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name=name)
 
@@ -127,6 +134,7 @@ class _Pieces(NamedTuple):
     pooler: bool
     embeddings_dropout: float
     mask: Callable[[jax.Array], jax.Array | None]
+    pool: Pool
 
 
 def stack(
@@ -140,11 +148,13 @@ def stack(
     embeddings_dropout: float = 0.0,
     mask: Callable[[jax.Array], jax.Array | None] = lambda batch: None,
     vocabulary: int | None = None,
+    pool: Pool = "first",
 ) -> Transformer:
     """The encoder of `depth` layers like `layer` on `embeddings`, a module from a batch to [B, T, width].
 
     `mask` gives a batch's real tokens [B, T] as `Layer` takes them. A pre-norm encoder ends in a norm. With `pooler`
-    the parameters hold a pooler, which `apply` does not use; see `pooled`.
+    the parameters hold a pooler, which `apply` does not use; see `pooled`. pool: "first" lets `apply` give token 0,
+    "mean" the mean of the real tokens.
 
     Raises ValueError for sizes, rates and types that are none, and where the heads do not divide the width.
 
@@ -164,7 +174,9 @@ def stack(
     if width % layer.heads:
         raise ValueError(f"heads {layer.heads} must divide the width {width}")
     norm = nn.LayerNorm(layer.epsilon, use_fast_variance=False)
-    pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask)
+    if pool not in get_args(Pool):
+        raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(get_args(Pool))}")
+    pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask, pool)
     init, apply, tokens = (functools.partial(function, pieces) for function in (_init, _apply, _tokens))
     return Transformer(depth, width, init, apply, tokens, example, checkpoint, vocabulary)
 
@@ -210,4 +222,11 @@ def _tokens(
 def _apply(
     pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0
 ) -> jax.Array:
-    return _normed(pieces, params, _hidden(pieces, params, batch, key, dropout_from)[:, 0])
+    x = _hidden(pieces, params, batch, key, dropout_from)
+    if pieces.pool == "first":
+        return _normed(pieces, params, x[:, 0])
+    x, mask = _normed(pieces, params, x), pieces.mask(batch)
+    if mask is None:
+        return x.mean(1)
+    real = mask[..., None].astype(x.dtype)
+    return (x * real).sum(1) / jnp.maximum(real.sum(1), 1)

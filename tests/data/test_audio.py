@@ -18,6 +18,18 @@ def test_features_are_those_of_hugging_faces_extractor(name, frames, mels):
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
+def test_whispers_features_are_those_of_hugging_faces_extractor():
+    with np.load(FIXTURE.parents[2] / "models" / "fixtures" / "whisper.npz") as npz:
+        waveform, expected = npz["waveform"].astype(np.float32) / 32768, npz["features"]
+    features = audio.whisper_log_mel(waveform, frames=100, mels=8)  # a quarter of it is silence
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="frames"):
+        audio.whisper_log_mel(waveform, frames=0)
+    with pytest.raises(ValueError, match=r"the waveform is int16 \[400\]; give floats \[T\]"):
+        audio.whisper_log_mel(np.zeros(400, np.int16))
+
+
 def slow_log_mel(waveform, rate, mels):
     """Kaldi's filter bank as its documentation words it: a loop over frames, a sum over cosines, a loop over bands."""
     width, size = round(0.025 * rate), 256

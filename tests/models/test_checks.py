@@ -5,7 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mm.models import adapters, ast, autoencoder, bert, cnn, embedding, heads, lstm, mlp, resnet, text, vilt, vit
+from fedjax_mm.models import (
+    adapters,
+    ast,
+    autoencoder,
+    bert,
+    cnn,
+    efficientnet,
+    embedding,
+    heads,
+    lstm,
+    mlp,
+    resnet,
+    text,
+    vilt,
+    vit,
+    whisper,
+)
 
 KEY, TRUNK = jax.random.key(0), cnn.trunk([4])
 SMALL = dict(dim=6, depth=1, heads=2, mlp=8)
@@ -20,10 +36,12 @@ MAKERS = [  # a maker, a call that works, and the arguments that are sizes
     (heads.projection, dict(), "hidden dim layers rate"),
     (heads.prediction, dict(num_classes=3), "num_classes hidden rate fusion"),
     (vit.encoder, dict(image=8, patch=4, **SMALL), "image patch dim depth heads mlp pooler dtype"),
-    (bert.encoder, dict(vocabulary=9, **SMALL), "vocabulary positions types depth heads dropout"),
+    (bert.encoder, dict(vocabulary=9, **SMALL), "vocabulary positions types depth heads pool dropout"),
     (ast.encoder, dict(mels=8, frames=10, patch=4, stride=2, **SMALL), "mels frames patch stride depth"),
+    (whisper.encoder, dict(mels=8, positions=6, **SMALL), "mels positions dim depth heads mlp dtype"),
     (vilt.encoder, dict(image=4, patch=2, **SMALL), "image patch vocabulary text_length depth std lora_alpha"),
     (resnet.encoder, dict(depths=(1,), widths=(4,)), "depths widths image block norm stem"),
+    (efficientnet.encoder, dict(stages=((3, 1, 4, 1, 1),), stem=4, head=8), "stages stem head image dtype"),
     (embedding.pie_text, dict(vocabulary=9, dim=4), "vocabulary dim width scale relu backward"),
     (embedding.pie_image, dict(trunk=TRUNK, dim=4), "trunk dim"),
     (embedding.mean_image, dict(trunk=TRUNK, dim=4), "trunk dim scale"),
