@@ -1,0 +1,80 @@
+"""What frozen encoders say of examples: each is computed once, and kept beside the encoder's weights."""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.weights import sources
+
+
+def features(
+    name: str, examples: np.ndarray, folder: str | pathlib.Path = sources.FOLDER, batch_size: int = 64
+) -> np.ndarray:
+    """What an encoder of the cache says of examples [N, ...]: [N, D] float32. Those that it has seen are not computed.
+
+    name, D: vit_s14 takes pictures [98, 98, 3] uint8, D = 768, the class token and the mean of the patches; minilm
+        word pieces [L] int32, D = 384, and whisper_base log-mel frames [T, 80], D = 512, the mean of the tokens;
+        efficientnet_lite0 pictures [224, 224, 3] uint8, D = 1280.
+
+    Raises FileNotFoundError where the encoder is not in the cache, and ValueError for examples that it does not take.
+    """
+    if len(examples) == 0:
+        raise ValueError("examples is empty; give one or more")
+    kept = sources.find(name, folder)
+    of_weights = (kept / sources.SUM).read_text().split()[0]
+    file = kept / f"features_{of_weights[:16]}.npz"
+    digests = _digests(examples)
+    known = _read(file)
+    unseen = {digest: i for i, digest in enumerate(digests) if digest not in known}
+    if unseen:
+        rows = _computed(name, examples[list(unseen.values())], folder, batch_size)
+        known |= _read(file) | dict(zip(unseen, rows, strict=True))  # another process may have added some meanwhile
+        _write(file, known)
+    return np.stack([known[digest] for digest in digests])
+
+
+def _digests(examples: np.ndarray) -> list[bytes]:
+    kind = f"{examples.dtype.str} {examples.shape[1:]}".encode()
+    return [hashlib.sha256(kind + one.tobytes()).digest()[:16] for one in np.ascontiguousarray(examples)]
+
+
+def _computed(name: str, examples: np.ndarray, folder: str | pathlib.Path, batch_size: int) -> np.ndarray:
+    model, params = sources.load(name, folder)
+
+    @jax.jit
+    def encode(params, batch):
+        if name != "vit_s14":
+            return model.apply(params, batch)
+        tokens = model.tokens(params, batch)
+        return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], axis=1)
+
+    found = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        full = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])  # one program
+        found.append(np.asarray(encode(params, full), np.float32)[: len(batch)])
+    return np.concatenate(found)
+
+
+def _read(file: pathlib.Path) -> dict[bytes, np.ndarray]:
+    """Digest of an example -> its features. A damaged file is as none, and is written anew."""
+    if not file.is_file():
+        return {}
+    try:
+        with open(file, "rb") as opened, np.load(opened) as npz:
+            return dict(zip([row.tobytes() for row in npz["digests"]], npz["features"], strict=True))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
+
+
+def _write(file: pathlib.Path, known: dict[bytes, np.ndarray]) -> None:
+    digests = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+        np.savez(temporary, digests=digests, features=np.stack(list(known.values())))
+    os.replace(temporary.name, file)  # what is there is whole
