@@ -1,11 +1,12 @@
 """Who holds what in CreamFL's experiments: clients with images, with texts and with pairs, and public pairs."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_mm._lazy import require
 from fedjax_mm.data import FederatedData, coco_captions, flickr8k, partition, prepared, scenes, vqa, wordpiece
 
 NEWS = "ag_news_subset"
@@ -91,6 +92,7 @@ def photo_problem(
     side: int = 32,
     length: int = 24,
     vocabulary: int | str | pathlib.Path = 4000,
+    encode: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> Problem:
     """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs.
 
@@ -98,12 +100,13 @@ def photo_problem(
         vqa/easy_vqa, and for `public` "coco" a folder coco, as data.coco_captions takes it.
     public: where the public pairs, with one caption each, and the test photos come from; COCO's are those of val in
         either split, as the captions of its test are not given out.
-    side: pixels of all images, a multiple of 32. length: tokens of a text. vocabulary: so many word pieces, fitted to
-        captions and news, or a BERT vocab.txt.
+    side: pixels of all images. length: tokens of a text. vocabulary: so many word pieces, fitted to captions and news,
+        or a BERT vocab.txt.
+    encode: a frozen encoder, ("image", [E, H, W, 3] uint8) or ("text", [E, L] int32) -> [E, D], whose features then
+        stand in place of images and texts; there are no questions then.
     """
-    if side % 32:
-        raise ValueError(f"--side is {side}; it must be a multiple of 32, the side of CIFAR's images")
     folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
+    numbers = numbers._replace(pretraining=0) if encode else numbers  # a frozen encoder learns no more
     aside = numbers.public if public == "flickr8k" else 0
     photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=aside, seed=seed)
     images, named = {name: arrays["image"] for name, arrays in photos.splits.items()}, photos.captions
@@ -118,9 +121,8 @@ def photo_problem(
     else:
         tokenizer = wordpiece.load(vocabulary)
     tokens = lambda text: wordpiece.encode(tokenizer, text.reshape(-1).tolist(), length).reshape(*text.shape, length)
-    wide = lambda image: image.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
     parts = ("pretraining", "train", "test")
-    image = {k: {"image": wide(cifar[k]["image"]), "label": cifar[k]["label"]} for k in parts}
+    image = {k: {"image": _wide(cifar[k]["image"], side), "label": cifar[k]["label"]} for k in parts}
     text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
     taken = numbers.both * numbers.per_client
     _check_enough("Flickr8k's train", len(captions), "--numbers.both times --numbers.per-client", taken)
@@ -132,15 +134,31 @@ def photo_problem(
     test |= {"image/image": image["test"]["image"], "image/label": image["test"]["label"]}
     test |= {"text/text": text["test"]["text"], "text/label": text["test"]["label"]}
     asked = None
-    if (folder / "vqa" / "easy_vqa").is_dir():
+    arrays = {"image": image["train"], "text": text["train"], "both": both}
+    before = {"image": image["pretraining"], "text": text["pretraining"]}
+    if encode is not None:
+        shared = {m: encode(m, x) for m, x in shared.items()}
+        centre, spread = ({m: f(x, 0) for m, x in shared.items()} for f in (np.mean, np.std))  # all know these
+        seen = lambda m, x: x if m == "label" else (encode(m, x) - centre[m]) / (spread[m] + 1e-6)
+        of = lambda arrays: {key: seen(key.rpartition("/")[2], x) for key, x in arrays.items()}
+        shared = {m: (x - centre[m]) / (spread[m] + 1e-6) for m, x in shared.items()}
+        arrays, test, before = {name: of(x) for name, x in arrays.items()}, of(test), {}
+    elif (folder / "vqa" / "easy_vqa").is_dir():
         source = {"easy_vqa": vqa.imagefolder(folder / "vqa")["easy_vqa"]}
         tasks = vqa.load(source, (side, side), 32, length, tokenizer=tokenizer, seed=seed)
         of = lambda arrays: Questions(arrays["image"], arrays["question"], arrays["target"])
         asked = of(vqa.examples(tasks, "easy_vqa", "train")), of(vqa.examples(tasks, "easy_vqa", "test"))
-    arrays = {"image": image["train"], "text": text["train"], "both": both}
     data = _shared_out(numbers, arrays, shared, alpha, seed)
-    before = {"image": image["pretraining"], "text": text["pretraining"]}
     return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
+
+
+def _wide(images: np.ndarray, side: int) -> np.ndarray:
+    """CIFAR's images [E, 32, 32, 3] uint8 with another side: each pixel a square where that fits, else bicubic."""
+    if side % 32 == 0:
+        return images.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
+    Image = require("PIL.Image", "text")
+    resize = lambda image: np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+    return np.stack([resize(image) for image in images]) if len(images) else np.zeros((0, side, side, 3), np.uint8)
 
 
 def _check_enough(what: str, there: int, argument: str, asked: int) -> None:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments.weights.features import features
 from fedjax_mm import trees
 from fedjax_mm.data import wordpiece
 from fedjax_mm.local import gradient_step
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
-from fedjax_mm.models import Model, bert, cnn, embedding, resnet
+from fedjax_mm.models import Model, bert, cnn, embedding, mlp, resnet
 from fedjax_mm.models import pretrained as checkpoints
 
 
@@ -52,6 +53,20 @@ def small(size: Size, vocabulary: int, released: bool) -> Models:
         "text": embedding.pie_text(vocabulary, size.dim, size.server_width),
     }
     return _with_clients(server, trunk, size.dim, vocabulary, size.client_width, None, released)
+
+
+def on_features(size: Size) -> Models:
+    """Small networks on features of frozen encoders: the server's is wider than the clients'."""
+    of = lambda width: {m: mlp.encoder((width,), size.dim) for m in ("image", "text")}
+    server, both = of(8 * size.server_width), of(8 * size.client_width)
+    return Models(server, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
+
+
+def frozen(m: str, examples: np.ndarray) -> np.ndarray:
+    """What the frozen encoder of a modality says: images [..., 98, 98, 3] or word pieces [..., L] -> [..., D]."""
+    name, axes = ("vit_s14", 3) if m == "image" else ("minilm", 1)
+    outer, own = examples.shape[:-axes], examples.shape[-axes:]
+    return features(name, examples.reshape(-1, *own)).reshape(*outer, -1)
 
 
 def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Models:

@@ -9,7 +9,8 @@ import tyro
 
 from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
-from experiments.creamfl.models import Models, Size, full, pretrained, small
+from experiments.creamfl.models import Models, Size, frozen, full, on_features, pretrained, small
+from experiments.weights import sources
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
 from fedjax_mm.methods.creamfl import CreamFLConfig, encoder_averaging
@@ -25,8 +26,11 @@ class Settings:
     """Dataset: scenes are embedded; the others, with CIFAR-100 and AG's News, are read from --data-dir."""
     checkpoints: str | None = None
     """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None takes small models."""
+    encoders: Literal["trained", "frozen"] = "trained"
+    """Encoders of photographs and their captions: trained ones, or small networks on what pretrained ones that stay as
+    they are say (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches)."""
     side: int = 32
-    """Pixels of the side of photographs; 224 for the paper's models."""
+    """Pixels of the side of photographs; 224 for the paper's models. Frozen encoders take 98, whatever this is."""
     variant: Annotated[Literal["ours", "paper", "released"], tyro.conf.arg(aliases=["--preset"])] = "ours"
     """Variant of the method: ours has rates for small fresh models, paper the paper's equations, released the
     behaviour of the released code."""
@@ -43,6 +47,10 @@ class Settings:
     """Learning rate of the server; None takes the variant's."""
     client_lr: float | None = None
     """Learning rate of all clients; None takes the variant's."""
+    kd_rate: float | None = None
+    """Learning rate of distillation, as a share of the server's; None takes the variant's."""
+    kd_state: Literal["shared", "own"] = "shared"
+    """State of Adam that distillation has: that of the pairs' loss, or one of its own."""
     weighing_temperature: float = 1.0
     """Temperature of the contrastive weights."""
     at_once: int | None = None
@@ -57,9 +65,11 @@ class Settings:
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
+        if self.encoders == "frozen" and (self.checkpoints or self.data == "scenes"):
+            raise ValueError("--encoders frozen is for photographs, without --checkpoints")
 
 
-SWEPT = ("method", "epochs", "server_lr", "client_lr", "weighing_temperature")
+SWEPT = ("method", "epochs", "server_lr", "client_lr", "weighing_temperature", "kd_rate")
 PRESETS = {
     "scenes": Settings(),
     "flickr8k": Settings(
@@ -93,6 +103,8 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     training = dataclasses.replace(config.training, epochs=settings.epochs, at_once=settings.at_once, **given)
     twice = dataclasses.replace(training, server_epochs=2 * training.server_epochs)
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
+    kd_rate = config.kd_rate if settings.kd_rate is None else settings.kd_rate
+    config = dataclasses.replace(config, kd_state=settings.kd_state, kd_rate=kd_rate)
     cream = functools.partial(dataclasses.replace, config)
     plain = functools.partial(cream, inter=False, intra=False)
     return {
@@ -120,12 +132,13 @@ def load(settings: Settings, seed: int) -> Problem:
     given = (settings.numbers, settings.common.split, settings.alpha, seed)
     if settings.data == "scenes":
         return scenes_problem(*given)
-    vocabulary = 4000
+    vocabulary, side, encode = 4000, settings.side, None
     if settings.checkpoints:
         vocabulary = pathlib.Path(settings.checkpoints) / "bert-base-uncased" / "vocab.txt"
-    return photo_problem(
-        *given, settings.common.data_dir or ".", public=settings.data, side=settings.side, vocabulary=vocabulary
-    )
+    if settings.encoders == "frozen":
+        vocabulary, side, encode = sources.find("minilm") / "vocab.txt", 98, frozen
+    folder = settings.common.data_dir or "."
+    return photo_problem(*given, folder, public=settings.data, side=side, vocabulary=vocabulary, encode=encode)
 
 
 @functools.lru_cache(4)
@@ -135,6 +148,8 @@ def models(settings: Settings) -> Models:
     if settings.checkpoints:
         return full(settings.checkpoints, settings.size.dim, settings.side, released)
     problem = load(settings, settings.common.all_seeds[0])
+    if settings.encoders == "frozen":
+        return on_features(settings.size)
     fresh = small(settings.size, problem.vocabulary, released)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 

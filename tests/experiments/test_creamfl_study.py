@@ -173,6 +173,16 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
     assert all((tokens > 0).any(-1).all() for tokens in (test["text"], test["text/text"], data.public["text"]))
     assert problem.questions[0].target.shape[1] == 13
 
+    seen = creamfl_data.photo_problem(
+        NUMBERS, "test", 0.1, 0, str(tmp_path), side=8, vocabulary=600, encode=_mean_and_one
+    )
+    for m in ("image", "text"):  # in units of the public ones
+        assert seen.data.public[m].shape == (16, 2) and seen.test[f"{m}/{m}"].shape == (40, 2)
+        np.testing.assert_allclose(seen.data.public[m].mean(0), 0, atol=1e-4)
+        np.testing.assert_allclose(seen.data.public[m].std(0), [1, 0], atol=1e-3)
+    assert seen.test["text"].shape == (40, 5, 2) and seen.questions is None and not seen.pretraining
+    assert set(np.unique(seen.test["text/label"])) <= {0, 1, 2, 3}
+
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     for name, photos in {"train2017": 20, "val2017": 3}.items():  # grey photos, whose captions tell their number
         (tmp_path / "coco" / name).mkdir()
@@ -191,6 +201,12 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(coco.data.public["text"][:, 1], said)
     assert coco.test["image"].shape == (3, 32, 32, 3) and coco.test["text"].shape == (3, 5, 24)
     assert coco.vocabulary == 25 and not np.array_equal(coco.data.cohorts["both"].arrays["image"], data.public["image"])
+
+
+def _mean_and_one(m, x):
+    """An encoder of two features: the mean of an image or of its word pieces' numbers, and 1."""
+    mean = x.astype(np.float32).mean(axis=(-3, -2, -1) if m == "image" else -1)
+    return np.stack([mean, np.ones_like(mean)], axis=-1)
 
 
 def test_the_public_photos_of_coco_are_a_random_draw(monkeypatch):

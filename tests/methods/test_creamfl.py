@@ -123,8 +123,9 @@ def book(config):
     def round(data, models, opts, present, r):
         models, opts, public = dict(models), dict(opts), {m: np.asarray(x) for m, x in data.public.items()}
 
-        def step(who, how, grads):
-            models[who], opts[who] = descend(*how, models[who], grads, opts.get(who))
+        def step(who, how, grads, opt=None):
+            opt = opt or who
+            models[who], opts[opt] = descend(*how, models[who], grads, opts.get(opt))
             if t.nonnegative and "head" in models[who]:
                 head = models[who]["head"]
                 models[who] = {**models[who], "head": {**head, "kernel": np.maximum(head["kernel"], 0)}}
@@ -164,7 +165,7 @@ def book(config):
             metrics[f"drift_{m}"] = 1 - np.linalg.norm(reps.mean(0), axis=-1).mean()
         begun = models["server"]
         slower = "adam", config.kd_rate * t.server_lr * cosine, t.clip
-        step("server", slower, distil(begun, public, targets))
+        step("server", slower, distil(begun, public, targets), "kd" if config.kd_state == "own" else None)
         models["server"] |= {k: begun[k] for k in ("scale", "shift")}  # only encoders are distilled
         return models, opts, metrics
 
@@ -177,7 +178,9 @@ CASES = {
     "inter alone, as the paper": replace(
         VARIANTS["paper"], training=replace(FULL, server_rounds=4), phases="alternate", intra=False, gamma=2.0
     ),
-    "joint": CreamFLConfig(QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0, kd_rate=0.5),
+    "joint": CreamFLConfig(
+        QUIET, weighing="size", both_weight=100.0, gamma=2.0, kd_weight=3.0, kd_rate=0.5, kd_state="own"
+    ),
 }
 
 

@@ -44,6 +44,9 @@ class CreamFLConfig:
     """Weight of distillation's loss. Adam divides a gradient by its scale, so this weight changes almost nothing."""
     kd_rate: float = 1.0
     """Learning rate of distillation, as a share of the server's learning rate."""
+    kd_state: Literal["shared", "own"] = "shared"
+    """Whether distillation goes on with the state of Adam that the pairs' loss has left, as in the paper, or has one of
+    its own. The pairs' gradients are a thousand times larger, so that in a shared state distillation hardly moves."""
     kd_epochs: int = 1
     """Passes of distillation over the public pairs; 0: clients and server exchange nothing."""
 

@@ -29,13 +29,15 @@ WEIGHINGS = {
 
 def init_server(config: CreamFLConfig, encoders: Encoders, public: Shapes, key: Key) -> dict[str, PyTree]:
     """The server's first state: `params`, `opt`, `round` [] int, and room for its representations `reps` {m: [P, D]}.
+    Where distillation has a state of its own, that is `kd_opt`.
 
     public: `image` [P, ...] and `text` [P, L], of which the shapes alone count.
     """
     state = joint_space.init_server(config.training, encoders, public, key)
     represent = functools.partial(represent_all, encoders, config.training.block)
     shapes = jax.eval_shape(represent, state["params"], public) if config.represents else {}
-    return {**state, "reps": optax.tree.zeros_like(shapes)}
+    own = {"kd_opt": optax.tree.zeros_like(state["opt"])} if config.kd_state == "own" else {}  # Adam's first state
+    return {**state, **own, "reps": optax.tree.zeros_like(shapes)}
 
 
 def train_server(
@@ -178,11 +180,12 @@ def distil(
     slower = dataclasses.replace(training, server_lr=config.kd_rate * training.server_lr)
     loss = functools.partial(distillation_loss, config, encoders, present)
     step = gradient_step(loss, optimizer(slower, None, state["round"]))
-    carry = (state["params"], state["opt"])
+    which = "kd_opt" if config.kd_state == "own" else "opt"
+    carry = (state["params"], state[which])
     (params, opt), metrics = joint_space.passes(step, carry, examples, key, training.server_batch, config.kd_epochs)
     distilled = {m: trees.where(present[m], params[m], state["params"][m]) for m in targets}
     metrics = {name: value for name, value in metrics.items() if name != "loss"}
-    return {**state, "params": {**state["params"], **distilled}, "opt": opt}, metrics
+    return {**state, "params": {**state["params"], **distilled}, which: opt}, metrics
 
 
 def server_update(
