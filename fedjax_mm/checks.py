@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_mm.types import Population
+
 WORDS = {np.integer: "integers", np.floating: "floats", np.bool_: "booleans", np.str_: "texts"}
 MOST = 2**31 - 1  # what the int32 of a device holds
 NUMBERS = (np.integer, np.floating)
@@ -149,6 +151,14 @@ def check_mapping(name: str, value: Any, what: str) -> Mapping:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {say(value)}; give a mapping from {what}")
     return value
+
+
+def population_of(data: Any) -> Population:
+    """The population of a FederatedData, or a Population itself. Raises ValueError where `data` is neither."""
+    population = getattr(data, "population", None)
+    if not isinstance(population, Population):
+        raise ValueError(f"data is {say(data)}; give a FederatedData or its Population")
+    return population
 
 
 def is_whole(value: Any, least: int) -> bool:

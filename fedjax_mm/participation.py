@@ -13,9 +13,18 @@ import jax
 import numpy as np
 
 from fedjax_mm import clients
-from fedjax_mm.checks import check_array, check_callable, check_flag, check_mapping, check_number, check_whole, say
+from fedjax_mm.checks import (
+    check_array,
+    check_callable,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_whole,
+    population_of,
+    say,
+)
 from fedjax_mm.data.participants import Participants
-from fedjax_mm.types import HasPopulation, Key, Population
+from fedjax_mm.types import HasPopulation, Key
 
 Chosen = Mapping[str, np.ndarray | Participants]
 
@@ -34,7 +43,7 @@ def uniform(data: HasPopulation, per_round: int | Mapping[str, int]) -> Chooser:
     >>> uniform(ten, 3)(jax.random.key(0), 0)["all"].shape
     (3,)
     """
-    sizes = _population(data).sizes
+    sizes = population_of(data).sizes
     clients.choose(sizes, per_round, 0, 0)  # a bad number is an error here
     return lambda key, round: clients.choose(sizes, per_round, round, int(_rng(key, round, "").integers(2**62)))
 
@@ -52,7 +61,7 @@ def by_size(data: HasPopulation, per_round: int | Mapping[str, int]) -> Chooser:
     >>> by_size(three, 2)(jax.random.key(0), 0)["all"].index.tolist()  # client 0 has nothing
     [1, 2]
     """
-    population = _population(data)
+    population = population_of(data)
     numbers = _per_cohort("per_round", per_round, population.sizes)
     share = {}
     for name, of in population.cohorts.items():
@@ -91,7 +100,7 @@ def independent(data: HasPopulation, rate: float, places: Mapping[str, int] | No
     """
     from scipy.stats import binom
 
-    sizes = _population(data).sizes
+    sizes = population_of(data).sizes
     rate = check_number("rate", rate, most=1, above=0)
     enough = {name: max(1, min(size, int(binom.isf(1e-9, size, rate)))) for name, size in sizes.items()}
     room = enough if places is None else _per_cohort("places", places, sizes)
@@ -122,7 +131,7 @@ def by_trace(
     >>> [choose(jax.random.key(0), r)["all"].tolist() for r in range(3)]  # 4 is nobody
     [[0, 1], [3, 4], [0, 1]]
     """
-    sizes, repeat = _population(data).sizes, check_flag("repeat", repeat)
+    sizes, repeat = population_of(data).sizes, check_flag("repeat", repeat)
     numbers = _per_cohort("per_round", per_round, sizes)
     if set(check_mapping("available", available, "cohort to [T, N] booleans")) != set(sizes):
         raise ValueError(f"available names cohorts {sorted(map(str, available))}; the data has {sorted(sizes)}")
@@ -201,13 +210,6 @@ def _working(choose: Chooser, share: Callable[[Key, int, str, np.ndarray], np.nd
         return given
 
     return chosen
-
-
-def _population(data: Any) -> Population:
-    population = getattr(data, "population", None)
-    if not isinstance(population, Population):
-        raise ValueError(f"data is {say(data)}; give a FederatedData or its Population")
-    return population
 
 
 def _per_cohort(name: str, numbers: Any, sizes: Mapping[str, int]) -> dict[str, int]:

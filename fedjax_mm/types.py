@@ -204,7 +204,7 @@ class Cohort(NamedTuple):
     score: Callable[[Download, PyTree, Arrays, jax.Array], Mapping[str, jax.Array]] | None = None
     """`score(download, state, arrays, mask)` gives {name: [B]}: how well the client's model does on each of its own
     test rows, which are leaves [B, ...]. `mask` [B] is 0 where a row is padding. More is better, unless the name ends
-    in "loss" or "error". None where the method has no such score."""
+    in "loss", "error" or "medr". None where the method has no such score."""
 
 
 class Server(NamedTuple):

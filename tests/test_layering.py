@@ -9,9 +9,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "fedjax_mm").rglob("*.py"))
 MAY_IMPORT = {  # room -> rooms below it
     "_lazy": set(),
-    "checks": set(),  # every room may import it
     "_summary": set(),  # what states print
     "types": {"_summary"},
+    "checks": {"types"},  # every room above may import it
     "trees": {"types"},
     "losses": {"types"},
     "aggregate": {"types"},
@@ -30,19 +30,8 @@ MAY_IMPORT = {  # room -> rooms below it
     "uploads": {"types", "trees", "clients", "federate", "transforms", "aggregate", "data", "_lazy"},
     "methods": {"types", "trees", "losses", "aggregate", "evaluate", "models", "local", "federate", "stages", "_lazy"}
     | {"split_rows"},
-    "run": {
-        "_summary",
-        "types",
-        "trees",
-        "clients",
-        "split",
-        "split_rows",
-        "participation",
-        "federate",
-        "costs",
-        "stages",
-    }
-    | {"data", "_lazy"},
+    "run": {"_summary", "types", "trees", "clients", "split", "split_rows", "participation", "federate", "costs"}
+    | {"stages", "data", "_lazy"},
     "report": {"run", "_lazy"},
     "laws": {"types", "trees", "clients", "federate", "transforms", "costs", "data", "run"},
 }

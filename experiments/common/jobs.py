@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
+import jax
+
 from experiments.common import cli
 from fedjax_mm import report
 
@@ -18,6 +20,8 @@ def trained(train: Callable[..., Any], names: Collection[str], common: cli.Commo
     With more than one at a time, `train` and what it gives must be picklable. After Ctrl-C, or an error in one of them,
     those that are under way are saved and ended, and the rest is not run. Raises what a run raises.
     """
+    if common.jobs > 1 and (platform := jax.default_backend()) != "cpu":
+        raise ValueError(f"--jobs is {common.jobs}; each process would claim the {platform}, so it must be 1 there")
     # Seed after seed: what the first one of a name compiles, the others find in the cache.
     runs = [(name, seed) for seed in common.all_seeds for name in names]
     if common.jobs == 1 or len(runs) == 1:

@@ -16,6 +16,8 @@ from fedjax_mm.data import Dataset, FederatedData, pooled
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import heads
+from fedjax_mm.report.paired import interval
+from fedjax_mm.report.tables import decimals
 from fedjax_mm.types import FedState
 
 COSTS = ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")
@@ -213,7 +215,8 @@ def save(
 def ahead(
     rows: Mapping[str, Sequence[Mapping[str, float]]], leader: str, keys: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """How far one row is ahead of every other, seed by seed on the same split and clients.
+    """How far one row is ahead of every other, seed by seed on the same split and clients: the mean difference and its
+    95 % interval by Student's t, or the difference of a single seed.
 
     rows: last metrics of each row's runs, one a seed. keys: metric -> its heading; one that a row lacks is left out.
     """
@@ -222,9 +225,17 @@ def ahead(
         row: dict[str, Any] = {f"{leader} minus": name}
         for key, heading in keys.items():
             if key in rows[name][0]:
-                row[heading] = spread([a[key] - b[key] for a, b in zip(rows[leader], rows[name], strict=True)])
+                row[heading] = _difference([a[key] - b[key] for a, b in zip(rows[leader], rows[name], strict=True)])
         found.append(row)
     return found
+
+
+def _difference(values: Sequence[float]) -> float | str:
+    if len(values) < 2:
+        return values[0]
+    mean, low, high = interval(values)
+    mean, low, high = (f"{x:+.{decimals(high - low, 2)}f}" for x in (mean, low, high))
+    return f"{mean} ({low} to {high})"
 
 
 def _class_shares(dataset: Dataset) -> list[dict[str, Any]]:

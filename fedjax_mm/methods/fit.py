@@ -131,14 +131,6 @@ def check_mapping(where: str, given: Any) -> None:
         raise ValueError(f"{where} is {say(given)}; it must be a mapping from names")
 
 
-def population_of(data: Any) -> Population:
-    """The population of a FederatedData, or a Population itself. Raises ValueError where `data` is neither."""
-    population = getattr(data, "population", None)
-    if not isinstance(population, Population):
-        raise ValueError(f"data is {say(data)}; it must be a FederatedData or its Population")
-    return population
-
-
 def check_kind(what: str, given: Any, like: Any) -> None:
     """Raises ValueError where an array has another shape [any, ...] or other kind of number than `like` has.
 

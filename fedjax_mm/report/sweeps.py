@@ -55,7 +55,7 @@ def best_setting(sweep: Sweep, metric: str | None = None) -> tuple[int, list[str
     means = sweep.scores[metric][..., -1].mean(1)
     if np.isnan(means).all():
         raise ValueError(f"no setting has {metric} of all seeds, as runs diverged; lower the learning rate")
-    best = int(np.nanargmin(means) if _less_is_better(metric) else np.nanargmax(means))
+    best = int(np.nanargmin(means) if less_is_better(metric) else np.nanargmax(means))
     named = ", ".join(f"{name} {_text(value)}" for name, value in sweep.settings[best].items()) or "the only setting"
     said = [f"Best by {metric}: {named} ({cell_text(_cell(sweep.scores[metric][best, :, -1]))})."]
     if not metric.startswith("valid/"):
@@ -145,14 +145,14 @@ def _heat_map(
     """One panel: rows and columns are the values of `names`, all other settings as chosen."""
     y, x = (sweep.axes[name] for name in names)
     means = np.full((len(y), len(x)), np.nan)
-    colours = matplotlib.colormaps["viridis_r" if _less_is_better(metric) else "viridis"].with_extremes(bad="#EEEEEE")
+    colours = matplotlib.colormaps["viridis_r" if less_is_better(metric) else "viridis"].with_extremes(bad="#EEEEEE")
     for p, settings in enumerate(sweep.settings):
         if any(settings[name] != value for name, value in chosen.items()):
             continue
         at, values = (y.index(settings[names[0]]), x.index(settings[names[1]])), sweep.scores[metric][p, :, -1]
         means[at] = values.mean()
         share = (means[at] - limits[0]) / ((limits[1] - limits[0]) or 1.0)
-        dark = np.isfinite(share) and (share < 0.5) != _less_is_better(metric)
+        dark = np.isfinite(share) and (share < 0.5) != less_is_better(metric)
         lost = int((sweep.diverged[p] > 0).sum())
         text = f"{lost} of {len(sweep.seeds)}\ndiverged" if lost else cell_text(_cell(values)).replace(" ±", "\n±")
         weight = "bold" if p == best else "normal"
@@ -199,10 +199,6 @@ def _metric(sweep: Sweep, metric: str | None) -> str:
     if metric is None or metric not in sweep.scores:
         raise ValueError(f"the sweep has no metric {metric!r}; it has {sorted(sweep.scores)}")
     return metric
-
-
-def _less_is_better(metric: str) -> bool:
-    return less_is_better(metric) or metric.endswith("medr")
 
 
 def _cell(values: np.ndarray) -> Cell:

@@ -73,7 +73,7 @@ def less_is_better(metric: str) -> bool:
     >>> less_is_better("own/all/loss"), less_is_better("accuracy")
     (True, False)
     """
-    return metric.endswith(("loss", "error"))
+    return metric.endswith(("loss", "error", "medr"))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import transforms
-from fedjax_mm.checks import say
+from fedjax_mm.checks import population_of, say
 from fedjax_mm.federate import Evaluation, Method, client_init
 from fedjax_mm.transforms import AnyTransform, Transform, as_transform
 from fedjax_mm.types import (
@@ -22,7 +22,6 @@ from fedjax_mm.types import (
     Key,
     Mean,
     Metrics,
-    Population,
     PyTree,
     Upload,
 )
@@ -120,9 +119,7 @@ def _sending(cohort: Cohort, of: Transform, upload: Upload, received: PyTree) ->
 
 def _shapes(method: Method, name: str, data: Any) -> tuple[Upload, PyTree]:
     """(the upload of one client, what the server had sent) as shapes."""
-    population = getattr(data, "population", None)
-    if not isinstance(population, Population):
-        raise ValueError(f"data is {say(data)}; give a FederatedData or its Population")
+    population = population_of(data)
     if name not in population.cohorts:
         raise ValueError(f"data has cohorts {sorted(population.cohorts)}; the method has {sorted(method.cohorts)}")
     of = population.cohorts[name]

@@ -457,7 +457,7 @@ def test_tuning_in_half_precision_keeps_its_types_in_a_whole_round(settings):
 def test_what_is_no_data_is_refused(name):
     build, _ = BUILT[name]()
     for data in (None, {"x": X}, [X], X, Population):
-        with pytest.raises(ValueError, match="^data is .*; it must be a FederatedData or its Population"):
+        with pytest.raises(ValueError, match="^data is .*; give a FederatedData or its Population"):
             build(data)
 
 

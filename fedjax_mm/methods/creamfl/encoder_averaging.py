@@ -22,13 +22,14 @@ from collections.abc import Mapping
 import jax
 
 from fedjax_mm import aggregate
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.creamfl import fitting, joint_space
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, Shapes, modalities_of, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows, scores
 from fedjax_mm.methods.creamfl.training import Encoders, Training, batch_of, finish_step, optimizer
-from fedjax_mm.methods.fit import check_mapping, check_population, population_of
+from fedjax_mm.methods.fit import check_mapping, check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import as_encoders
 from fedjax_mm.types import (

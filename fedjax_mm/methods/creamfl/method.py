@@ -54,6 +54,7 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.creamfl import fitting
 from fedjax_mm.methods.creamfl.client import client_update, init_client, score_client
@@ -61,7 +62,7 @@ from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.server import download, init_server, server_update, train_server
 from fedjax_mm.methods.creamfl.training import Encoders
-from fedjax_mm.methods.fit import check_mapping, check_population, population_of
+from fedjax_mm.methods.fit import check_mapping, check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import as_encoders
 from fedjax_mm.types import Cohort, HasPopulation, Server

@@ -24,13 +24,14 @@ from collections.abc import Mapping
 import optax
 
 from fedjax_mm import aggregate, trees
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, compile_predict, scores
 from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import (

@@ -45,12 +45,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mm import aggregate
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.feddat import fitting, steps
 from fedjax_mm.methods.feddat.config import FedDATConfig
 from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt, as_encoder
 from fedjax_mm.types import (

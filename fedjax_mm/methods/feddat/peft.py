@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import aggregate, trees
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
 from fedjax_mm.methods.feddat import fitting
@@ -38,7 +39,7 @@ from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
 from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings, is_used
 from fedjax_mm.models import Model, Vilt, adapters, as_encoder
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload

@@ -43,6 +43,7 @@ Controls: eta = gamma = 0 is the server alone; server_epochs = 0 a random frozen
 import functools
 from collections.abc import Callable, Mapping
 
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.client import client_update, init_client, score_client
@@ -50,7 +51,7 @@ from fedjax_mm.methods.fedmekt.config import FedMEKTConfig, check
 from fedjax_mm.methods.fedmekt.fitting import fit_of
 from fedjax_mm.methods.fedmekt.linear_evaluation import linear_evaluation
 from fedjax_mm.methods.fedmekt.server import download, init_server, server_update
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, FedState, HasPopulation, PyTree, Server
 

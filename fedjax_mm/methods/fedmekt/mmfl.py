@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from fedjax_mm import aggregate
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.autoencoding import Owners
@@ -46,7 +47,7 @@ from fedjax_mm.methods.fedmekt.mmfl_client import (
     score_client,
 )
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, Download, FedState, HasPopulation, Key, Metrics, PyTree, Server, Upload

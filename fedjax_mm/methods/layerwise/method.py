@@ -40,8 +40,9 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from fedjax_mm import aggregate, trees
+from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
-from fedjax_mm.methods.fit import check_population, population_of
+from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.layerwise import evaluation, fitting, network
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
