@@ -56,10 +56,9 @@ def small(size: Size, vocabulary: int, released: bool) -> Models:
 
 
 def on_features(size: Size) -> Models:
-    """Small networks on features of frozen encoders: the server's is wider than the clients'."""
-    of = lambda width: {m: mlp.encoder((width,), size.dim) for m in ("image", "text")}
-    server, both = of(8 * size.server_width), of(8 * size.client_width)
-    return Models(server, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
+    """A linear map of each modality's features into the joint space, of the same form at the server and at clients."""
+    both = {m: mlp.encoder((), size.dim) for m in ("image", "text")}
+    return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
 
 
 def frozen(m: str, examples: np.ndarray) -> np.ndarray:

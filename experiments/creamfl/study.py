@@ -27,8 +27,8 @@ class Settings:
     checkpoints: str | None = None
     """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None takes small models."""
     encoders: Literal["trained", "frozen"] = "trained"
-    """Encoders of photographs and their captions: trained ones, or small networks on what pretrained ones that stay as
-    they are say (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches)."""
+    """Encoders of photographs and captions: trained ones, or linear maps of what pretrained ones say that stay as they
+    are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches)."""
     side: int = 32
     """Pixels of the side of photographs; 224 for the paper's models. Frozen encoders take 98, whatever this is."""
     variant: Annotated[Literal["ours", "paper", "released"], tyro.conf.arg(aliases=["--preset"])] = "ours"
@@ -49,8 +49,8 @@ class Settings:
     """Learning rate of all clients; None takes the variant's."""
     kd_rate: float | None = None
     """Learning rate of distillation, as a share of the server's; None takes the variant's."""
-    kd_state: Literal["shared", "own"] = "shared"
-    """State of Adam that distillation has: that of the pairs' loss, or one of its own."""
+    kd_state: Literal["shared", "own"] | None = None
+    """State of Adam that distillation has: that of the pairs' loss, or one of its own; None takes the variant's."""
     weighing_temperature: float = 1.0
     """Temperature of the contrastive weights."""
     at_once: int | None = None
@@ -103,8 +103,8 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     training = dataclasses.replace(config.training, epochs=settings.epochs, at_once=settings.at_once, **given)
     twice = dataclasses.replace(training, server_epochs=2 * training.server_epochs)
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
-    kd_rate = config.kd_rate if settings.kd_rate is None else settings.kd_rate
-    config = dataclasses.replace(config, kd_state=settings.kd_state, kd_rate=kd_rate)
+    chosen = {"kd_rate": settings.kd_rate, "kd_state": settings.kd_state}
+    config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
     cream = functools.partial(dataclasses.replace, config)
     plain = functools.partial(cream, inter=False, intra=False)
     return {

@@ -48,7 +48,11 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
     differences = tables.ahead(last, "CreamFL", {f"test/{key}": key for key in COMPARED})
     weights = [key for key in rows[-1] if key.startswith("server/")]
-    parts = ["![scores and bytes](bars.png)", "## Differences within a seed", report.table(differences)]
+    parts = [
+        "![scores and bytes](bars.png)",
+        "## Differences within a seed (mean and 95 % interval)",
+        report.table(differences),
+    ]
     parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
     parts += [f"![{name}](representations_{name}.png)" for name in pictured]
     parts += ["## Over rounds", "![curves](curves.png)", "## All metrics"]

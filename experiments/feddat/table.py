@@ -37,7 +37,7 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     )
     parts = ["![scores and bytes](bars.png)"]
     if "dat" in runs:
-        parts += ["## Differences within a seed", report.table(paired(runs, clients))]
+        parts += ["## Differences within a seed (mean and 95 % interval)", report.table(paired(runs, clients))]
     parts += ["## Over rounds", "![curves](curves.png)"] if curves else []
     parts += [f"## Who is asked what (seed {common.all_seeds[0]})", report.table(_asked(problem.tasks))]
     parts += [f"Trunk: {problem.trunk.scores}."]

@@ -152,7 +152,7 @@ def paired(common: cli.Common, names: Sequence[str]) -> list[str]:
     scores = {name: [last(name, seed) for seed in common.all_seeds] for name in names if name != "constant"}
     keys = [key for key in scores["FedMEKT"][0] if key.endswith(("/weighted_f1", "/macro_f1"))]
     rows = tables.ahead(scores, "FedMEKT", {key: key for key in keys})
-    return ["Differences within a seed (mean ± sample standard deviation):", report.table(rows)]
+    return ["Differences within a seed (mean and 95 % interval):", report.table(rows)]
 
 
 def published(problem: data.Settings) -> list[str]:
