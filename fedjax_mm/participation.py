@@ -38,7 +38,7 @@ class Chooser(Protocol):
 def uniform(data: HasPopulation, per_round: int | Mapping[str, int]) -> Chooser:
     """Every client is as likely as any other, without replacement. per_round: as of `clients.choose`.
 
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> ten = Population({"all": CohortPopulation(10, {})})
     >>> uniform(ten, 3)(jax.random.key(0), 0)["all"].shape
     (3,)
@@ -56,7 +56,7 @@ def by_size(data: HasPopulation, per_round: int | Mapping[str, int]) -> Chooser:
     Raises ValueError where fewer clients own examples.
 
     >>> import numpy as np
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> three = Population({"all": CohortPopulation(3, {}, counts=np.array([0, 1, 99]))})
     >>> by_size(three, 2)(jax.random.key(0), 0)["all"].index.tolist()  # client 0 has nothing
     [1, 2]
@@ -92,7 +92,7 @@ def independent(data: HasPopulation, rate: float, places: Mapping[str, int] | No
     places: of each cohort in a round. None: so many that more clients want to take part in one of 10^9 rounds; those
     beyond are then left out at random. rate: above 0, at most 1.
 
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> hundred = Population({"all": CohortPopulation(100, {})})
     >>> chosen = independent(hundred, 0.1)(jax.random.key(0), 0)["all"]
     >>> chosen.shape, 0 < int((chosen < 100).sum()) < 30
@@ -125,7 +125,7 @@ def by_trace(
     row holds. Where fewer than `per_round` are available, places stay empty.
 
     >>> import numpy as np
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> four = Population({"all": CohortPopulation(4, {})})
     >>> choose = by_trace(four, {"all": [[True, True, False, False], [False, False, False, True]]}, 2)
     >>> [choose(jax.random.key(0), r)["all"].tolist() for r in range(3)]  # 4 is nobody
@@ -154,7 +154,7 @@ def by_trace(
 def with_dropout(choose: Chooser, rate: float) -> Chooser:
     """Each participant drops out in the round with the probability `rate`: nothing of it is heard, its state stays.
 
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> ten = Population({"all": CohortPopulation(10, {})})
     >>> with_dropout(uniform(ten, 4), 0.5)(jax.random.key(1), 0)["all"].work.shape
     (4,)
@@ -174,7 +174,7 @@ def with_deadline(choose: Chooser, seconds: Mapping[str, Sequence[float] | np.nd
     seconds: cohort -> [N], what all steps of each client take, at least 0; infinite for one that never answers.
     deadline: above 0, in seconds. `local_steps` takes the first of its steps, at least one.
 
-    >>> from fedjax_mm.types import CohortPopulation
+    >>> from fedjax_mm.types import CohortPopulation, Population
     >>> three = Population({"all": CohortPopulation(3, {})})
     >>> slow = with_deadline(uniform(three, 3), {"all": [10.0, 40.0, 20.0]}, deadline=20.0)
     >>> slow(jax.random.key(0), 0)["all"].work.tolist()
