@@ -19,8 +19,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
     panels = figure.subplots(len(methods), 2, squeeze=False, width_ratios=(3, 2))
     for (left, right), name in zip(panels, methods, strict=True):
         of = [row for row in rows if row["method"] == name]
-        _against_bytes(left, name, [row for row in of if not row.get("private")])
-        _against_epsilon(right, name, [row for row in of if row.get("private")])
+        both = [[row for row in of if row["private"] == private] for private in (False, True)]
+        _against_bytes(left, name, [row for row in both[0] if not row["control"]])
+        _against_epsilon(right, name, [row for row in both[1] if not row["control"]])
+        for axis, side in zip((left, right), both, strict=True):
+            _controls(axis, [row for row in side if row["control"]])
         low, high = (f(axis.get_ylim()[i] for axis in (left, right)) for i, f in ((0, min), (1, max)))
         for axis in (left, right):
             axis.set_ylim(low, high)
@@ -50,6 +53,15 @@ def _against_epsilon(panel: Any, name: str, rows: Sequence[Mapping[str, Any]]) -
     )
     panel.margins(0.1, 0.35)
     plots.style(panel, "by noise", "epsilon spent", "")
+
+
+def _controls(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A dotted line at the score of each control."""
+    for row in rows:
+        mean, _ = _mean_std(row["score"])
+        panel.axhline(mean, color=plots.GREY, linewidth=1, linestyle=":")
+        panel.annotate(row["upload"], (1, mean), (-2, 2), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", fontsize=8, ha="right", color=plots.GREY)  # fmt: skip
 
 
 def _mean_std(cell: Any) -> tuple[float, float]:
