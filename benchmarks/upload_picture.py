@@ -35,8 +35,8 @@ def _against_bytes(panel: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> 
     for i, row in enumerate(ordered):
         mean, std = _mean_std(row["score"])
         panel.errorbar(row["kB up"], mean, std, fmt="o", color=plots.COLOURS[0], ecolor="#B0B0B0", capsize=2)
-        above = i % 2 == 0
-        offset, align = ((0, 9), "bottom") if above else ((0, -9), "top")
+        # Neighbours may have nearly as many bytes: their names stand at four heights.
+        offset, align = (((0, 9), "bottom"), ((0, -9), "top"), ((0, 22), "bottom"), ((0, -22), "top"))[i % 4]
         panel.annotate(row["upload"], (row["kB up"], mean), offset, textcoords="offset points", fontsize=8, ha="center",
                        va=align, color=plots.INK)  # fmt: skip
     panel.set_xscale("log")
@@ -60,8 +60,8 @@ def _controls(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         mean, _ = _mean_std(row["score"])
         panel.axhline(mean, color=plots.GREY, linewidth=1, linestyle=":")
-        panel.annotate(row["upload"], (1, mean), (-2, 2), xycoords=("axes fraction", "data"),
-                       textcoords="offset points", fontsize=8, ha="right", color=plots.GREY)  # fmt: skip
+        panel.annotate(row["upload"], (0, mean), (3, -2), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", fontsize=8, va="top", color=plots.GREY)  # fmt: skip
 
 
 def _mean_std(cell: Any) -> tuple[float, float]:

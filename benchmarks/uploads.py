@@ -98,11 +98,14 @@ def all_rows(settings: Settings) -> dict[str, Row]:
     for name in settings.only:
         labels = [cli.one_of("transform", label, COMPRESSIONS) for label in settings.transforms]
         epsilons = settings.local_epsilons if name == "creamfl" else settings.epsilons
-        rows += [Row(name, label) for label in labels]
-        # CreamFL's runs with and without noise have the same clients, and so the same control.
-        rows += [Row(name, ALONE[name], private, control=True) for private in (False, True)[: 1 + (name != "creamfl")]]
-        rows += [Row(name, "clipped", True)]
+        rows += [
+            *(Row(name, label) for label in labels),
+            Row(name, ALONE[name], control=True),
+            Row(name, "clipped", True),
+        ]
         rows += [Row(name, f"clipped, epsilon {epsilon:g}", True, epsilon) for epsilon in epsilons]
+        if name != "creamfl":  # whose runs with and without noise have the same clients, and so the same control
+            rows.append(Row(name, ALONE[name], True, control=True))
     return {f"{row.method}{'_private' * row.private}/{row.upload}".replace("%", " percent"): row for row in rows}
 
 
