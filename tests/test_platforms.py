@@ -71,6 +71,19 @@ def test_clients_own_kernels_make_no_grouped_convolution_on_a_gpu(elsewhere):
     assert native(jax.vmap(one), kernels, x) == (elsewhere == "tpu")
 
 
+@pytest.mark.parametrize("size, stride", [(3, 2), (5, 1)])
+def test_a_depthwise_convolution_and_its_gradient_are_those_of_a_cpu(elsewhere, size, stride, monkeypatch):
+    x, kernels = draw(2, 3, 9, 8, 4), draw(2, size, size, 1, 4)
+    both = jax.value_and_grad(lambda x, kernel: (layers.convolve_depthwise(x, kernel, stride) ** 2).sum(), (0, 1))
+    programs = {both: (x[0], kernels[0]), jax.vmap(both): (x, kernels)}
+    there = [jax.jit(program)(*args) for program, args in programs.items()]
+    native = ["conv_general_dilated" in convolutions(jax.make_jaxpr(f)(*args).jaxpr) for f, args in programs.items()]
+    assert native == [True, elsewhere == "tpu"]
+    monkeypatch.undo()
+    here = [jax.jit(lambda *given, f=program: f(*given))(*args) for program, args in programs.items()]
+    chex.assert_trees_all_close(here, there, rtol=1e-4, atol=1e-4)
+
+
 def test_a_recurrent_net_is_the_one_of_a_cpu(elsewhere, monkeypatch):
     model = text.encoder(20, 4, 8, "gru")
     tokens = RNG.integers(0, 20, (3, 11))

@@ -58,11 +58,11 @@ def encoder(
     positions: int = 512,
     types: int = 0,
     pooler: bool = False,
-    pool: Pool = "first",
     dropout: float = 0.1,
     epsilon: float = 1e-12,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
+    pool: Pool = "first",
 ) -> Transformer:
     """An encoder of token ids [B, T] in 0..vocabulary-1 with T <= positions; 0 is [PAD] and takes part in nothing.
 

@@ -122,6 +122,37 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | No
     return jax.lax.platform_dependent(x, kernel, cpu=sliced, cuda=_unless_mapped(native, sliced), default=native)
 
 
+def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Each channel of [B, H, W, F] convolved with its own of a kernel [k, k, 1, F]: [B, H/stride, W/stride, F].
+
+    It is padded as XLA's SAME, and written by platform as `convolve` is. On a CPU it is a sum of shifted slices, each
+    times its weights.
+
+    Raises ValueError for arrays of other ranks, and where the channels F differ.
+
+    >>> convolve_depthwise(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2)))[0, 0, :, 1].tolist()
+    [4.0, 6.0, 6.0, 4.0]
+    """
+    check_traced("x", x, "[B, H, W, F]")
+    check_traced("kernel", kernel, "[k, k, 1, F]")
+    size, features = kernel.shape[0], x.shape[-1]
+    if kernel.shape[1:] != (size, 1, features):
+        raise ValueError(f"kernel is {kernel.shape}; it must be [k, k, 1, F] with F {features}, as x has it")
+
+    def sliced(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        (height, pad_h), (width, pad_w) = (_padding(n, size, stride, None) for n in x.shape[1:3])
+        padded = jnp.pad(x, ((0, 0), pad_h, pad_w, (0, 0)))
+        rows, columns = (stride * (n - 1) + 1 for n in (height, width))
+        at = lambda i, j: padded[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j][None, None]
+        return jnp.asarray(sum(at(i, j) for i in range(size) for j in range(size)), x.dtype)
+
+    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        how = {"dimension_numbers": _LAYOUT, "feature_group_count": features}
+        return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), "SAME", **how)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=sliced, cuda=_unless_mapped(native, sliced), default=native)
+
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 

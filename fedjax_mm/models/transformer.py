@@ -89,8 +89,8 @@ class Layer(nn.Module):
     epsilon: float = 1e-12
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: float = 0.02
-    key_bias: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
+    key_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, key: Key | None = None) -> jax.Array:
