@@ -27,7 +27,8 @@ from fedjax_mm import _lazy, evaluate, participation, report, uploads
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.report.paired import interval
+from fedjax_mm.report.paired import difference_cells, interval
+from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.uploads.privacy import Privacy, noise_for
 
 Name = Literal["fedavg", "fedmekt", "creamfl"]
@@ -200,12 +201,10 @@ def result(settings: Settings, row: Row, runs: Sequence[report.Run], first: Mapp
     key = f"test/{task_of(settings, row.method, settings.common.all_seeds[0], row.private).score}"
     scores = [run.rows[-1][key] for run in runs]
     shown = {"method": row.method, "upload": row.upload, "epsilon": row.epsilon, "private": row.private}
-    shown |= {"control": row.control, "score": tables.spread(scores), "scores": scores}
+    shown |= {"control": row.control, "score": over_seeds(scores), "scores": scores}
     base = first.get((row.method, row.private), [])
     if base and len(scores) > 1 and base != scores:
-        mean, low, high = interval([a - b for a, b in zip(scores, base, strict=True)])
-        places = 1 if row.method == "creamfl" else 3
-        shown |= {"difference": f"{mean:+.{places}f}", "95 % interval": f"{low:+.{places}f} to {high:+.{places}f}"}
+        shown |= difference_cells(*interval([a - b for a, b in zip(scores, base, strict=True)]))
     if not row.control:
         shown["kB up"] = max(cost["bytes_up"] for cost in runs[0].costs.values()) / 1e3
     return shown
@@ -220,7 +219,7 @@ def constant(settings: Settings, row: Row) -> dict[str, Any]:
         train, test = (dataset.splits[split]["label"] for split in ("train", settings.common.split))
         scores.append(evaluate.constant(train, test, len(dataset.classes))["macro_f1"])
     shown = {"method": row.method, "upload": "constant", "private": row.private, "control": True}
-    return {**shown, "score": tables.spread(scores), "scores": scores}
+    return {**shown, "score": over_seeds(scores), "scores": scores}
 
 
 def main(arguments: Sequence[str]) -> pathlib.Path:

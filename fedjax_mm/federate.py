@@ -68,11 +68,11 @@ class Method(NamedTuple):
     """How a round maps over its clients. It never changes a result."""
     evaluate: Callable[[FedState, Arrays], Mapping[str, float]] = no_scores
     """`evaluate(state, arrays)` gives the scores that `run.train(test=arrays)` logs."""
+    check: Callable[[Population], None] = accept_any
+    """`check(population)` raises ValueError where a population does not fit what the method was built for."""
     public_by_rows: bool = False
     """Whether the public examples are read by `local.take` alone, so that `run.train(split_public=True)` may give each
     device a part of them. A client then reads them equally often wherever it runs (see split_rows)."""
-    check: Callable[[Population], None] = accept_any
-    """`check(population)` raises ValueError where a population does not fit what the method was built for."""
 
     def init(self, key: Key) -> FedState:
         """The states of the server and of all clients before the first round."""
@@ -133,7 +133,7 @@ def federate(
     if not cohorts:
         raise ValueError("a method needs at least one cohort")
     over = over or OverClients()
-    return Method(server, dict(cohorts), upload or optax.identity(), over, evaluate, public_by_rows, check)
+    return Method(server, dict(cohorts), upload or optax.identity(), over, evaluate, check, public_by_rows)
 
 
 def init_server(method: Method, key: Key) -> PyTree:

@@ -16,8 +16,8 @@ from fedjax_mm.data import Dataset, FederatedData, pooled
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import heads
-from fedjax_mm.report.paired import interval
-from fedjax_mm.report.tables import decimals
+from fedjax_mm.report.paired import difference_cells, interval
+from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
 
 COSTS = ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")
@@ -103,11 +103,6 @@ def of_a_run(settings: Any) -> dict[str, Any]:
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value
     return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}
-
-
-def spread(values: Sequence[float]) -> float | tuple[float, float]:
-    """(mean, sample standard deviation) over seeds, or the value of the only one."""
-    return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else float(values[0])
 
 
 def _row(name: str, variant: Variant, folders: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
@@ -233,9 +228,8 @@ def ahead(
 def _difference(values: Sequence[float]) -> float | str:
     if len(values) < 2:
         return values[0]
-    mean, low, high = interval(values)
-    mean, low, high = (f"{x:+.{decimals(high - low, 2)}f}" for x in (mean, low, high))
-    return f"{mean} ({low} to {high})"
+    mean, ends = difference_cells(*interval(values)).values()
+    return f"{mean} ({ends})"
 
 
 def _class_shares(dataset: Dataset) -> list[dict[str, Any]]:
@@ -251,5 +245,5 @@ def _with_constant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "constant" in row:
             values = row.pop("constant")
             known = {key: key.rpartition("/")[2] for key in tested}
-            row |= {key: spread(values[metric]) for key, metric in known.items() if metric in values}
+            row |= {key: over_seeds(values[metric]) for key, metric in known.items() if metric in values}
     return rows

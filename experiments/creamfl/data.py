@@ -139,9 +139,10 @@ def photo_problem(
     if encode is not None:
         shared = {m: encode(m, x) for m, x in shared.items()}
         centre, spread = ({m: f(x, 0) for m, x in shared.items()} for f in (np.mean, np.std))  # all know these
-        seen = lambda m, x: x if m == "label" else (encode(m, x) - centre[m]) / (spread[m] + 1e-6)
+        scaled = lambda m, x: (x - centre[m]) / (spread[m] + 1e-6)
+        seen = lambda m, x: x if m == "label" else scaled(m, encode(m, x))
         of = lambda arrays: {key: seen(key.rpartition("/")[2], x) for key, x in arrays.items()}
-        shared = {m: (x - centre[m]) / (spread[m] + 1e-6) for m, x in shared.items()}
+        shared = {m: scaled(m, x) for m, x in shared.items()}
         arrays, test, before = {name: of(x) for name, x in arrays.items()}, of(test), {}
     elif (folder / "vqa" / "easy_vqa").is_dir():
         source = {"easy_vqa": vqa.imagefolder(folder / "vqa")["easy_vqa"]}

@@ -17,6 +17,7 @@ from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, represent
 from fedjax_mm.report import plots
 from fedjax_mm.report.curves import plot_curves
+from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
 
 SHOWN = ("i2t_r10", "t2i_r10", "rsum", "r1_sum", "image/own_accuracy", "text/own_accuracy", "both/i2t_r10")
@@ -154,7 +155,7 @@ def _row(name: str, same: Sequence[report.Run], answers: Sequence[dict[str, floa
     (row,) = report.summary(same)
     last = [run.rows[-1] for run in same]
     about = [key for key in last[0] if key.startswith(("server/entropy", "server/drift"))]
-    row |= {key: tables.spread([one[key] for one in last]) for key in about}
+    row |= {key: over_seeds([one[key] for one in last]) for key in about}
     if scores := [one["vqa_score"] for one in answers if one]:
-        row["VQA"] = tables.spread(scores)
+        row["VQA"] = over_seeds(scores)
     return {**row, "method": name}

@@ -13,6 +13,7 @@ from experiments.feddat.modes import modes, size
 from fedjax_mm import report
 from fedjax_mm.data import vqa
 from fedjax_mm.report.curves import plot_curves
+from fedjax_mm.report.runs import over_seeds
 
 CURVES = ("standalone", "lora", "full", "adapter", "dat", "dat, no distillation")
 CONTROLS = ("constant", "classifier", "standalone")
@@ -71,8 +72,8 @@ def constant(settings: study.Settings) -> dict[str, Any]:
         splits = {name: task.splits for name, task in study.load(settings, seed).tasks.tasks.items()}
         first = {name: split[settings.common.split]["target"][:, 0] for name, split in splits.items()}
         scores.append({name: 100 * float(target.mean()) for name, target in first.items()})
-    whole = tables.spread([float(np.mean(list(one.values()))) for one in scores])
-    by_client = {name: tables.spread([one[name] for one in scores]) for name in scores[0]}
+    whole = over_seeds([float(np.mean(list(one.values()))) for one in scores])
+    by_client = {name: over_seeds([one[name] for one in scores]) for name in scores[0]}
     return {"mode": "constant", "score": whole, **by_client}
 
 

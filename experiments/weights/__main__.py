@@ -11,11 +11,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
+import jax
 import tyro
 
 from experiments.common import cli
 from experiments.weights import sources
 from fedjax_mm import report
+from fedjax_mm.models import pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str]) -> list[dict[str, object]]:
         except (ConnectionError, ImportError) as error:
             rows.append({**row, "folder": f"skipped: {error}"})
             continue
-        rows.append({**row, "parameters": sources.count(name, folder), "folder": str(folder)})
+        number = sum(x.size for x in jax.tree.leaves(pretrained.load(source.model(), folder)))  # statistics too
+        rows.append({**row, "parameters": number, "folder": str(folder)})
     report.show(rows)
     return rows
 

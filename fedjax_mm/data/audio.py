@@ -89,10 +89,7 @@ def slaney_filters(rate: int, size: int, mels: int) -> np.ndarray:
     top = rate / 2 * linear if rate <= 2000 else 15 + np.log(rate / 2000) / step
     places = np.linspace(0, top, mels + 2)
     corners = np.where(places < 15, places / linear, 1000 * np.exp(step * (places - 15)))
-    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    hertz = (np.arange(size // 2 + 1) * rate / size)[:, None]
-    rising, falling = (hertz - left) / (centre - left), (right - hertz) / (right - centre)
-    return np.maximum(0.0, np.minimum(rising, falling)) * 2 / (right - left)
+    return _triangles(np.arange(size // 2 + 1) * rate / size, corners) * 2 / (corners[2:] - corners[:-2])
 
 
 def _checked(waveform: np.ndarray) -> np.ndarray:
@@ -101,6 +98,8 @@ def _checked(waveform: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"the waveform is {waveform.dtype} {list(waveform.shape)}; give floats [T] in -1..1, one channel"
         )
+    if not np.isfinite(waveform).all():
+        raise ValueError("the waveform has NaN or infinite numbers; give floats [T] in -1..1, one channel")
     return waveform
 
 
@@ -111,9 +110,13 @@ def mel_filters(rate: int, size: int, mels: int) -> np.ndarray:
     """
     mel = lambda hertz: 1127.0 * np.log(1.0 + hertz / 700.0)
     corners = np.linspace(mel(LOWEST_HZ), mel(rate / 2), mels + 2)
+    return _triangles(mel(np.arange(size // 2 + 1) * rate / size), corners)
+
+
+def _triangles(bins: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Triangles of height 1 between each corner [M + 2] and the next but one, at the bins [N]: [N, M]."""
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    bins = mel(np.arange(size // 2 + 1) * rate / size)[:, None]
-    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    rising, falling = (bins[:, None] - left) / (centre - left), (right - bins[:, None]) / (right - centre)
     return np.maximum(0.0, np.minimum(rising, falling))
 
 

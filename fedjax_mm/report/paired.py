@@ -59,10 +59,19 @@ def differences_table(rows: Sequence[Row]) -> list[dict[str, Cell]]:
     for row in sorted(rows, key=lambda row: metrics.index(row["metric"])):
         mean, low, high = (row[key] for key in ("difference", "low", "high"))
         assert isinstance(mean, float) and isinstance(low, float) and isinstance(high, float)
-        mean, low, high = (f"{x:+.{decimals(high - low, 3)}f}" for x in (mean, low, high))
         metric = {"metric": heading(str(row["metric"])), "run": row["run"], "pairs": row["pairs"]}
-        shown.append({**metric, "difference": mean, "95 % interval": f"{low} to {high}"})
+        shown.append({**metric, **difference_cells(mean, low, high, 3)})
     return shown
+
+
+def difference_cells(mean: float, low: float, high: float, digits: int = 2) -> dict[str, str]:
+    """A difference and its interval as people read them, with as many digits of the interval's width.
+
+    >>> difference_cells(0.2, -0.048, 0.448)
+    {'difference': '+0.20', '95 % interval': '-0.05 to +0.45'}
+    """
+    mean_text, *ends = (f"{x:+.{decimals(high - low, digits)}f}" for x in (mean, low, high))
+    return {"difference": mean_text, "95 % interval": " to ".join(ends)}
 
 
 def plot_differences(rows: Sequence[Row], path: str | os.PathLike) -> None:

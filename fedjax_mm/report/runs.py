@@ -246,7 +246,7 @@ def over_seeds(values: Sequence[float | None]) -> Cell:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return known[0] if len(known) == 1 else (float(np.mean(known)), float(np.std(known, ddof=1)))
+    return float(known[0]) if len(known) == 1 else (float(np.mean(known)), float(np.std(known, ddof=1)))
 
 
 def all_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -26,6 +26,9 @@ def test_whispers_features_are_those_of_hugging_faces_extractor():
     np.testing.assert_allclose(features, expected, atol=1e-4)
     with pytest.raises(ValueError, match="frames"):
         audio.whisper_log_mel(waveform, frames=0)
+    for features_of in (audio.log_mel, audio.whisper_log_mel):
+        with pytest.raises(ValueError, match="the waveform has NaN or infinite numbers; give floats"):
+            features_of(np.array([0.1, np.nan]))
     with pytest.raises(ValueError, match=r"the waveform is int16 \[400\]; give floats \[T\]"):
         audio.whisper_log_mel(np.zeros(400, np.int16))
 

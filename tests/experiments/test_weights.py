@@ -98,8 +98,13 @@ def test_examples_are_seen_once(cache, monkeypatch):
     file.write_bytes(file.read_bytes()[:100])
     np.testing.assert_allclose(features("vit_s14", pictures[:1], folder, batch_size=2), expected[:1], atol=1e-5)
     assert seen == [3, 2, 1]
-    with pytest.raises(ValueError, match="examples is empty"):
-        features("vit_s14", pictures[:0], folder)
+    for examples, said in ((pictures[:0], "empty"), ("x", "such|array|hold"), (pictures[0, 0, 0], "give \\[N, ...\\]")):
+        with pytest.raises(ValueError, match=f"^examples is .*{said}"):
+            features("vit_s14", examples, folder)
+    with pytest.raises(ValueError, match="^examples has NaN or infinite numbers"):
+        features("vit_s14", pictures * np.float32("nan"), folder)
+    with pytest.raises(ValueError, match="the encoder vits14 is not known; there are vit_s14"):
+        features("vits14", pictures, folder)
 
 
 def test_an_old_file_of_torch_is_read_and_calls_nothing():
