@@ -129,5 +129,5 @@ def subject(settings: Settings) -> sweeps.Subject:
         problem.data.sizes,
         vqa.all_examples(problem.tasks, "valid"),
         settings.common.rounds,
-        "valid/dat" if settings.mode.startswith(("dat", "mutual")) else "valid/score",
+        "valid/score",
     )

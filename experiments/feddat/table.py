@@ -58,8 +58,7 @@ def _draw(out: pathlib.Path, rows: Sequence[dict[str, Any]], runs: Mapping[str, 
     whole = [row for row in rows if "MB up" in row]
     bars = {"quality": "score", "quality_axis": "mean VQA score of the clients", "cost": ("MB down", "MB up")}
     report.plot_bars([rows[0], *whole], out / "bars.png", label="mode", controls=CONTROLS, **bars)
-    scored = lambda row: {"test/score": row["test/dat"], **row} if "test/dat" in row else row
-    curves = {name: [[scored(row) for row in run.rows] for run in runs[name]] for name in CURVES if name in runs}
+    curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
     if curves:
         plot_curves(curves, ["test/score"], out / "curves.png")
     return bool(curves)
@@ -83,8 +82,8 @@ def _rows(settings: study.Settings, name: str, same: list[report.Run]) -> list[d
     problem, rows = study.load(settings, settings.common.all_seeds[0]), []
     mode = modes(settings.training)[name]
     counted = size(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head)
-    kinds = {"dat": "", "local": ", its own adapter", "shared": ", the shared adapter"}
-    for kind, addition in kinds.items() if "test/dat" in row else {"score": ""}.items():
+    kinds = {"score": "", "local": ", its own adapter", "shared": ", the shared adapter"}
+    for kind, addition in ((kind, addition) for kind, addition in kinds.items() if f"test/{kind}" in row):
         scores = {"score": row[f"test/{kind}"]}
         scores |= {client: row[f"test/client {i}/{kind}"] for i, client in enumerate(problem.tasks.tasks)}
         costs = {"trained": counted.trained} | {key: row[key] for key in ("MB down", "MB up", "peak MB", "s per round")}
@@ -95,8 +94,7 @@ def _rows(settings: study.Settings, name: str, same: list[report.Run]) -> list[d
 def paired(runs: Mapping[str, list[report.Run]], clients: Sequence[str]) -> list[dict[str, Any]]:
     """How far FedDAT is ahead of every other mode, seed by seed, on the same questions."""
     which = {"score": ""} | {client: f"client {i}/" for i, client in enumerate(clients)}
-    kind = lambda last: "dat" if "test/dat" in last else "score"
-    scores = lambda last: {name: last[f"test/{prefix}{kind(last)}"] for name, prefix in which.items()}
+    scores = lambda last: {name: last[f"test/{prefix}score"] for name, prefix in which.items()}
     last = {name: [scores(run.rows[-1]) for run in same] for name, same in runs.items()}
     return tables.ahead(last, "dat", {name: name for name in which})
 

@@ -228,10 +228,10 @@ def test_scores_are_those_of_each_clients_own_head_and_adapters():
     assert method.evaluate(state, arrays) == results and seen.count("finish") == 3 * seen.count("start") == 3
     target = np.asarray(arrays["target"])
     features_of = jax.jit(lambda used: model.finish(trunk, model.start(trunk, arrays), used))
-    for name in ("dat", "local", "shared"):
+    for name in ("score", "local", "shared"):
         for j in (0, 2):
             mine, shared = one(state, j), state.server["adapter"]
-            used = {"dat": (mine["adapter"], shared), "local": (mine["adapter"],), "shared": (shared,)}[name]
+            used = {"score": (mine["adapter"], shared), "local": (mine["adapter"],), "shared": (shared,)}[name]
             dense = jax.tree.map(np.asarray, mine["head"]["Dense_0"])
             z = np.asarray(features_of(used)) @ dense["kernel"] + dense["bias"][None]
             score = target[np.arange(40), np.argmax(z, 1)][owner == j].mean()

@@ -86,7 +86,7 @@ def build(
     trunk: theta. adapter_init: key -> an adapter. head: Model [B, D] -> [B, K].
 
     `evaluate` gives, in percent, the mean over clients and each client's score with both adapters, with its own alone
-    and with the shared one alone, always with its own head: "dat", "local", "shared", "client 3/dat" (see
+    and with the shared one alone, always with its own head: "score", "local", "shared", "client 3/score" (see
     vqa_tuning.scores). `Cohort.score` gives the same scores, in percent too, of a client's own test questions.
 
     Raises ValueError where the settings, the arrays, the trunk and the head do not fit each other; `evaluate` does for
@@ -222,7 +222,7 @@ def server_update(
 
 
 def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
-    """A client's logits [B, K] with both adapters ("dat"), with its own alone ("local") and with A_s alone ("shared").
+    """A client's logits [B, K] with both adapters ("score"), with its own alone ("local") and with A_s alone ("shared").
 
     download, state: as for `client_update`.
 
@@ -233,10 +233,10 @@ def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: 
     >>> state = {"adapter": 3.0, "head": 1.0, "rounds": 0}
     >>> logits = predict(model, head, Download({"adapter": 1.0}, held=2.0), state, {"x": jnp.array([[0.0, 1.0]])})
     >>> {name: z.tolist() for name, z in logits.items()}
-    {'dat': [[2.0, 4.0]], 'local': [[3.0, 5.0]], 'shared': [[1.0, 3.0]]}
+    {'score': [[2.0, 4.0]], 'local': [[3.0, 5.0]], 'shared': [[1.0, 3.0]]}
     """
     trunk, shared, local = download.held, download.sent["adapter"], state["adapter"]
     started = model.start(trunk, batch)
-    used = {"dat": (local, shared), "local": (local,), "shared": (shared,)}
+    used = {"score": (local, shared), "local": (local,), "shared": (shared,)}
     logits = lambda adapters: answer(head, state["head"], model.finish(trunk, started, adapters), batch)
     return {name: logits(adapters) for name, adapters in used.items()}
