@@ -35,8 +35,12 @@ class Settings:
     """Variant of the method: ours has rates for small fresh models, paper the paper's equations, released the
     behaviour of the released code."""
     method: str = "CreamFL"
-    """Row of a single run; compare runs all of them."""
+    """Row of a single run; compare and tuned run all of them."""
+    rows: tuple[str, ...] = ()
+    """Rows of compare and tuned, by their names; none given: all."""
     numbers: Numbers = Numbers()
+    tuning_seeds: int = 1
+    """Seeds on whose split valid the command tuned chooses."""
     alpha: float = 0.1
     """Dirichlet concentration of classes over clients with one modality."""
     per_round: int = 10
@@ -50,7 +54,11 @@ class Settings:
     kd_rate: float | None = None
     """Learning rate of distillation, as a share of the server's; None takes the variant's."""
     kd_state: Literal["shared", "own"] | None = None
-    """State of Adam that distillation has: that of the pairs' loss, or one of its own; None takes the variant's."""
+    """State of Adam that distillation has: that of the pairs' loss, or one of its own; None takes the variant's, and on
+    frozen encoders one of its own."""
+    server_passes: int | None = None
+    """Passes over the public pairs in a round of a server that does not distil; None: two, as many steps as one that
+    does, or the one that its row says."""
     weighing_temperature: float = 1.0
     """Temperature of the contrastive weights."""
     at_once: int | None = None
@@ -62,6 +70,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         cli.at_least(1, side=self.side, per_round=self.per_round, epochs=self.epochs, at_once=self.at_once or 1)
+        cli.at_least(1, server_passes=self.server_passes or 1, tuning_seeds=self.tuning_seeds)
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
@@ -101,23 +110,28 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     rates = {"server_lr": settings.server_lr, "client_lr": settings.client_lr, "both_lr": settings.client_lr}
     given = {key: rate for key, rate in rates.items() if rate is not None}
     training = dataclasses.replace(config.training, epochs=settings.epochs, at_once=settings.at_once, **given)
-    twice = dataclasses.replace(training, server_epochs=2 * training.server_epochs)
+    alone = lambda passes: dataclasses.replace(
+        training, server_epochs=(settings.server_passes or passes) * training.server_epochs
+    )
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
-    chosen = {"kd_rate": settings.kd_rate, "kd_state": settings.kd_state}
+    state = settings.kd_state or ("own" if settings.encoders == "frozen" else None)
+    chosen = {"kd_rate": settings.kd_rate, "kd_state": state}
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
     cream = functools.partial(dataclasses.replace, config)
     plain = functools.partial(cream, inter=False, intra=False)
+    shared = {"CreamFL, shared state": cream(kd_state="shared")} if config.kd_state == "own" else {}
     return {
-        "server only": cream(training=twice, kd_epochs=0),
-        "server only, one pass": cream(kd_epochs=0),
-        "FedAvg": AveragingConfig(twice),
-        "FedIoT": AveragingConfig(twice, both_weight=100.0),
+        "server only": cream(training=alone(2), kd_epochs=0),
+        "server only, one pass": cream(training=alone(1), kd_epochs=0),
+        "FedAvg": AveragingConfig(alone(2)),
+        "FedIoT": AveragingConfig(alone(2), both_weight=100.0),
         "FedMD": plain(weighing="mean"),
         "FedGEMS": plain(weighing="entropy"),
         "FedET": plain(weighing="consensus"),
         "reamFL+Avg": plain(weighing="size"),
         "reamFL+IoT": plain(weighing="size", both_weight=100.0),
         "CreamFL": cream(),
+        **shared,
         "CreamFL, temperature 0.1": cream(weighing_temperature=0.1),
         "CreamFL, temperature 0.02": cream(weighing_temperature=0.02),
         "CreamFL, plain mean": cream(weighing="mean"),
@@ -126,9 +140,31 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     }
 
 
-@functools.lru_cache(4)
+def named(settings: Settings) -> list[str]:
+    """The rows that a table has. Raises ValueError where one is not known."""
+    known = variants(settings)
+    return [cli.one_of("row of --rows", name, known) for name in settings.rows] or list(known)
+
+
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed."""
+    return _load(_about_all_rows(settings), seed)
+
+
+def models(settings: Settings) -> Models:
+    """What clients and server start from; the same for all seeds, as a published checkpoint is."""
+    return _models(_about_all_rows(settings))
+
+
+def _about_all_rows(settings: Settings) -> Settings:
+    """The settings with None for those that rows may have of their own, so that all rows find one problem in memory."""
+    rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes"))
+    same = {"method": "", "rows": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
+    return dataclasses.replace(settings, **same, **rates)
+
+
+@functools.lru_cache(4)
+def _load(settings: Settings, seed: int) -> Problem:
     given = (settings.numbers, settings.common.split, settings.alpha, seed)
     if settings.data == "scenes":
         return scenes_problem(*given)
@@ -142,12 +178,11 @@ def load(settings: Settings, seed: int) -> Problem:
 
 
 @functools.lru_cache(4)
-def models(settings: Settings) -> Models:
-    """What clients and server start from; the same for all seeds, as a published checkpoint is."""
+def _models(settings: Settings) -> Models:
     released = settings.variant == "released"
     if settings.checkpoints:
         return full(settings.checkpoints, settings.size.dim, settings.side, released)
-    problem = load(settings, settings.common.all_seeds[0])
+    problem = _load(settings, settings.common.all_seeds[0])
     if settings.encoders == "frozen":
         return on_features(settings.size)
     fresh = small(settings.size, problem.vocabulary, released)

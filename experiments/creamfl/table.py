@@ -38,11 +38,16 @@ class Finished(NamedTuple):
     """The last state, of one seed of the methods that are pictured."""
 
 
-def compare(settings: study.Settings) -> list[dict[str, Any]]:
-    """A row per method: the server's retrieval and questions, what clients can do, bytes, time, evenness of weights."""
-    common, names = settings.common, list(study.variants(settings))
+def compare(
+    settings: study.Settings, own: Mapping[str, study.Settings] | None = None, notes: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """A row per method: the server's retrieval and questions, what clients can do, bytes, time, evenness of weights.
+
+    own: the settings of rows that have other rates. notes: parts of the report behind the differences.
+    """
+    common, names = settings.common, study.named(settings)
     cli.write(common.out, settings)
-    done = jobs.trained(functools.partial(_finish, settings), names, common)
+    done = jobs.trained(functools.partial(_finish, dict.fromkeys(names, settings) | dict(own or {})), names, common)
     runs = {name: [report.load(one.folder) for one in same] for name, same in done.items()}
     rows = [chance(settings), *(_row(name, runs[name], [one.answer for one in done[name]]) for name in names)]
     pictured = _draw(settings, rows, runs, {name: same[0].end for name, same in done.items()})
@@ -53,6 +58,7 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
         "![scores and bytes](bars.png)",
         "## Differences within a seed (mean and 95 % interval)",
         report.table(differences),
+        *notes,
     ]
     parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
     parts += [f"![{name}](representations_{name}.png)" for name in pictured]
@@ -65,12 +71,13 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 def single(settings: study.Settings) -> None:
     """Runs one method and prints its row."""
     name = settings.method
-    done = jobs.trained(functools.partial(_finish, settings), [name], settings.common)[name]
+    done = jobs.trained(functools.partial(_finish, {name: settings}), [name], settings.common)[name]
     row = _row(name, [report.load(one.folder) for one in done], [one.answer for one in done])
     report.show([chance(settings), row], COLUMNS)
 
 
-def _finish(settings: study.Settings, name: str, seed: int) -> Finished:
+def _finish(own: Mapping[str, study.Settings], name: str, seed: int) -> Finished:
+    settings = own[name]
     folder, state = study.train(settings, name, seed)
     kept = name in PICTURED and seed == settings.common.all_seeds[0]
     return Finished(folder, answer(settings, name, seed, state), state if kept else None)

@@ -15,13 +15,14 @@ from PIL import Image
 
 from experiments.common import cli
 from experiments.creamfl import data as creamfl_data
-from experiments.creamfl import study, table
+from experiments.creamfl import study, table, tuned
 from experiments.creamfl.models import Models, Size, full, pretrained, small
 from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
 from fedjax_mm.models import Model, bert, resnet
 from fedjax_mm.models import pretrained as pretrained_files
 from fedjax_mm.run import records
+from fedjax_mm.run.sweep_files import read_sweep
 
 NUMBERS = creamfl_data.Numbers(image=2, text=2, both=2, per_client=12, public=16, test=40, asked=80, pretraining=40)
 SMALL = study.Settings(
@@ -68,6 +69,35 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
     assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
     assert "server only" in capsys.readouterr().out
+
+
+def test_rows_choose_their_rates_on_valid_once_and_ablations_take_creamfls(tmp_path, monkeypatch):
+    both = {"image": FLAT, "text": FLAT}
+    made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
+    monkeypatch.setattr(study, "models", lambda *given: made)
+    monkeypatch.setattr(tuned, "GRIDS", {"shared": {"server_lr": (1e-6, 0.01)}, "alone": {"server_passes": (1, 3)}})
+    rows = ("server only", "CreamFL", "CreamFL, no inter")
+    common = dataclasses.replace(SMALL.common, out=str(tmp_path))
+    settings = dataclasses.replace(SMALL, rows=rows, tuning_seeds=2, common=common)
+    assert [row["method"] for row in tuned.compare(settings)] == ["chance", *rows]
+    kept = {name: tmp_path / name.replace(" ", "_") / "seed0" / "config.json" for name in rows}
+    own = {name: json.loads(file.read_text())["config"]["method"]["training"] for name, file in kept.items()}
+    for name in ("server only", "CreamFL"):
+        found = [read_sweep(tmp_path / "tuning" / name.replace(" ", "_") / f"seed{seed}") for seed in range(2)]
+        means = np.mean([one.scores["valid/rsum"][:, 0, -1] for one in found], axis=0)
+        ((setting, value),) = found[0].settings[int(means.argmax())].items()
+        training = own[name]
+        assert value == (training["server_epochs"] if setting == "server_passes" else training["server_lr"])
+    assert own["CreamFL, no inter"] == own["CreamFL"]
+    report = (tmp_path / "report.md").read_text()
+    assert "### CreamFL" in report and "lies at the edge of its values" in report
+
+    monkeypatch.setattr(tuned.run, "sweep", lambda *given, **named: pytest.fail("tuned again"))
+    tuned.compare(dataclasses.replace(settings, rows=rows[1:]))
+    with pytest.raises(ValueError, match="has a sweep of other settings; give another --out"):
+        tuned.compare(dataclasses.replace(settings, alpha=9.0))
+    with pytest.raises(ValueError, match="takes what is chosen for CreamFL; add CreamFL"):
+        tuned.compare(dataclasses.replace(settings, rows=rows[2:]))
 
 
 @pytest.mark.parametrize("released", [False, True])

@@ -1,0 +1,104 @@
+"""Every row with rates of its own: `python -m experiments.creamfl tuned --data flickr8k --encoders frozen`.
+
+A row is trained with every combination of its grid's values, and the one with the best mean sum of recalls on the split
+`valid` of --tuning-seeds seeds, each with its own data and clients, is chosen; then all seeds are trained with it for
+the table of the test. All grids have 12 points. Rows of ABLATIONS take what is chosen for CreamFL. The grids are for
+frozen encoders, where a run takes seconds; report.md has them with all their scores, and says where one ends too early.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.common import jobs, sweeps, tables
+from experiments.creamfl import study, table
+from fedjax_mm import report, run
+from fedjax_mm.methods.creamfl import CreamFLConfig
+from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
+from fedjax_mm.run.json_files import read_json
+from fedjax_mm.run.sweep_files import Sweep, read_sweep
+
+METRIC = "valid/rsum"
+GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "alone": {"server_passes": (1, 2, 4), "server_lr": (0.016, 0.064, 0.256, 1.024)},
+    "averages": {"client_lr": (0.003, 0.01, 0.03), "server_lr": (0.016, 0.064, 0.256, 1.024)},
+    "own": {"server_lr": (0.001, 0.004, 0.016, 0.064), "kd_rate": (0.1, 0.3, 1.0)},
+    "shared": {"server_lr": (0.004, 0.016, 0.064, 0.256), "kd_rate": (0.003, 0.03, 0.3)},
+}
+"""Of a server that distils nothing, of averaged weights, of distillation with a state of its own or a shared one."""
+ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
+ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
+
+
+def compare(settings: study.Settings) -> list[dict[str, Any]]:
+    """Tunes the rows, trains them with what was chosen, and writes the report; see `table.compare`."""
+    names = study.named(settings)
+    searched = [name for name in names if name not in ABLATIONS]
+    if len(searched) < len(names) and "CreamFL" not in searched:
+        raise ValueError(f"--rows has {names[-1]}, which takes what is chosen for CreamFL; add CreamFL")
+    valid = dataclasses.replace(settings.common, split="valid", seed=None, seeds=settings.tuning_seeds)
+    tune = functools.partial(_tune, dataclasses.replace(settings, common=valid))
+    own, notes = {}, ["## What was tried on the split valid"]
+    for name, folders in jobs.trained(tune, searched, valid).items():
+        sweep = _joined([read_sweep(folder) for folder in folders])
+        best, said = report.best_setting(sweep, METRIC)
+        own[name] = _with(settings, sweep.settings[best])
+        tried = report.table(report.sweep_table(sweep), report.sweep_columns(sweep, METRIC))
+        notes += [f"### {name}", " ".join(said), tried]
+    own |= {name: own["CreamFL"] for name in names if name in ABLATIONS}
+    return table.compare(settings, own, notes)
+
+
+def grid_of(config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[float]]:
+    """What is tuned of a row: setting -> its values."""
+    if isinstance(config, AveragingConfig):
+        return GRIDS["averages"]
+    return GRIDS[config.kd_state if config.exchanges else "alone"]
+
+
+def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:
+    """The folder of a row's sweep on the data of one seed, where it is there already or else after it.
+
+    Raises ValueError where it is that of other settings.
+    """
+    problem, encoders = study.load(settings, seed), study.models(settings)
+    out = pathlib.Path(settings.common.out)
+    folder = tables.folder(dataclasses.replace(settings.common, out=str(out / "tuning")), name, seed)
+    grid, config = grid_of(study.variants(settings)[name]), json.loads(json.dumps(tables.of_a_run(settings)))
+    try:
+        kept, about = read_sweep(folder), read_json(folder / "sweep.json")
+    except FileNotFoundError:
+        run.sweep(
+            lambda **values: study.method_of(_with(settings, values), name, problem, encoders),
+            problem.data,
+            grid=grid,
+            seeds=(seed,),
+            rounds=settings.common.rounds,
+            per_round=settings.per_round,
+            valid=problem.test,
+            directory=folder,
+            config=config,
+            log=lambda line: None,
+        )
+        print(f"{name}, seed {seed}: tuned", flush=True)
+        return folder
+    if kept.axes != {key: list(values) for key, values in grid.items()} or about["config"] != config:
+        raise ValueError(f"{folder} has a sweep of other settings; give another --out")
+    return folder
+
+
+def _with(settings: study.Settings, values: Mapping[str, Any]) -> study.Settings:
+    """The settings with the values of a point of a grid."""
+    return functools.reduce(lambda changed, one: sweeps.replace(changed, *one), values.items(), settings)
+
+
+def _joined(same: Sequence[Sweep]) -> Sweep:
+    """Sweeps of one grid, each with a seed of its own, as one."""
+    scores = {key: np.concatenate([one.scores[key] for one in same], axis=1) for key in same[0].scores}
+    seeds = tuple(seed for one in same for seed in one.seeds)
+    return same[0]._replace(seeds=seeds, scores=scores, diverged=np.concatenate([one.diverged for one in same], axis=1))
