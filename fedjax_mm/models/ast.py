@@ -1,14 +1,30 @@
 """Audio spectrogram transformers (Gong et al. 2021)."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models import pretrained
+from fedjax_mm.models import configs, pretrained
 from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 from fedjax_mm.models.vit import layer_names
+from fedjax_mm.types import PyTree
+
+CONFIG = configs.Config(
+    "audio-spectrogram-transformer",
+    {
+        **configs.SIZES,
+        "mels": "num_mel_bins",
+        "frames": "max_length",
+        "patch": "patch_size",
+        "stride": "time_stride",
+        "epsilon": "layer_norm_eps",
+    },
+    {"hidden_act": "gelu"},
+)
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
@@ -104,14 +120,28 @@ def encoder(
         | layer_names(depth)
         | pretrained.norm("layernorm", "norm")
     )
+    sizes = {"dim": dim, "depth": depth, "heads": heads, "mlp": mlp, "patch": patch, "stride": stride}
+    config = configs.stated(CONFIG, mels=mels, frames=frames, epsilon=epsilon, **sizes) | {"frequency_stride": stride}
     return stack(
         Embeddings(mels, frames, patch, stride, dim, dtype),
         Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, frames, mels), jnp.float32),
-        Checkpoint(names, "audio_spectrogram_transformer.", ("classifier.",), repository),
+        Checkpoint(names, "audio_spectrogram_transformer.", ("classifier.",), repository, config=config),
     )
+
+
+def from_pretrained(
+    folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Transformer, PyTree]:
+    """(the encoder that a Hugging Face folder's config.json describes, its parameters).
+
+    dtype: type of arithmetic. Raises what `pretrained.load` raises, and FileNotFoundError or ValueError where
+    config.json is missing, damaged, or describes no audio spectrogram transformer.
+    """
+    model = encoder(**configs.arguments_of(folder, CONFIG), dtype=dtype)
+    return model, pretrained.load(model, folder)
 
 
 def distilled(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:

@@ -1,13 +1,17 @@
 """BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) on token ids, with 0 for padding."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.checks import check_flag
+from fedjax_mm.models import configs
 from fedjax_mm.models.checks import check_sizes
-from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, norm, tensor
+from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, load, norm, tensor
 from fedjax_mm.models.transformer import Layer, Pool, Transformer, stack
+from fedjax_mm.types import PyTree
 
 # Beginnings of the names of tensors that belong to other heads.
 BERT_HEADS = ("cls.", "pooler.", "classifier.", "qa_outputs.")
@@ -18,6 +22,31 @@ DISTILBERT_HEADS = (
     "pre_classifier.",
     "classifier.",
     "qa_outputs.",
+)
+
+
+BERT = configs.Config(
+    "bert",
+    {
+        **configs.SIZES,
+        "vocabulary": "vocab_size",
+        "positions": "max_position_embeddings",
+        "types": "type_vocab_size",
+        "epsilon": "layer_norm_eps",
+    },
+    {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+)
+DISTILBERT = configs.Config(
+    "distilbert",
+    {
+        "vocabulary": "vocab_size",
+        "dim": "dim",
+        "depth": "n_layers",
+        "heads": "n_heads",
+        "mlp": "hidden_dim",
+        "positions": "max_position_embeddings",
+    },
+    {"activation": "gelu"},
 )
 
 
@@ -84,10 +113,11 @@ def encoder(
     check_flag("pooler", pooler)
     if pooler and not types:
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
-    if types:
-        rates, prefix, names, other = (dropout, dropout, dropout), "bert.", _bert_names(depth), BERT_HEADS
-    else:
-        rates, prefix, names, other = (dropout, 0.0, dropout), "distilbert.", _distilbert_names(depth), DISTILBERT_HEADS
+    family = BERT if types else DISTILBERT
+    rates, prefix = (dropout, dropout if types else 0.0, dropout), f"{family.kind}."
+    names, other = (_bert_names(depth), BERT_HEADS) if types else (_distilbert_names(depth), DISTILBERT_HEADS)
+    sizes = {"vocabulary": vocabulary, "dim": dim, "depth": depth, "heads": heads, "mlp": mlp, "positions": positions}
+    of_bert = {"types": types, "epsilon": epsilon} if types else {}
     names |= (
         tensor("embeddings.word_embeddings.weight", "embeddings/word")
         | tensor("embeddings.position_embeddings.weight", "embeddings/positions")
@@ -101,13 +131,30 @@ def encoder(
         depth,
         dim,
         jax.ShapeDtypeStruct((1, positions), jnp.int32),
-        Checkpoint(names, prefix, other, repository, optional=("pooler",)),
+        Checkpoint(names, prefix, other, repository, ("pooler",), config=configs.stated(family, **sizes, **of_bert)),
         pooler,
         embeddings_dropout=dropout,
         mask=lambda tokens: tokens != 0,
         vocabulary=vocabulary,
         pool=pool,
     )
+
+
+def from_pretrained(
+    folder: str | pathlib.Path,
+    pooler: bool = False,
+    dropout: float = 0.1,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    pool: Pool = "first",
+) -> tuple[Transformer, PyTree]:
+    """(the BERT or DistilBERT that a Hugging Face folder's config.json describes, its parameters).
+
+    pooler, dropout, dtype, pool: as `encoder` takes them. Raises what `pretrained.load` raises, and FileNotFoundError
+    or ValueError where config.json is missing, damaged, or describes another model.
+    """
+    sizes = configs.arguments_of(folder, BERT, DISTILBERT)
+    model = encoder(**sizes, pooler=pooler, dropout=dropout, dtype=dtype, pool=pool)
+    return model, load(model, folder)
 
 
 def distilbert(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm._lazy import require
-from fedjax_mm.models import checkpoint_files
+from fedjax_mm.models import checkpoint_files, configs
 from fedjax_mm.models.paths import flatten, nest
 from fedjax_mm.types import PyTree
 
@@ -94,6 +94,7 @@ class Checkpoint(NamedTuple):
     repository: str = ""  # on huggingface.co, "" where there is none
     optional: tuple[str, ...] = ()  # parts of our tree that some of the family's files lack
     stacked: bool = False  # our tree has its layers' leaves stacked, [layers, ...]; names are still those of one layer
+    config: Mapping[str, Any] = {}  # what the config.json of such a model says (configs.stated)
 
 
 class HasCheckpoint(Protocol):
@@ -118,11 +119,13 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
 
     Raises FileNotFoundError where there is no such file, ImportError where the package that reads it is missing, and
     ValueError for a damaged file, for tensors that are missing, have another shape, are quantised (integers, FP8) or
-    not finite, and for tensors that found no place.
+    not finite, for tensors that found no place, and where a config.json beside the file describes another model, such
+    as one with other heads, which no tensor's shape tells.
     """
     if not isinstance(path, str | pathlib.Path) or not str(path):
         raise ValueError(f"path is {path!r}; give the path of a checkpoint, as text or as pathlib.Path")
     spec = model.checkpoint
+    configs.compare(spec.config, pathlib.Path(path))
     found = _strip(checkpoint_files.read(pathlib.Path(path), spec.repository), spec.prefix, path)
     fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
     expected = flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))

@@ -1,5 +1,6 @@
 """Residual networks (He et al. 2016) as feature maps: from scratch with group norms, pretrained with batch norms."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,11 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_mm.models import pretrained
+from fedjax_mm.models import configs, pretrained
 from fedjax_mm.models.checks import check_dtype, check_sizes, check_widths, one_of
 from fedjax_mm.models.layers import Conv, GroupNorm, pixels, run_module
 from fedjax_mm.models.pretrained import CONV, Checkpoint, tensor
 from fedjax_mm.types import Key, PyTree
+
+CONFIG = configs.Config(
+    "resnet",
+    {"depths": "depths", "widths": "hidden_sizes", "block": "layer_type"},
+    {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False},
+)
 
 
 class ResNet(NamedTuple):
@@ -170,14 +177,28 @@ def encoder(
         raise ValueError(f"depths and widths must be of the same stages, one block or more; got {depths} and {widths}")
     if block == "bottleneck" and any(width % 4 for width in widths):
         raise ValueError(f"widths of bottlenecks must be multiples of 4, got {widths}")
+    config = configs.stated(CONFIG, depths=depths, widths=widths, block=block)
     module = Trunk(depths, widths, block, norm, stem, normalise, dtype)
     return ResNet(
         width=widths[-1],
         init=lambda key, images: module.init(key, images)["params"],
         apply=lambda params, images: run_module(module, params, images),
         example=jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),
-        checkpoint=Checkpoint(_names(depths, block, norm), "resnet.", ("classifier.",), repository),
+        checkpoint=Checkpoint(_names(depths, block, norm), "resnet.", ("classifier.",), repository, config=config),
     )
+
+
+def from_pretrained(
+    folder: str | pathlib.Path, image: int = 224, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[ResNet, PyTree]:
+    """(the ResNet that a Hugging Face folder's config.json describes, its parameters with their running statistics).
+
+    image, dtype: as `encoder` takes them. Raises what `pretrained.load` raises, and FileNotFoundError or ValueError
+    where config.json is missing, damaged, or describes no ResNet.
+    """
+    sizes = configs.arguments_of(folder, CONFIG)
+    model = encoder(**sizes, norm="batch", stem="imagenet", normalise="imagenet", image=image, dtype=dtype)
+    return model, pretrained.load(model, folder)
 
 
 def resnet18(image: int = 224, dtype: jax.typing.DTypeLike = jnp.float32) -> ResNet:

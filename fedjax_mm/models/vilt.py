@@ -7,6 +7,7 @@ round on a CPU. The price is that a deep trunk compiles slowly: a FedDAT round o
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,14 +16,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import adapters as tunings
-from fedjax_mm.models import pretrained, transformer, vit
+from fedjax_mm.models import configs, pretrained, transformer, vit
 from fedjax_mm.models.checks import check_dtype, check_number, check_sizes
 from fedjax_mm.models.layers import run_module
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
-from fedjax_mm.models.vilt_embeddings import Embeddings, ImageEmbeddings, Started, interpolation
+from fedjax_mm.models.vilt_embeddings import Embeddings, ImageEmbeddings, Started, interpolation, resized_size
 from fedjax_mm.types import Arrays, Key, PyTree
 
-__all__ = ["Embeddings", "ImageEmbeddings", "Started", "Vilt", "base", "encoder", "interpolation", "resized_size"]
+__all__ = ["Embeddings", "ImageEmbeddings", "Started", "Vilt", "base", "encoder", "from_pretrained", "interpolation"]
+__all__ += ["resized_size"]
+
+CONFIG = configs.Config(
+    "vilt",
+    {
+        **configs.SIZES,
+        "image": "image_size",
+        "patch": "patch_size",
+        "vocabulary": "vocab_size",
+        "text_length": "max_position_embeddings",
+    },
+    {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+)
 
 
 class Vilt(NamedTuple):
@@ -113,7 +127,9 @@ def encoder(
         "question": jax.ShapeDtypeStruct((1, text_length), jnp.int32),
     }
     others = ("mlm_score.", "classifier.", "rank_output.")
-    checkpoint = Checkpoint(_names(depth), "vilt.", others, repository, stacked=True)
+    sizes = {"image": image, "patch": patch, "vocabulary": vocabulary, "text_length": text_length, "dim": dim}
+    config = configs.stated(CONFIG, depth=depth, heads=heads, mlp=mlp, **sizes)
+    checkpoint = Checkpoint(_names(depth), "vilt.", others, repository, stacked=True, config=config)
     return Vilt(
         depth,
         dim,
@@ -197,33 +213,21 @@ def _finish(pieces: _Pieces, params: PyTree, started: Started, adapters: Sequenc
     return transformer.pooled(params, _normed(pieces, params, h[:, :1]))
 
 
+def from_pretrained(
+    folder: str | pathlib.Path, lora_alpha: float = 16.0, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Vilt, PyTree]:
+    """(the ViLT that a Hugging Face folder's config.json describes, its parameters).
+
+    lora_alpha, dtype: as `encoder` takes them. Raises what `pretrained.load` raises, and FileNotFoundError or
+    ValueError where config.json is missing, damaged, or describes no ViLT.
+    """
+    model = encoder(**configs.arguments_of(folder, CONFIG), lora_alpha=lora_alpha, dtype=dtype)
+    return model, pretrained.load(model, folder)
+
+
 def base(lora_alpha: float = 16.0, dtype: jax.typing.DTypeLike = jnp.float32) -> Vilt:
     """ViLT-B/32: 12 layers of width 768, positions of 384x384 images and of 40 words; 111,595,008 parameters."""
     return encoder(lora_alpha=lora_alpha, repository="dandelin/vilt-b32-mlm", dtype=dtype)
-
-
-def resized_size(
-    height: int, width: int, short: int = 384, long: int | None = None, patch: int = 32
-) -> tuple[int, int]:
-    """The (height, width) in pixels to which the reference processor resizes an image.
-
-    The short side becomes `short`, the long one at most `long`, which is 1333/800 of `short` unless given (639 for 384:
-    at most 12 x 19 patches). Sides are rounded down to whole patches, and to one patch at least. (Hugging Face's
-    ViltImageProcessor, which interpolates bicubically)
-
-    The data of this library (data.vqa) follow another rule: an image is scaled to touch a bucket of a fixed size, so
-    that all images of a task have one shape. (section 5)
-
-    >>> resized_size(480, 640), resized_size(300, 900)
-    ((384, 512), (192, 608))
-    """
-    long = int(1333 / 800 * short) if long is None else long
-    # In their order: of 2:1 images the short side is 319.5, and rounding errors decide between 288 and 320.
-    scale = short / min(height, width)
-    sides = [short if side == min(height, width) else scale * side for side in (height, width)]
-    shrink = long / max(sides) if max(sides) > long else 1.0
-    rounded_height, rounded_width = (max(int(shrink * side + 0.5) // patch * patch, patch) for side in sides)
-    return rounded_height, rounded_width
 
 
 def _at(stack: PyTree, number: int) -> PyTree:

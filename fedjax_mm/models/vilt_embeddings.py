@@ -96,3 +96,27 @@ def _inserted(x: jax.Array, mask: jax.Array, prompt: jax.Array) -> Started:
     real = jnp.ones(more.shape[:2], bool)
     behind = lambda x, more: jnp.concatenate([x[:, :1], more, x[:, 1:]], axis=1)
     return behind(x, more), behind(mask, real)
+
+
+def resized_size(
+    height: int, width: int, short: int = 384, long: int | None = None, patch: int = 32
+) -> tuple[int, int]:
+    """The (height, width) in pixels to which the reference processor resizes an image.
+
+    The short side becomes `short`, the long one at most `long`, which is 1333/800 of `short` unless given (639 for 384:
+    at most 12 x 19 patches). Sides are rounded down to whole patches, and to one patch at least. (Hugging Face's
+    ViltImageProcessor, which interpolates bicubically)
+
+    The data of this library (data.vqa) follow another rule: an image is scaled to touch a bucket of a fixed size, so
+    that all images of a task have one shape. (section 5)
+
+    >>> resized_size(480, 640), resized_size(300, 900)
+    ((384, 512), (192, 608))
+    """
+    long = int(1333 / 800 * short) if long is None else long
+    # In their order: of 2:1 images the short side is 319.5, and rounding errors decide between 288 and 320.
+    scale = short / min(height, width)
+    sides = [short if side == min(height, width) else scale * side for side in (height, width)]
+    shrink = long / max(sides) if max(sides) > long else 1.0
+    rounded_height, rounded_width = (max(int(shrink * side + 0.5) // patch * patch, patch) for side in sides)
+    return rounded_height, rounded_width

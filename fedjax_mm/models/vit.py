@@ -1,15 +1,24 @@
 """Vision transformers (Dosovitskiy et al. 2021)."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.checks import check_flag
-from fedjax_mm.models import pretrained
+from fedjax_mm.models import configs, pretrained
 from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.layers import Conv, pixels
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
+from fedjax_mm.types import PyTree
+
+CONFIG = configs.Config(
+    "vit",
+    {**configs.SIZES, "image": "image_size", "patch": "patch_size", "epsilon": "layer_norm_eps"},
+    {"hidden_act": "gelu"},
+)
 
 
 class Embeddings(nn.Module):
@@ -73,13 +82,15 @@ def encoder(
     )
     # ViTForImageClassification's files have no pooler, ViTModel's have one.
     heads_of_others = ("classifier.", "pooler.", "decoder.", "embeddings.mask_token")
+    sizes = {"image": image, "patch": patch, "dim": dim, "depth": depth, "heads": heads, "mlp": mlp, "epsilon": epsilon}
+    config = configs.stated(CONFIG, **sizes)
     return stack(
         Embeddings(image, patch, dim, dtype),
         Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),
-        Checkpoint(names, "vit.", heads_of_others, repository, optional=("pooler",)),
+        Checkpoint(names, "vit.", heads_of_others, repository, optional=("pooler",), config=config),
         pooler,
     )
 
@@ -87,6 +98,18 @@ def encoder(
 def tiny(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:
     """ViT-Tiny/16 at 224x224: 12 layers of width 192, and a pooler, which nothing reads but which counts as a cost."""
     return encoder(pooler=True, repository="WinKawaks/vit-tiny-patch16-224", dtype=dtype)
+
+
+def from_pretrained(
+    folder: str | pathlib.Path, pooler: bool = False, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Transformer, PyTree]:
+    """(the encoder that a Hugging Face folder's config.json describes, its parameters).
+
+    pooler, dtype: as `encoder` takes them. Raises what `pretrained.load` raises, and FileNotFoundError or ValueError
+    where config.json is missing, damaged, or describes no ViT.
+    """
+    model = encoder(**configs.arguments_of(folder, CONFIG), pooler=pooler, dtype=dtype)
+    return model, pretrained.load(model, folder)
 
 
 def layer_names(depth: int) -> pretrained.Names:

@@ -1,14 +1,30 @@
 """The encoder of Whisper (Radford et al. 2022), on log-mel spectrograms of speech."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.models import configs, pretrained
 from fedjax_mm.models.ast import windows
 from fedjax_mm.models.checks import check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Layout, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
+from fedjax_mm.types import PyTree
 
+CONFIG = configs.Config(
+    "whisper",
+    {
+        "mels": "num_mel_bins",
+        "positions": "max_source_positions",
+        "dim": "d_model",
+        "depth": "encoder_layers",
+        "heads": "encoder_attention_heads",
+        "mlp": "encoder_ffn_dim",
+    },
+    {"activation_function": "gelu", "scale_embedding": False},
+)
 CONV_1D = Layout(
     lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)
 )  # [out, in, width] <-> [width, in, out]
@@ -99,15 +115,29 @@ def encoder(
         | layers("encoder.layers", depth, linears, norms)
         | norm("encoder.layer_norm", "norm")
     )
+    sizes = {"mels": mels, "positions": positions, "dim": dim, "depth": depth, "heads": heads, "mlp": mlp}
+    config = configs.stated(CONFIG, **sizes)
     return stack(
         Embeddings(mels, positions, dim, dtype),
         Layer(heads, mlp, epsilon=1e-5, key_bias=False, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, 2 * positions, mels), jnp.float32),
-        Checkpoint(names, "model.", ("decoder.", "proj_out."), repository),
+        Checkpoint(names, "model.", ("decoder.", "proj_out."), repository, config=config),
         pool="mean",
     )
+
+
+def from_pretrained(
+    folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Transformer, PyTree]:
+    """(the encoder that a Hugging Face folder's config.json describes, its parameters).
+
+    dtype: type of arithmetic. Raises what `pretrained.load` raises, and FileNotFoundError or ValueError where
+    config.json is missing, damaged, or describes no Whisper.
+    """
+    model = encoder(**configs.arguments_of(folder, CONFIG), dtype=dtype)
+    return model, pretrained.load(model, folder)
 
 
 def base(dtype: jax.typing.DTypeLike = jnp.float32) -> Transformer:

@@ -222,7 +222,7 @@ def server_update(
 
 
 def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
-    """A client's logits [B, K] with both adapters ("score"), with its own alone ("local") and with A_s alone ("shared").
+    """A client's logits [B, K] with both adapters ("score"), its own alone ("local") and A_s alone ("shared").
 
     download, state: as for `client_update`.
 
