@@ -48,6 +48,10 @@ class Common:
     """Clients that are vmapped at a time; auto times a few numbers in the first round and keeps the fastest."""
     devices: int | None = None
     """Devices that the clients of a round are spread over."""
+    client_state: Literal["device", "host", "folder"] = "device"
+    """Where clients' states are kept between rounds; folder is one in the run's own. It changes no result."""
+    checkpoint_every: int | None = None
+    """Rounds between two checkpoints; None takes the study's own number."""
     jobs: int = 1
     """Runs of a table that are trained at a time, each in a process of its own. More than 1 is for CPUs."""
     out: str = "runs"
@@ -56,6 +60,7 @@ class Common:
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds, seeds=self.seeds, jobs=self.jobs)
         at_least(1, devices=1 if self.devices is None else self.devices)
+        at_least(1, checkpoint_every=1 if self.checkpoint_every is None else self.checkpoint_every)
         at_least(0, seed=self.seed or 0)
         if self.chunk != "auto" and not (str(self.chunk).isdigit() and int(self.chunk) > 0):
             raise ValueError(f"--chunk is {self.chunk}; it must be a number of clients that is at least 1, or auto")

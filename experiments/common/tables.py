@@ -90,7 +90,10 @@ def finish(
         cli.write(directory, study, seed=seed)
     chunk = common.chunk if common.chunk == "auto" else int(common.chunk)
     quiet = {"log": lambda line: None, "progress": None if common.jobs == 1 else False}  # bars would overwrite others'
-    given = {"directory": directory, "chunk": chunk, "devices": common.devices, **quiet} | given
+    states = directory / "client_states" if common.client_state == "folder" else common.client_state
+    given = {"directory": directory, "chunk": chunk, "devices": common.devices, "client_state": states} | quiet | given
+    if common.checkpoint_every:
+        given["checkpoint_every"] = common.checkpoint_every
     state = run.train(method, data, seed=seed, **given)
     cli.write(directory, study, seed=seed)  # a run that was there may go on with more rounds
     print(f"{name}, seed {seed}: done", flush=True)
@@ -99,7 +102,8 @@ def finish(
 
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
-    about = "data_dir mode modes plan method rows trunk seed seeds tuning_seeds chunk devices jobs out".split()
+    about = "data_dir mode modes plan method rows trunk seed seeds tuning_seeds chunk devices client_state "
+    about = f"{about} checkpoint_every jobs out".split()
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value
     return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}

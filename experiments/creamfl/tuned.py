@@ -26,11 +26,13 @@ from fedjax_mm.run.sweep_files import Sweep, read_sweep
 METRIC = "valid/rsum"
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "alone": {"server_passes": (1, 2, 4), "server_lr": (0.016, 0.064, 0.256, 1.024)},
-    "averages": {"client_lr": (0.003, 0.01, 0.03), "server_lr": (0.016, 0.064, 0.256, 1.024)},
-    "own": {"server_lr": (0.001, 0.004, 0.016, 0.064), "kd_rate": (0.1, 0.3, 1.0)},
-    "shared": {"server_lr": (0.004, 0.016, 0.064, 0.256), "kd_rate": (0.003, 0.03, 0.3)},
+    "averages": {"client_lr": (0.01, 0.03, 0.1), "server_lr": (0.004, 0.016, 0.064, 0.256)},
+    "contrasts": {"server_lr": (0.001, 0.004, 0.016, 0.064), "kd_rate": (0.1, 0.3, 1.0)},
+    "distils": {"server_lr": (0.016, 0.064, 0.256, 1.024), "kd_rate": (0.01, 0.03, 0.1)},
+    "shared": {"server_lr": (0.004, 0.016, 0.064, 0.256), "kd_rate": (0.1, 0.3, 1.0)},
 }
-"""Of a server that distils nothing, of averaged weights, of distillation with a state of its own or a shared one."""
+"""Of a server that distils nothing, of averaged weights, of distillation with a state of its own from clients that
+contrast and from others, and of distillation in a shared state."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
@@ -58,7 +60,9 @@ def grid_of(config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[fl
     """What is tuned of a row: setting -> its values."""
     if isinstance(config, AveragingConfig):
         return GRIDS["averages"]
-    return GRIDS[config.kd_state if config.exchanges else "alone"]
+    if not config.exchanges:
+        return GRIDS["alone"]
+    return GRIDS["shared" if config.kd_state == "shared" else "contrasts" if config.contrasts else "distils"]
 
 
 def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:

@@ -117,8 +117,23 @@ def test_former_names_of_variants_are_understood(flags, monkeypatch):
 
 def test_a_runs_config_holds_what_decides_its_result():
     kept = tables.of_a_run(creamfl_study.PRESETS["coco"])
-    assert kept.keys().isdisjoint({"method", "out", "seed", "seeds", "chunk", "devices", "data_dir"})
+    assert kept.keys().isdisjoint({"method", "out", "seed", "seeds", "chunk", "devices", "client_state", "data_dir"})
     assert kept["rounds"] == 30 and json.loads(json.dumps(kept))["size"]["dim"] == 512
+
+
+def test_where_states_are_and_how_often_they_are_written_is_said_to_the_run(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(tables.run, "train", lambda method, data, **named: given.update(named))
+    for flags, states, every in (([], "device", 5), (["--client-state=host"], "host", 5)):
+        settings = cli.parse(fedavg.PRESETS, [*flags, "--out", str(tmp_path)], None)
+        tables.finish(None, None, settings.problem.common, settings, "FedAvg", 3, checkpoint_every=5)
+        assert (given["client_state"], given["checkpoint_every"]) == (states, every)
+    flags = ["--client-state=folder", "--checkpoint-every=2", "--out", str(tmp_path)]
+    settings = cli.parse(fedavg.PRESETS, flags, None)
+    tables.finish(None, None, settings.problem.common, settings, "FedAvg", 3, checkpoint_every=5)
+    assert given["client_state"] == tmp_path / "FedAvg" / "seed3" / "client_states" and given["checkpoint_every"] == 2
+    with pytest.raises(ValueError, match="--checkpoint-every is 0; it must be at least 1"):
+        cli.parse(fedavg.PRESETS, ["--checkpoint-every=0"], None)
 
 
 def test_every_preset_is_for_its_dataset():
