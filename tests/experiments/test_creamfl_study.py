@@ -44,14 +44,18 @@ FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}
 
 
 def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    kept = {name: study.variants(SMALL)[name] for name in ("server only", "CreamFL")}
-    monkeypatch.setattr(study, "variants", lambda settings: kept)
+    kept = ("server only", "CreamFL")
     both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
     made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
     monkeypatch.setattr(study, "models", lambda *given: made)
     settings = dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, out=str(tmp_path)))
-    rows = {row["method"]: row for row in table.compare(settings)}
+    own = {"CreamFL": dataclasses.replace(settings, server_lr=0.5)}
+    settings = dataclasses.replace(settings, rows=kept)
+    rows = {row["method"]: row for row in table.compare(settings, own, ["what was tried"])}
     assert list(rows) == ["chance", *kept]
+    for name, rate in (("server_only", 3e-3), ("CreamFL", 0.5)):
+        config = json.loads((tmp_path / name / "seed0" / "config.json").read_text())["config"]
+        assert config["method"]["training"]["server_lr"] == rate
     problem = study.load(settings, 0)
     assert rows["chance"]["test/i2t_r10"] == pytest.approx(100 * 10 / 40)
     counts = np.bincount(problem.test["text/label"])
@@ -64,7 +68,7 @@ def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch
     last = records.read_metrics(tmp_path / "CreamFL" / "seed0")[-1]
     assert rows["CreamFL"]["server/entropy_image"] == last["server/entropy_image"] <= 1
     report = (tmp_path / "report.md").read_text()
-    assert "CreamFL minus" in report and all(name in report for name in kept)
+    assert "CreamFL minus" in report and "what was tried" in report and all(name in report for name in kept)
     pictures = ("bars", "curves", "representations_CreamFL")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
     assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
@@ -75,29 +79,36 @@ def test_rows_choose_their_rates_on_valid_once_and_ablations_take_creamfls(tmp_p
     both = {"image": FLAT, "text": FLAT}
     made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
     monkeypatch.setattr(study, "models", lambda *given: made)
-    monkeypatch.setattr(tuned, "GRIDS", {"shared": {"server_lr": (1e-6, 0.01)}, "alone": {"server_passes": (1, 3)}})
-    rows = ("server only", "CreamFL", "CreamFL, no inter")
-    common = dataclasses.replace(SMALL.common, out=str(tmp_path))
+    monkeypatch.setattr(tuned, "GRIDS", {"shared": {"server_lr": (1e-6, 0.01)}})
+    rows = ("CreamFL", "CreamFL, no inter")
+    common = dataclasses.replace(SMALL.common, rounds=1, out=str(tmp_path))
     settings = dataclasses.replace(SMALL, rows=rows, tuning_seeds=2, common=common)
-    assert [row["method"] for row in tuned.compare(settings)] == ["chance", *rows]
-    kept = {name: tmp_path / name.replace(" ", "_") / "seed0" / "config.json" for name in rows}
-    own = {name: json.loads(file.read_text())["config"]["method"]["training"] for name, file in kept.items()}
-    for name in ("server only", "CreamFL"):
-        found = [read_sweep(tmp_path / "tuning" / name.replace(" ", "_") / f"seed{seed}") for seed in range(2)]
-        means = np.mean([one.scores["valid/rsum"][:, 0, -1] for one in found], axis=0)
-        ((setting, value),) = found[0].settings[int(means.argmax())].items()
-        training = own[name]
-        assert value == (training["server_epochs"] if setting == "server_passes" else training["server_lr"])
-    assert own["CreamFL, no inter"] == own["CreamFL"]
-    report = (tmp_path / "report.md").read_text()
-    assert "### CreamFL" in report and "lies at the edge of its values" in report
+    seen = []
+    monkeypatch.setattr(tuned.table, "compare", lambda *given: seen.append(given))
+    tuned.compare(settings)
+    ((_, own, notes),) = seen
+    folders = [tmp_path / "tuning" / "CreamFL" / f"seed{seed}" for seed in (0, 1)]
+    means = np.mean([read_sweep(folder).scores["valid/rsum"][:, 0, -1] for folder in folders], axis=0)
+    best = (1e-6, 0.01)[int(means.argmax())]
+    assert own == {name: dataclasses.replace(settings, server_lr=best) for name in rows}
+    assert notes[1] == "### CreamFL" and "lies at the edge of its values" in notes[2] and f"{means[0]:.1f}" in notes[3]
 
     monkeypatch.setattr(tuned.run, "sweep", lambda *given, **named: pytest.fail("tuned again"))
-    tuned.compare(dataclasses.replace(settings, rows=rows[1:]))
     with pytest.raises(ValueError, match="has a sweep of other settings; give another --out"):
         tuned.compare(dataclasses.replace(settings, alpha=9.0))
     with pytest.raises(ValueError, match="takes what is chosen for CreamFL; add CreamFL"):
-        tuned.compare(dataclasses.replace(settings, rows=rows[2:]))
+        tuned.compare(dataclasses.replace(settings, rows=rows[1:]))
+    tuned.compare(settings)
+    assert seen[1][1:] == (own, notes)
+
+
+def test_a_server_alone_takes_as_many_passes_as_it_is_told():
+    passes = lambda row, **given: study.variants(dataclasses.replace(SMALL, **given))[row].training.server_epochs
+    assert passes("server only") == 2 and passes("server only, one pass") == passes("CreamFL") == 1
+    assert passes("server only", server_passes=4) == 4 and passes("CreamFL", server_passes=4) == 1
+    configs = study.variants(SMALL)
+    points = [np.prod([len(values) for values in tuned.grid_of(config).values()]) for config in configs.values()]
+    assert set(points) == {12}  # of every row, tuned or not
 
 
 @pytest.mark.parametrize("released", [False, True])
