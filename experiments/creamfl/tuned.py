@@ -26,13 +26,14 @@ from fedjax_mm.run.sweep_files import Sweep, read_sweep
 METRIC = "valid/rsum"
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "alone": {"server_passes": (1, 2, 4), "server_lr": (0.016, 0.064, 0.256, 1.024)},
-    "averages": {"client_lr": (0.01, 0.03, 0.1), "server_lr": (0.004, 0.016, 0.064, 0.256)},
+    "FedAvg": {"client_lr": (0.01, 0.03, 0.1), "server_lr": (0.001, 0.004, 0.016, 0.064)},
+    "FedIoT": {"client_lr": (0.03, 0.1, 0.3), "server_lr": (0.004, 0.016, 0.064, 0.256)},
     "contrasts": {"server_lr": (0.001, 0.004, 0.016, 0.064), "kd_rate": (0.1, 0.3, 1.0)},
-    "distils": {"server_lr": (0.016, 0.064, 0.256, 1.024), "kd_rate": (0.01, 0.03, 0.1)},
+    "distils": {"server_lr": (0.004, 0.016, 0.064, 0.256), "kd_rate": (0.03, 0.1, 0.3)},
     "shared": {"server_lr": (0.004, 0.016, 0.064, 0.256), "kd_rate": (0.1, 0.3, 1.0)},
 }
-"""Of a server that distils nothing, of averaged weights, of distillation with a state of its own from clients that
-contrast and from others, and of distillation in a shared state."""
+"""Of a server that distils nothing, of averaged weights by row, of distillation with a state of its own from clients
+that contrast and from others, and of distillation in a shared state. Each was moved until it held its best inside."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
@@ -56,10 +57,10 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     return table.compare(settings, own, notes)
 
 
-def grid_of(config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[float]]:
+def grid_of(name: str, config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[float]]:
     """What is tuned of a row: setting -> its values."""
     if isinstance(config, AveragingConfig):
-        return GRIDS["averages"]
+        return GRIDS[name]
     if not config.exchanges:
         return GRIDS["alone"]
     return GRIDS["shared" if config.kd_state == "shared" else "contrasts" if config.contrasts else "distils"]
@@ -73,7 +74,7 @@ def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:
     problem, encoders = study.load(settings, seed), study.models(settings)
     out = pathlib.Path(settings.common.out)
     folder = tables.folder(dataclasses.replace(settings.common, out=str(out / "tuning")), name, seed)
-    grid, config = grid_of(study.variants(settings)[name]), json.loads(json.dumps(tables.of_a_run(settings)))
+    grid, config = grid_of(name, study.variants(settings)[name]), json.loads(json.dumps(tables.of_a_run(settings)))
     try:
         kept, about = read_sweep(folder), read_json(folder / "sweep.json")
     except FileNotFoundError:

@@ -106,8 +106,8 @@ def test_a_server_alone_takes_as_many_passes_as_it_is_told():
     passes = lambda row, **given: study.variants(dataclasses.replace(SMALL, **given))[row].training.server_epochs
     assert passes("server only") == 2 and passes("server only, one pass") == passes("CreamFL") == 1
     assert passes("server only", server_passes=4) == 4 and passes("CreamFL", server_passes=4) == 1
-    configs = study.variants(SMALL)
-    points = [np.prod([len(values) for values in tuned.grid_of(config).values()]) for config in configs.values()]
+    grids = [tuned.grid_of(name, config) for name, config in study.variants(SMALL).items()]
+    points = [np.prod([len(values) for values in grid.values()]) for grid in grids]
     assert set(points) == {12}  # of every row, tuned or not
 
 
