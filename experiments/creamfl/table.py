@@ -52,19 +52,19 @@ def compare(
     rows = [chance(settings), *(_row(name, runs[name], [one.answer for one in done[name]]) for name in names)]
     pictured = _draw(settings, rows, runs, {name: same[0].end for name, same in done.items()})
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
-    differences = tables.ahead(last, "CreamFL", {f"test/{key}": key for key in COMPARED})
-    weights = [key for key in rows[-1] if key.startswith("server/")]
-    parts = [
-        "![scores and bytes](bars.png)",
-        "## Differences within a seed (mean and 95 % interval)",
-        report.table(differences),
-        *notes,
-    ]
-    parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
+    leader = "CreamFL" if "CreamFL" in names else names[-1]
+    differences = tables.ahead(last, leader, {f"test/{key}": key for key in COMPARED})
+    weights = list(dict.fromkeys(key for row in rows for key in row if key.startswith("server/")))
+    parts = ["![scores and bytes](bars.png)"]
+    if differences:
+        parts += ["## Differences within a seed (mean and 95 % interval)", report.table(differences)]
+    parts += notes
+    if weights:
+        parts += ["## Weights and drift, last round", report.table(rows[1:], ["method", *weights])]
     parts += [f"![{name}](representations_{name}.png)" for name in pictured]
     parts += ["## Over rounds", "![curves](curves.png)", "## All metrics"]
     parts += [report.table(rows, ["method", *(key for key in rows[1] if key.startswith("test/"))])]
-    tables.save(common, settings, "CreamFL", _about(settings), rows, COLUMNS, parts, runs["CreamFL"][0])
+    tables.save(common, settings, "CreamFL", _about(settings), rows, COLUMNS, parts, runs[leader][0])
     return rows
 
 
@@ -89,7 +89,7 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     bars = {"quality": "test/rsum", "quality_axis": "sum of recalls, %", "cost": ("MB down", "MB up")}
     apart = ("chance", *(name for name in runs if "server" in name))
     report.plot_bars(rows, out / "bars.png", label="method", controls=apart, **bars)
-    curves = {name: [run.rows for run in runs[name]] for name in CURVES if name in runs}
+    curves = {name: [run.rows for run in runs[name]] for name in [name for name in CURVES if name in runs] or runs}
     plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
     problem = study.load(settings, settings.common.all_seeds[0])
     pictured = [name for name in PICTURED if name in runs]
