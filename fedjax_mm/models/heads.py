@@ -62,13 +62,13 @@ def is_statistic(path: str) -> bool:
     return path.rpartition("/")[2] in ("running_mean", "running_variance")
 
 
-def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float = 0.1) -> Head:
+def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float = 0.1, keep: float = 0.9) -> Head:
     """A projection head [B, D] -> [B, dim] of `layers` linear layers without bias, each followed by a batch norm.
 
     Between two layers stand dropout of `rate`, the norm with scale and bias, and relu. The last norm has neither scale
-    nor bias. Running statistics keep 0.9 of their old value, and their variance is the unbiased one, as in PyTorch.
-    (Tun 2025, LW-FedMML) Parameters: dense_0 (kernel), norm_0 (scale, bias, running_mean, running_variance), dense_1,
-    ...
+    nor bias. Running statistics keep a share `keep` of their old value, 0.9 unless given, and their variance is the
+    unbiased one, as in PyTorch. With `keep` 0 they are the batch's own. (Tun 2025, LW-FedMML) Parameters: dense_0
+    (kernel), norm_0 (scale, bias, running_mean, running_variance), dense_1, ...
 
     >>> head, x = projection(hidden=6, dim=4, layers=2), jnp.ones((3, 5))
     >>> params = jax.eval_shape(lambda key: head.init(key, 5), jax.random.key(0))
@@ -77,6 +77,7 @@ def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float 
     """
     check_sizes(hidden=hidden, dim=dim, layers=layers)
     check_number("rate", rate, below=1)
+    check_number("keep", keep, below=1)
     widths = [hidden] * (layers - 1) + [dim]
 
     def init(key: Key, width: int) -> PyTree:
@@ -95,7 +96,7 @@ def projection(hidden: int = 4096, dim: int = 256, layers: int = 3, rate: float 
             x = x @ params[f"dense_{i}"]["kernel"]
             if key is not None and not last:
                 x = dropout(x, rate, jax.random.fold_in(key, i))
-            x, new[f"norm_{i}"] = _normalised(norm, x, train=key is not None)
+            x, new[f"norm_{i}"] = _normalised(norm, x, train=key is not None, keep=keep)
             x = x if last else nn.relu(x * norm["scale"][None] + norm["bias"][None])
         return x, {**params, **new}
 
@@ -181,13 +182,15 @@ def _uniform(key: Key, fan_in: int, out: int) -> jax.Array:
     return jax.random.uniform(key, (fan_in, out), minval=-1, maxval=1) * fan_in**-0.5
 
 
-def _normalised(norm: PyTree, x: jax.Array, train: bool, epsilon: float = 1e-5) -> tuple[jax.Array, PyTree]:
+def _normalised(
+    norm: PyTree, x: jax.Array, train: bool, keep: float, epsilon: float = 1e-5
+) -> tuple[jax.Array, PyTree]:
     """x [B, D] normalised by its own statistics (train) or the running ones, and `norm` with new running ones."""
     mean, variance = norm["running_mean"], norm["running_variance"]
     if train:
         batch_mean, batch_variance = x.mean(0), x.var(0)
         unbiased = batch_variance * len(x) / max(len(x) - 1, 1)
-        keep = lambda old, new: 0.9 * old + 0.1 * jax.lax.stop_gradient(new)
-        norm = {**norm, "running_mean": keep(mean, batch_mean), "running_variance": keep(variance, unbiased)}
+        moved = lambda old, new: keep * old + (1 - keep) * jax.lax.stop_gradient(new)
+        norm = {**norm, "running_mean": moved(mean, batch_mean), "running_variance": moved(variance, unbiased)}
         mean, variance = batch_mean, batch_variance
     return (x - mean[None]) * jax.lax.rsqrt(variance + epsilon)[None], norm

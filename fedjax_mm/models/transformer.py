@@ -6,7 +6,7 @@ bert, ast) adds its embeddings and the names of its tensors in checkpoints.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,11 @@ class Transformer(NamedTuple):
     numbers, and then the norm: float32 [B, T, D]. `apply` takes the same arguments and gives [B, D]: token 0 alone, or
     the mean of the real tokens in families without a class token.
 
+    `hidden(params, batch, key=None, dropout_from=0)` is all tokens [B, T, D] before the norm. `apply` and `tokens` take
+    such an array as `below`, what the layers below those in `params` gave of the same batch: they run the layers in
+    `params` on it, and no embeddings. So an encoder is cut in two: `hidden` of `first(params, n)`, then `apply` of
+    `above(params, n)`.
+
     A `key` turns dropout on in the layers numbered `dropout_from` (a static int) or more; the embeddings count with
     layer 0. What a layer draws depends on the key and on its own number, not on which other layers there are.
 
@@ -48,6 +53,7 @@ class Transformer(NamedTuple):
     example: jax.ShapeDtypeStruct  # a batch of one
     checkpoint: Checkpoint
     vocabulary: int | None = None  # token ids are 0..vocabulary-1; None where no tokens are read
+    hidden: Callable[..., jax.Array] | None = None  # None where the encoder cannot be cut
 
 
 def first(params: PyTree, layers: int) -> PyTree:
@@ -60,6 +66,15 @@ def first(params: PyTree, layers: int) -> PyTree:
     if not 0 <= layers <= len(names):
         raise ValueError(f"layers is {layers}; there are {len(names)}")
     return {**params, "layers": {name: params["layers"][name] for name in names[:layers]}}
+
+
+def above(params: PyTree, layers: int) -> PyTree:
+    """The parameters without the first `layers` layers, whose outputs `apply` then takes as `below`.
+
+    >>> above({"norm": 1, "layers": {"00": 2, "01": 3}}, 1)
+    {'norm': 1, 'layers': {'01': 3}}
+    """
+    return {**params, "layers": {name: layer for name, layer in params["layers"].items() if int(name) >= layers}}
 
 
 def pooled(params: PyTree, tokens: jax.Array) -> jax.Array:
@@ -177,8 +192,8 @@ def stack(
     if pool not in get_args(Pool):
         raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(get_args(Pool))}")
     pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask, pool)
-    init, apply, tokens = (functools.partial(function, pieces) for function in (_init, _apply, _tokens))
-    return Transformer(depth, width, init, apply, tokens, example, checkpoint, vocabulary)
+    init, apply, tokens, hidden = (functools.partial(f, pieces) for f in (_init, _apply, _tokens, _hidden))
+    return Transformer(depth, width, init, apply, tokens, example, checkpoint, vocabulary, hidden)
 
 
 def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:
@@ -195,14 +210,23 @@ def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:
     return params
 
 
-def _hidden(pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None, dropout_from: int) -> jax.Array:
+def _hidden(
+    pieces: _Pieces,
+    params: PyTree,
+    batch: jax.Array,
+    key: Key | None = None,
+    dropout_from: int = 0,
+    below: jax.Array | None = None,
+) -> jax.Array:
     """All tokens [B, T, D] after the last layer there is, before the norm."""
 
     def drops(number: int, place: int) -> Key | None:
         return None if key is None or number < dropout_from else jax.random.fold_in(key, place)
 
-    x = run_module(pieces.embeddings, params["embeddings"], batch)
-    x = dropout(x, pieces.embeddings_dropout, drops(0, 0))
+    x = below
+    if x is None:
+        x = run_module(pieces.embeddings, params["embeddings"], batch)
+        x = dropout(x, pieces.embeddings_dropout, drops(0, 0))
     for name in sorted(params["layers"], key=int):
         number = int(name)
         x = run_module(pieces.layer, params["layers"][name], x, pieces.mask(batch), drops(number, 1 + number))
@@ -213,16 +237,12 @@ def _normed(pieces: _Pieces, params: PyTree, x: jax.Array) -> jax.Array:
     return run_module(pieces.norm, params["norm"], x) if pieces.layer.pre_norm else x
 
 
-def _tokens(
-    pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0
-) -> jax.Array:
-    return _normed(pieces, params, _hidden(pieces, params, batch, key, dropout_from))
+def _tokens(pieces: _Pieces, params: PyTree, batch: jax.Array, *more: Any, **named: Any) -> jax.Array:
+    return _normed(pieces, params, _hidden(pieces, params, batch, *more, **named))
 
 
-def _apply(
-    pieces: _Pieces, params: PyTree, batch: jax.Array, key: Key | None = None, dropout_from: int = 0
-) -> jax.Array:
-    x = _hidden(pieces, params, batch, key, dropout_from)
+def _apply(pieces: _Pieces, params: PyTree, batch: jax.Array, *more: Any, **named: Any) -> jax.Array:
+    x = _hidden(pieces, params, batch, *more, **named)
     if pieces.pool == "first":
         return _normed(pieces, params, x[:, 0])
     x, mask = _normed(pieces, params, x), pieces.mask(batch)

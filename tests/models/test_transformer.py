@@ -125,6 +125,9 @@ def test_layers_run_in_order_of_their_numbers():
     mean, deviation = x[:, 0].mean(-1, keepdims=True), x[:, 0].std(-1, keepdims=True)
     expected = (x[:, 0] - mean) / deviation * params["norm"]["scale"][None] + params["norm"]["bias"][None]
     np.testing.assert_allclose(jax.jit(model.apply)(params, IMAGES), expected, rtol=1e-4, atol=1e-4)
+    below = jax.jit(model.hidden)(transformer.first(params, 2), IMAGES)
+    cut = jax.jit(model.apply)(transformer.above(params, 11), IMAGES, below=below)
+    np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-4)
     fewer = transformer.first(params, 2)
     assert fewer["layers"].keys() == {"2", "10"} and fewer["norm"] is params["norm"]
     with pytest.raises(ValueError, match="layers is 4; there are 3"):
@@ -151,6 +154,8 @@ def test_dropout_needs_a_key_and_starts_where_it_is_told(name):
     layer = transformer.Layer(2, 12, pre_norm=False, dropout=rates)
     alone = jax.jit(layer.apply)({"params": params["layers"]["01"]}, below, batch != 0, jax.random.fold_in(KEY, 2))
     np.testing.assert_allclose(last, alone, rtol=1e-4, atol=1e-4)
+    cut = jax.jit(model.tokens, static_argnums=3)(transformer.above(params, 1), batch, KEY, 1, below)
+    np.testing.assert_allclose(cut, last, rtol=1e-5, atol=1e-5)
     # No layers: the embeddings' own.
     empty = transformer.first(params, 0)
     bare, dropped = np.asarray(tokens(empty, batch)), np.asarray(tokens(empty, batch, KEY))

@@ -50,6 +50,9 @@ class LayerwiseConfig:
     """Whether frozen layers drop units too while a client trains, as in the released code."""
     train_embeddings: bool = True
     """Whether the first stage of layer-wise training trains the embeddings."""
+    statistics: Literal["averaged", "recalibrated"] = "averaged"
+    """Running statistics of the model that the run ends with. "averaged": the mean of the clients' own, as in the
+    released code. "recalibrated": those of the averaged model, which clients take in one more round (1.9)."""
 
 
 # The released settings (2.3).

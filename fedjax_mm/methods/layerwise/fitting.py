@@ -11,6 +11,7 @@ from fedjax_mm.methods import fit, outputs
 from fedjax_mm.methods.fit import Fit
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders
+from fedjax_mm.methods.layerwise.statistics import STATISTICS
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Transformer
 from fedjax_mm.types import Arrays, Population, PyTree
@@ -28,7 +29,7 @@ def check_settings_fit(
         fit.check_mapping("pretrained", pretrained)
     if PREDICTION in encoders:
         raise ValueError(f"a modality may not be called {PREDICTION!r}, a part of that name is there already")
-    fit.check_names(encoders, (PREDICTION, "label", "prompts"))
+    fit.check_names(encoders, (PREDICTION, STATISTICS, "label", "prompts"))
     for m, encoder in encoders.items():
         if not isinstance(encoder, Transformer):
             raise ValueError(

@@ -19,6 +19,7 @@ A stage with R_s = 0 only attaches its block. A round has three steps, each of w
      `network.local_loss`: symmetric InfoNCE of z^image and z^text over tau, or cross-entropy of P on the fused z (1.4).
   3. `server_update`: the server averages by n_i, the running statistics of batch norms too (1.5). A client with less
      than one batch takes no step and still counts.
+With statistics="recalibrated" there is one more round at the end: `statistics_update` and `recalibrate` (1.9).
 
 One mask of the parameters says what is trained. The gradient is taken of that half alone, so the frozen half has no
 activations to keep, no optimiser state and no upload.
@@ -35,19 +36,20 @@ Deviations from the authors' code:
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
 from fedjax_mm import aggregate, trees
 from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
-from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.fit import Fit, check_population
 from fedjax_mm.methods.layerwise import evaluation, fitting, network
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import Encoders, Params
 from fedjax_mm.methods.layerwise.plan import StageSpec, plan_stages, split_trained
+from fedjax_mm.methods.layerwise.statistics import recalibrate, statistics_update
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import (
     Arrays,
@@ -71,6 +73,8 @@ def build(
 ) -> list[Stage]:
     """The stages, for run.train. Every client of `data`, a FederatedData or a Population, has every modality.
 
+    With statistics="recalibrated" the last of them is "statistics", of one round.
+
     Arrays are what the encoders take: images [E, H, W, C], tokens [E, L], log-mel [E, frames, mels]. With num_classes
     K there is `label` [E] and the loss is supervised. Without, the loss is contrastive, of two modalities, images
     first; of several captions of an image, [E, Q, L], each step draws one.
@@ -90,6 +94,34 @@ def build(
     fitting.check_settings_fit(config, encoders, num_classes, pretrained)
     fit = fitting.fit_of(config, encoders, num_classes, population)
     check_population(fit, population)
+    plan = plan_stages(config, encoders)
+    cohorts = tuple(population.cohorts)
+    update = functools.partial(client_update, config, encoders)
+    score = functools.partial(evaluation.client_score, config, encoders)
+    scores = _evaluation(config, encoders, num_classes, fit)
+
+    def bind(stage: StageSpec, client: Callable, at_server: Callable) -> Method:
+        layers = {m: numbers.stop for m, numbers in stage.layers.items()}
+        init = lambda key: network.init_network(config, encoders, num_classes, key, layers, pretrained)
+        server = Server(init, functools.partial(server_download, stage, cohorts), at_server)
+        cohort = lambda size: Cohort(size, lambda key: (), client, score)
+        of_all = {name: cohort(size) for name, size in population.sizes.items()}
+        return federate(server, of_all, scores, check=functools.partial(check_population, fit))
+
+    trained = [bind(s, functools.partial(update, s), functools.partial(server_update, s)) for s in plan]
+    if config.plan == "end-to-end":
+        stages = [Stage("end-to-end", trained[0], sum(config.rounds))]
+    else:
+        numbered = enumerate(zip(trained, config.rounds, strict=True), 1)
+        stages = [Stage(f"stage {s}", method, rounds) for s, (method, rounds) in numbered]
+    if config.statistics == "recalibrated":
+        last = bind(plan[-1], functools.partial(statistics_update, config, encoders), recalibrate)
+        stages.append(Stage("statistics", last, 1))
+    return stages
+
+
+def _evaluation(config: LayerwiseConfig, encoders: Encoders, num_classes: int | None, fit: Fit) -> Evaluation:
+    """How the server's model is scored; compiled once for all stages."""
     scores = functools.partial(
         evaluation.scores,
         config,
@@ -97,26 +129,7 @@ def build(
         project=jax.jit(functools.partial(network.project, config, encoders), static_argnums=1),
         predict=jax.jit(functools.partial(network.predict_logits, config)),
     )
-    check_test = functools.partial(fitting.check_test, encoders, num_classes, fit)
-    scores = Evaluation(check_test, scores)
-    check = functools.partial(check_population, fit)
-    update = functools.partial(client_update, config, encoders)
-    score = functools.partial(evaluation.client_score, config, encoders)
-
-    def bind(stage: StageSpec) -> Method:
-        layers = {m: numbers.stop for m, numbers in stage.layers.items()}
-        init = lambda key: network.init_network(config, encoders, num_classes, key, layers, pretrained)
-        download = functools.partial(server_download, stage, tuple(population.cohorts))
-        server = Server(init, download, functools.partial(server_update, stage))
-        cohort = lambda size: Cohort(size, lambda key: (), functools.partial(update, stage), score)
-        cohorts = {name: cohort(size) for name, size in population.sizes.items()}
-        return federate(server, cohorts, scores, check=check)
-
-    methods = [bind(stage) for stage in plan_stages(config, encoders)]
-    if config.plan == "end-to-end":
-        return [Stage("end-to-end", methods[0], sum(config.rounds))]
-    numbered = enumerate(zip(methods, config.rounds, strict=True), 1)
-    return [Stage(f"stage {s}", method, rounds) for s, (method, rounds) in numbered]
+    return Evaluation(functools.partial(fitting.check_test, encoders, num_classes, fit), scores)
 
 
 def server_download(

@@ -123,7 +123,7 @@ def embed_views(
     projection, z, new = projection_head(config), [], dict(params)
     for i, (m, encoder) in enumerate(encoders.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        x = _draw_view(batch[m], encoder, config.crop, keys[0])
+        x = draw_view(batch[m], encoder, config.crop, keys[0])
         feature = encoder.apply(params[m]["encoder"], x, keys[1], dropout_from[m])  # 1.3: token 0
         embedding, head = projection.train(params[m]["head"], feature, keys[2])
         z.append(embedding)
@@ -204,8 +204,15 @@ def predict_logits(config: LayerwiseConfig, params: Params, z: jax.Array) -> jax
     return prediction_head(config).apply(params[PREDICTION], z)
 
 
-def _draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
-    """One of an example's several captions; a random part of an image, which is an array [B, H, W, C]."""
+def draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
+    """One of an example's several captions; a random part of an image, which is an array [B, H, W, C] (1.3).
+
+    crop: the least share of an image's area that the part has. None: images stay as they are.
+
+    >>> encoder = Transformer(0, 2, None, None, None, jax.ShapeDtypeStruct((1, 5), jnp.int32), None)
+    >>> draw_view(jnp.ones((3, 4, 5), jnp.int32), encoder, None, jax.random.key(0)).shape  # four captions of 5 tokens
+    (3, 5)
+    """
     if x.ndim > encoder.example.ndim:
         return one_of_several(key, x)
     return x if x.ndim != 4 or crop is None else random_resized_crop(key, x, crop)
