@@ -25,19 +25,19 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import aggregate, trees
-from fedjax_mm.federate import Method, client_init
+from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
 from fedjax_mm.methods.neighbours.training import (
     check_plain_server,
+    init_client,
     kind_weight,
     named,
     take_named,
     total_weights,
     train,
-    zeros_named,
 )
 from fedjax_mm.methods.regularisers import dyn_server_step, pull_term, update_pull
 from fedjax_mm.methods.settings import check_settings, is_used
@@ -72,7 +72,7 @@ def build(config: FedDynConfig, data: HasPopulation, encoders: Encoders, head: M
     )
     update = functools.partial(client_update, config, encoders, head)
     cohorts = {
-        name: cohort._replace(init=functools.partial(init_client, base, name), update=update)
+        name: cohort._replace(init=functools.partial(init_client, base, name, "pull"), update=update)
         for name, cohort in base.cohorts.items()
     }
     return base._replace(server=server, cohorts=cohorts)
@@ -86,15 +86,6 @@ def init_server(init: Callable[[Key], Mapping[str, Parts]], key: Key) -> dict[st
     """
     params = init(key)["params"]
     return {"params": params, "h": optax.tree.zeros_like(params)}
-
-
-def init_client(base: Method, name: str, key: Key, server: Mapping[str, Parts]) -> dict[str, PyTree]:
-    """The first state of a client of the cohort `name`: its personal parts, and g_k = 0 as "pull/<part>".
-
-    base: FedAvg's method.
-    """
-    sent = base.server.download(server, None)[name].sent
-    return {**client_init(base.cohorts[name])(key, server), **zeros_named("pull", sent)}
 
 
 def dynamic_loss(
@@ -127,7 +118,9 @@ def client_update(
     data: ClientData,
     key: Key,
 ) -> tuple[Upload, dict[str, PyTree], Metrics]:
-    """Step 2: what one client sends, its new state (see `init_client`) and the metrics "loss" and "accuracy".
+    """Step 2: what one client sends, its new state and the metrics "loss" and "accuracy".
+
+    state: personal parts, and g_k as "pull/<part>". The upload has a Mean of w_k for each part that was sent.
 
     >>> from fedjax_mm.local import whole
     >>> identity = Model(lambda key, x: {}, lambda params, x: x)

@@ -26,26 +26,26 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import aggregate
-from fedjax_mm.federate import Method, client_init
+from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
 from fedjax_mm.methods.neighbours.training import (
     check_sgd,
+    init_client,
     kind_weight,
     named,
     take_named,
     total_weights,
     train,
-    zeros_named,
 )
 from fedjax_mm.methods.regularisers import pull_term
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import Arrays, ClientData, Download, HasPopulation, Key, Mean, Metrics, PyTree, Upload
 
-Server = Mapping[str, Parts]  # {"params": x, "opt": the optimiser's state, "control": c}
+ServerState = Mapping[str, Parts]  # {"params": x, "opt": the optimiser's state, "control": c}
 
 
 def build(config: FedAvgConfig, data: HasPopulation, encoders: Encoders, head: Model) -> Method:
@@ -65,13 +65,13 @@ def build(config: FedAvgConfig, data: HasPopulation, encoders: Encoders, head: M
     )
     update = functools.partial(client_update, config, encoders, head)
     cohorts = {
-        name: cohort._replace(init=functools.partial(init_client, base, name), update=update)
+        name: cohort._replace(init=functools.partial(init_client, base, name, "control"), update=update)
         for name, cohort in base.cohorts.items()
     }
     return base._replace(server=server, cohorts=cohorts)
 
 
-def init_server(init: Callable[[Key], Server], key: Key) -> dict[str, Parts]:
+def init_server(init: Callable[[Key], ServerState], key: Key) -> dict[str, Parts]:
     """FedAvg's first state of the server, which `init` gives, and "control", c = 0 for each part.
 
     >>> init = lambda key: {"params": {"head": jnp.ones(2)}, "opt": {}}
@@ -82,17 +82,10 @@ def init_server(init: Callable[[Key], Server], key: Key) -> dict[str, Parts]:
     return {**state, "control": optax.tree.zeros_like(state["params"])}
 
 
-def init_client(base: Method, name: str, key: Key, server: Server) -> dict[str, PyTree]:
-    """The first state of a client of the cohort `name`: its personal parts, and c_k = 0 as "control/<part>".
-
-    base: FedAvg's method.
-    """
-    sent = base.server.download(server, None)[name].sent
-    return {**client_init(base.cohorts[name])(key, server), **zeros_named("control", sent)}
-
-
 def server_download(
-    download: Callable[[Server, Arrays | None], Mapping[str, Download]], state: Server, public: Arrays | None = None
+    download: Callable[[ServerState, Arrays | None], Mapping[str, Download]],
+    state: ServerState,
+    public: Arrays | None = None,
 ) -> dict[str, Download]:
     """Step 1: what each cohort gets of FedAvg, by `download`, and c as "control/<part>" of the same parts.
 
@@ -156,9 +149,10 @@ def client_update(
     data: ClientData,
     key: Key,
 ) -> tuple[Upload, dict[str, PyTree], Metrics]:
-    """Step 2: what one client sends, its new state (see `init_client`) and the metrics "loss" and "accuracy".
+    """Step 2: what one client sends, its new state and the metrics "loss" and "accuracy".
 
-    The upload has a Mean of y_k for each part and one of c_k+ - c_k as "control_change/<part>".
+    state: personal parts, and c_k as "control/<part>". The upload has a Mean of y_k for each part, and one
+    of c_k+ - c_k as "control_change/<part>".
 
     >>> from fedjax_mm.local import whole
     >>> identity = Model(lambda key, x: {}, lambda params, x: x)
@@ -196,7 +190,7 @@ def move_control(control: PyTree, clients: float, change: Mean) -> PyTree:
 def server_update(
     config: FedAvgConfig,
     clients: Mapping[str, float],
-    state: Server,
+    state: ServerState,
     uploads: Mapping[str, Upload],
     public: Arrays | None,
     key: Key,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_mm.federate import Method
+from fedjax_mm.federate import Method, client_init
 from fedjax_mm.local import Loss, gradient_step, local_steps
 from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig
 from fedjax_mm.types import ClientData, Key, Metrics, PyTree
@@ -82,13 +82,23 @@ def take_named(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     return {part: tree[key] for key, (before, _, part) in split.items() if before == prefix}
 
 
-def zeros_named(prefix: str, parts: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """`named` zeros like the parts.
+def init_client(base: Method, name: str, prefix: str, key: Key, server: Mapping[str, Any]) -> dict[str, PyTree]:
+    """A client's first state: its personal parts, and zeros as "<prefix>/<part>" like each part that it is sent.
 
-    >>> zeros_named("pull", {"head": jnp.ones(2)})["pull/head"].tolist()
-    [0.0, 0.0]
+    base: FedAvg's method; name: of the cohort; server: the state of FedAvg's server.
+
+    >>> import numpy as np
+    >>> from fedjax_mm import FederatedData
+    >>> from fedjax_mm.methods import fedavg
+    >>> from fedjax_mm.models import heads, mlp
+    >>> data = FederatedData.from_arrays({"x": np.ones((2, 3), "f"), "label": np.arange(2)}, [[0], [1]])
+    >>> base = fedavg.build(FedAvgConfig(shared=("x",)), data, {"x": mlp.encoder((), 4)}, heads.linear(2))
+    >>> sorted(init_client(base, "all", "control", jax.random.key(0), base.server.init(jax.random.key(0))))
+    ['control/x', 'head']
     """
-    return named(prefix, {part: optax.tree.zeros_like(value) for part, value in parts.items()})
+    sent = base.server.download(server, None)[name].sent
+    zeros = {part: optax.tree.zeros_like(value) for part, value in sent.items()}
+    return {**client_init(base.cohorts[name])(key, server), **named(prefix, zeros)}
 
 
 def check_sgd(paper: str, config: FedAvgConfig) -> None:
