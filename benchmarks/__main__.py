@@ -4,6 +4,7 @@ python -m benchmarks                                        all sections
 python -m benchmarks --only handwritten --repetitions 40    one section
 python -m benchmarks accelerators --chip v5e --papers all   rounds compiled for chips that need not be there
 python -m benchmarks uploads --data-dir DIR                 scores against bytes and epsilon (uploads.py)
+python -m benchmarks neighbours                             FedAvg and general methods in one world (neighbours.py)
 
 timing.py says how times are taken. On 2 shared CPU cores, without a GPU, a round takes 1.02 to 1.07 times the CPU time
 of one written by hand for the same workload, and on one core half of fedjax's; docs/performance.md has all numbers.
@@ -17,7 +18,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from benchmarks import engine, methods, peak, population, price, processes, steps, sweeps, timing, uploads
+from benchmarks import engine, methods, neighbours, peak, population, price, processes, steps, sweeps, timing, uploads
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
 from benchmarks.methods import Settings as Methods
@@ -116,9 +117,10 @@ def measure(settings: Settings) -> pathlib.Path:
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("accelerators", "uploads"))
+    commands = {"accelerators": accelerators, "neighbours": neighbours, "uploads": uploads}
+    command, arguments = cli.command(arguments, tuple(commands))
     if command:
-        return (accelerators if command == "accelerators" else uploads).main(arguments)
+        return commands[command].main(arguments)
     return measure(cli.parse(Settings(), arguments, __doc__))
 
 

@@ -9,17 +9,41 @@ if TYPE_CHECKING:
     from fedjax_mm.methods.creamfl import encoder_averaging
     from fedjax_mm.methods.feddat import peft
     from fedjax_mm.methods.fedmekt import mmfl
+    from fedjax_mm.methods.neighbours import ditto, feddyn, fednova, fedrep, ifca, pfedme, scaffold
 
 MODULES = {
     "creamfl": "creamfl",
+    "ditto": "neighbours.ditto",
     "encoder_averaging": "creamfl.encoder_averaging",
     "fedavg": "fedavg",
     "feddat": "feddat",
+    "feddyn": "neighbours.feddyn",
     "fedmekt": "fedmekt",
+    "fednova": "neighbours.fednova",
+    "fedrep": "neighbours.fedrep",
+    "ifca": "neighbours.ifca",
     "layerwise": "layerwise",
     "mmfl": "fedmekt.mmfl",
     "peft": "feddat.peft",
+    "pfedme": "neighbours.pfedme",
+    "scaffold": "neighbours.scaffold",
 }
 
 __getattr__, __dir__ = _lazy.attach(__name__, MODULES)
-__all__ = ["creamfl", "encoder_averaging", "fedavg", "feddat", "fedmekt", "layerwise", "mmfl", "peft"]
+__all__ = [
+    "creamfl",
+    "ditto",
+    "encoder_averaging",
+    "fedavg",
+    "feddat",
+    "feddyn",
+    "fedmekt",
+    "fednova",
+    "fedrep",
+    "ifca",
+    "layerwise",
+    "mmfl",
+    "peft",
+    "pfedme",
+    "scaffold",
+]

@@ -12,7 +12,7 @@ from tiny_methods import TINY
 
 from fedjax_mm import laws, methods
 
-STATELESS = {"layerwise", "peft", "staged"}  # whose clients keep nothing, so that no draw of theirs is seen
+STATELESS = {"fednova", "layerwise", "peft", "staged"}  # whose clients keep nothing, so that no draw of theirs is seen
 ROUNDING = 1e-6  # of two programs, which XLA rounds apart with the flags of conftest.py; with its own none (measured)
 every_method = pytest.mark.parametrize(  # one method's laws on one worker, which compiles its round once
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TINY]

@@ -16,7 +16,19 @@ from fedjax_mm import aggregate, trees
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
-from fedjax_mm.methods import creamfl, fedavg, fedmekt, layerwise
+from fedjax_mm.methods import (
+    creamfl,
+    ditto,
+    fedavg,
+    feddyn,
+    fedmekt,
+    fednova,
+    fedrep,
+    ifca,
+    layerwise,
+    pfedme,
+    scaffold,
+)
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.creamfl.joint_space import Training
 from fedjax_mm.methods.fedmekt import mmfl
@@ -59,6 +71,13 @@ def _fedavg() -> Tiny:
     config, data = dataclasses.replace(config, prox=0.1, shared=("a", "b")), _data(cohorts=TWO)
     encoders = {"a": mlp.encoder((6,), 5), "b": mlp.encoder((), 5)}
     return Tiny(fedavg.build(config, data, encoders, heads.linear(3)), data)
+
+
+def _neighbour(build, config, cohorts=("AB",)) -> Tiny:
+    """With linear models, and one cohort for methods that treat parts as FedAvg does."""
+    linear = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 3)) / 2, lambda params, x: x @ params)
+    data = _data(cohorts=cohorts)
+    return Tiny(build(config, data, {"a": linear, "b": mlp.encoder((), 3)}, linear), data)
 
 
 def _autoencoder() -> AutoEncoder:
@@ -192,6 +211,7 @@ def _staged() -> Method:
     return federate(Server(init, download, server_update), {name: cohort(name) for name in SIZES})
 
 
+SGD = fedavg.FedAvgConfig(client_lr=0.1, batch_size=4, epochs=2)
 TINY = {
     "fedavg": _fedavg,
     "fedmekt": _fedmekt,
@@ -201,5 +221,12 @@ TINY = {
     "peft": lambda: Tiny(*tiny_vilt.peft_tiny()),
     "creamfl": _creamfl,
     "encoder_averaging": _encoder_averaging,
+    "scaffold": lambda: _neighbour(scaffold.build, SGD, TWO),
+    "fednova": lambda: _neighbour(fednova.build, dataclasses.replace(SGD, prox=0.1)),
+    "feddyn": lambda: _neighbour(feddyn.build, feddyn.FedDynConfig(0.1, SGD)),
+    "ditto": lambda: _neighbour(ditto.build, ditto.DittoConfig(0.5, SGD)),
+    "fedrep": lambda: _neighbour(fedrep.build, fedrep.FedRepConfig(3, SGD)),
+    "pfedme": lambda: _neighbour(pfedme.build, pfedme.PFedMeConfig(2.0, 3, 0.1, SGD)),
+    "ifca": lambda: _neighbour(ifca.build, ifca.IFCAConfig(2, SGD)),
     "staged": lambda: Tiny(_staged(), _data()),
 }

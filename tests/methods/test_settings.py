@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_mm.checks import check_whole
-from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, layerwise
+from fedjax_mm.methods import creamfl, ditto, fedavg, feddat, feddyn, fedmekt, fedrep, ifca, layerwise, pfedme
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.vqa_evaluation import VQAProbe
 from fedjax_mm.methods.feddat.config import PEFTConfig
@@ -17,6 +17,7 @@ from fedjax_mm.methods.settings import check_settings
 KINDS = [
     *(fedavg.FedAvgConfig, fedmekt.FedMEKTConfig, fedmekt.Probe, MMFLConfig, creamfl.CreamFLConfig, creamfl.Training),
     *(AveragingConfig, VQAProbe, layerwise.LayerwiseConfig, feddat.FedDATConfig, PEFTConfig, Training),
+    *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

@@ -9,7 +9,20 @@ import jax.numpy as jnp
 import pytest
 
 from fedjax_mm import clients
-from fedjax_mm.methods import creamfl, fedavg, feddat, fedmekt, layerwise
+from fedjax_mm.methods import (
+    creamfl,
+    ditto,
+    fedavg,
+    feddat,
+    feddyn,
+    fedmekt,
+    fednova,
+    fedrep,
+    ifca,
+    layerwise,
+    pfedme,
+    scaffold,
+)
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.feddat import peft
 from fedjax_mm.methods.fedmekt import mmfl
@@ -19,10 +32,14 @@ from tests.laws.tiny_methods import TINY
 
 MODULES = {
     **{"fedavg": fedavg, "fedmekt": fedmekt, "mmfl": mmfl, "layerwise": layerwise, "feddat": feddat, "peft": peft},
-    **{"creamfl": creamfl, "encoder_averaging": encoder_averaging},
+    **{"creamfl": creamfl, "encoder_averaging": encoder_averaging, "scaffold": scaffold, "fednova": fednova},
+    **{"feddyn": feddyn, "ditto": ditto, "fedrep": fedrep, "pfedme": pfedme, "ifca": ifca},
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
+    "feddyn": {"fedavg.server_lr"},  # of which each of these three takes one value alone
+    "ifca": {"fedavg.server_lr"},
+    "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
 }
 

@@ -37,9 +37,9 @@ from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
 from fedjax_mm.methods.feddat import fitting
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
-from fedjax_mm.methods.feddat.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
 from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
 from fedjax_mm.methods.settings import check_settings, is_used
 from fedjax_mm.models import Model, Vilt, adapters, as_encoder
 from fedjax_mm.types import Arrays, Cohort, Download, HasPopulation, Key, Mean, Metrics, PyTree, Server, Upload

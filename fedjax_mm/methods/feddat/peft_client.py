@@ -10,8 +10,8 @@ import optax
 from fedjax_mm import trees
 from fedjax_mm.local import Batch, local_steps, masked_mean
 from fedjax_mm.methods.feddat.config import PEFTConfig
-from fedjax_mm.methods.feddat.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, answer, descend, points, schedule, task_loss
+from fedjax_mm.methods.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import ClientData, Download, Key, Mean, Metrics, PyTree, Upload

@@ -1,4 +1,4 @@
-"""What FedProx and FedDyn add to the tuning of w by federated averaging (see peft.py). w is any tree of parameters."""
+"""What FedProx and FedDyn add to federated averaging of w, any tree of parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def update_pull(alpha: float, pull: PyTree, tuned: PyTree, received: PyTree) -> 
     return jax.tree.map(lambda g, w, w0: g - alpha * (w - w0), pull, tuned, received)
 
 
-def dyn_server_step(alpha: float, clients: int, h: PyTree, old: PyTree, mean: Mean) -> tuple[PyTree, PyTree]:
+def dyn_server_step(alpha: float, clients: float, h: PyTree, old: PyTree, mean: Mean) -> tuple[PyTree, PyTree]:
     """FedDyn's step of the server: (h, w).
 
         h <- h - alpha/N sum_P (w_k - w_0),    w <- mean_P w_k - h / alpha

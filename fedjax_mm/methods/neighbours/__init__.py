@@ -1,0 +1,5 @@
+"""General federated methods that stand beside the papers of this library, on the encoders and heads of `fedavg`.
+
+Each is a module that is read beside its paper, and is FedAvg's method with some functions replaced: its server's
+(FedNova), its clients' (Ditto, FedRep, pFedMe), or both (SCAFFOLD, FedDyn, IFCA).
+"""
