@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,19 +26,35 @@ from fedjax_mm.models import Model, cnn, lstm, mlp, text
 
 SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # shares of recordings; clients own the rest
 Name = Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"]
-DATASETS: Mapping[Name, Callable[[Any, int], Dataset]] = {
+DATASETS: Mapping[Name, Callable[..., Dataset]] = {  # of a folder, a seed, and what of `Cutting` the dataset knows
     "digits": lambda data_dir, seed: digits.load("sequence", seed),
     "scenes": lambda data_dir, seed: scenes.load(seed=seed),
-    "ur_fall": lambda data_dir, seed: ur_fall.load(data_dir, seed=seed, sizes=SIZES, stride=6, lead_in=True),
-    "mhealth": lambda data_dir, seed: mhealth.load_windows(
+    "ur_fall": lambda data_dir, seed, labelled=0.1, stride=6: ur_fall.load(
+        data_dir, seed=seed, sizes=SIZES | {"labelled": labelled}, stride=stride, lead_in=True
+    ),
+    "mhealth": lambda data_dir, seed, labelled=1: mhealth.load_windows(
         pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz",
         seed,
-        {"test": 2, "proxy": 1, "labelled": 1, "valid": 1},
+        {"test": 2, "proxy": 1, "labelled": labelled, "valid": 1},
         steps=25,
     ),
-    "utd_mhad": lambda data_dir, seed: utd_mhad.load(data_dir or ".", seed=seed),
+    "utd_mhad": lambda data_dir, seed, labelled=1, stride=12, whole=False: utd_mhad.load(
+        data_dir or ".", stride=stride, seed=seed, sizes={**utd_mhad.SIZES, "labelled": labelled}, whole=whole
+    ),
     "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutting:
+    """How recordings are cut into windows and how many are labelled; None leaves it to the dataset."""
+
+    labelled: int | float | None = None
+    """Subjects whose windows the server has labels of (mhealth, utd_mhad), or share of the recordings (ur_fall)."""
+    stride: int | None = None
+    """Frames from the start of a window to that of the next (ur_fall, utd_mhad)."""
+    whole: bool = False
+    """Whether a window is a whole trial, interpolated at 24 steps (utd_mhad)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +71,7 @@ class Settings:
     """Examples that the server and all clients share, evenly spaced over the split `proxy`."""
     fraction: float = 0.34
     """Share of the clients of each cohort that takes part in a round."""
+    cutting: Annotated[Cutting, cli.FLAT] = Cutting()
     common: Annotated[cli.Common, cli.FLAT] = cli.Common()
 
     def __post_init__(self) -> None:
@@ -74,18 +92,31 @@ class Problem(NamedTuple):
 def load_problem(settings: Settings, seed: int) -> Problem:
     """The problem of one seed."""
     folder = settings.common.data_dir
-    return load(settings.data, folder, settings.cohorts, settings.alpha, seed, settings.proxy)
+    return load(settings.data, folder, settings.cohorts, settings.alpha, seed, settings.proxy, settings.cutting)
 
 
 @functools.lru_cache(8)
-def load(name: Name, data_dir: str | None, cohorts: str, alpha: float, seed: int, proxy: int = 128) -> Problem:
+def load(
+    name: Name,
+    data_dir: str | None,
+    cohorts: str,
+    alpha: float,
+    seed: int,
+    proxy: int = 128,
+    cutting: Cutting = Cutting(),
+) -> Problem:
     """The named dataset with its training examples in the hands of the clients that `cohorts` describes.
 
     cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
     (subjects, recordings) a client owns whole groups, if there are enough; else the split is Dirichlet(alpha) by
     class. `proxy` examples of the split of that name, where there is one, are what the server and all clients share.
+    Raises ValueError where the dataset does not know a setting of `cutting`.
     """
-    dataset = DATASETS[name](data_dir, seed)
+    given = dataclasses.asdict(cutting)
+    chosen = {key: value for key, value in given.items() if value is not None and value is not False}
+    if unknown := sorted(chosen.keys() - inspect.signature(DATASETS[name]).parameters.keys()):
+        raise ValueError(f"--{unknown[0]} says nothing with --data {name}; leave it out")
+    dataset = DATASETS[name](data_dir, seed, **chosen)
     train = dataset.splits["train"]
     holders = parse_cohorts(cohorts, dataset.modalities)
     total = sum(holders.values())

@@ -24,17 +24,21 @@ COSTS = ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")
 
 
 class Variant(NamedTuple):
-    """One row of a table: a method, or None for the constant prediction, on the federated or on the pooled data."""
+    """One row of a table: a method on the federated or on pooled data; or, where build is None, what `score` gives of a
+    problem and a split, or the constant prediction."""
 
     build: Callable[[Problem], Method] | None
     config: Any = None
-    pool: bool = False  # all examples belong to one client
+    pool: Callable[[Problem], FederatedData] | None = None  # all examples as those of one client
+    score: Callable[[Problem, str], Mapping[str, float]] | None = None
+    watch: Sequence[Callable[..., Any]] = ()  # of run.train
     everyone: bool = False  # all clients take part in every round: a round stands for an epoch and nothing travels
     control: bool = False  # shown apart from the methods
     travels: bool = True  # False: what clients send is not used, and not counted
 
 
 CONSTANT = Variant(None, control=True)
+POOLED = lambda problem: pooled(problem.data)
 
 
 def fedavg_variant(config: fedavg.FedAvgConfig, **settings: Any) -> Variant:
@@ -53,7 +57,7 @@ def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
     return {
         "constant": CONSTANT,
         "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True, control=True),
-        "centralised": fedavg_variant(plain, pool=True, control=True),
+        "centralised": fedavg_variant(plain, pool=POOLED, control=True),
     }
 
 
@@ -110,6 +114,9 @@ def of_a_run(settings: Any) -> dict[str, Any]:
 
 
 def _row(name: str, variant: Variant, folders: Sequence[pathlib.Path], settings: Settings) -> dict[str, Any]:
+    if variant.score:
+        scores = [variant.score(load_problem(settings, k), settings.common.split) for k in settings.common.all_seeds]
+        return {"method": name} | {f"test/{key}": over_seeds([one[key] for one in scores]) for key in scores[0]}
     if variant.build is None:
         scores = []
         for _, dataset in (load_problem(settings, seed) for seed in settings.common.all_seeds):
@@ -117,7 +124,7 @@ def _row(name: str, variant: Variant, folders: Sequence[pathlib.Path], settings:
             scores.append(evaluate.constant(train, test, len(dataset.classes)))
         return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}
     (row,) = report.summary([report.load(folder) for folder in folders])
-    alone = variant.pool or not variant.travels
+    alone = variant.pool is not None or not variant.travels
     return {**row, "method": name} | ({"MB down": None, "MB up": None} if alone else {})
 
 
@@ -129,7 +136,7 @@ def _finish(
     assert variant.build is not None
     tested, common = data.tested(problem, settings.common.split), settings.common
     if variant.pool:
-        problem = problem._replace(data=pooled(problem.data))
+        problem = problem._replace(data=variant.pool(problem))
     share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
     done, _ = finish(
         variant.build(problem),
@@ -143,6 +150,7 @@ def _finish(
         test=tested,
         evaluate_every=max(1, common.rounds // 6),
         checkpoint_every=max(1, common.rounds // 3),
+        watch=variant.watch,
         config=variant.config,
     )
     return done

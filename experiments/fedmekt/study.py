@@ -5,16 +5,22 @@ import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
+
 from experiments.common import cli, data, sweeps, tables
 from experiments.common.data import Problem
 from experiments.common.tables import Variant
+from experiments.fedmekt import raw
 from fedjax_mm import report
+from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
+from fedjax_mm.methods.fedmekt.knowledge import distillation_share
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
 from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig
 from fedjax_mm.models import autoencoder
+from fedjax_mm.models.autoencoder import AutoEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Settings:
     autoencoder: Shape = Shape()
     released: bool = False
     """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
+    rows: tuple[str, ...] = ()
+    """Rows of the command `tuned`, by their names; none given: all."""
 
 
 SWEPT = [*sweeps.fields(FedMEKTConfig, "method."), *sweeps.fields(Shape, "autoencoder.")]
@@ -86,23 +94,39 @@ def variant(method: Any, config: Any, shape: Shape, **settings: Any) -> Variant:
 
 def method_of(method: Any, config: Any, shape: Shape, problem: Problem) -> Method:
     """The method of a row: `method` is a module, fedmekt or mmfl."""
-    splits, modalities = problem.dataset.splits, problem.dataset.modalities
-    features = {m: splits["train"][m].shape[-1] for m in modalities}
-    ae = autoencoder.split_lstm(features, **dataclasses.asdict(shape))
-    return method.build(config, problem.data, ae, splits["labelled"], len(problem.dataset.classes))
+    labelled, ae = problem.dataset.splits["labelled"], autoencoder_of(shape, problem)
+    return method.build(config, problem.data, ae, labelled, len(problem.dataset.classes))
+
+
+def autoencoder_of(shape: Shape, problem: Problem) -> AutoEncoder:
+    """The autoencoder of a problem's modalities."""
+    features = {m: problem.dataset.splits["train"][m].shape[-1] for m in problem.dataset.modalities}
+    return autoencoder.split_lstm(features, **dataclasses.asdict(shape))
 
 
 def controls(settings: Settings) -> dict[str, Variant]:
-    """Constant prediction; a random frozen encoder; the server without knowledge of any client; clients alone."""
+    """Constant prediction; raw windows; a random frozen encoder; the server without knowledge of any client; clients
+    alone; one autoencoder on all clients' windows."""
     silent = dataclasses.replace(settings.method, eta=0.0, gamma=0.0, epochs=0)
     random = dataclasses.replace(silent, server_epochs=0)
     alone = dataclasses.replace(settings.baseline, shared=False)
     return {
         "constant": tables.CONSTANT,
+        **{name: Variant(None, score=score, control=True) for name, score in raw.ROWS.items()},
         "random encoder": variant(fedmekt, random, settings.autoencoder, control=True, travels=False),
         "server only": variant(fedmekt, silent, settings.autoencoder, control=True, travels=False),
         "clients only": variant(mmfl, alone, settings.autoencoder, control=True),
+        "central autoencoder": variant(
+            mmfl, dataclasses.replace(settings.baseline, epochs=1), settings.autoencoder, control=True, pool=central
+        ),
     }
+
+
+def central(problem: Problem) -> FederatedData:
+    """All training windows, every one with all modalities, as those of one client."""
+    train = problem.dataset.splits["train"]
+    arrays = {m: train[m] for m in problem.dataset.modalities}
+    return FederatedData.from_arrays(arrays, [np.arange(len(train["label"]))], public=problem.data.public)
 
 
 def variants(settings: Settings) -> dict[str, Variant]:
@@ -113,7 +137,7 @@ def variants(settings: Settings) -> dict[str, Variant]:
         "FedAvg": change(),
         "FedProx": change(prox=0.001),
         "MOON": change(moon=0.1),
-        "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder),
+        "FedMEKT": variant(fedmekt, settings.method, settings.autoencoder, watch=(distillation_share,)),
     }
     if settings.released:
         released = dataclasses.replace(fedmekt.VARIANTS["released"], probe=settings.method.probe)
@@ -126,7 +150,8 @@ def compare(settings: Settings) -> list[dict[str, Any]]:
     problem, chosen = settings.problem, variants(settings)
     cli.write(problem.common.out, settings)
     rows = tables.compare(problem, functools.partial(variants, settings), settings)
-    notes = paired(problem.common, list(chosen)) + published(problem)
+    trained = [name for name, one in chosen.items() if one.build]
+    notes = paired(problem.common, trained) + published(problem)
     tables.write(problem, chosen, rows, "FedMEKT", ("weighted_f1", "macro_f1"), notes, settings)
     return rows
 
@@ -145,11 +170,11 @@ def subject(settings: Settings) -> sweeps.Subject:
 
 
 def paired(common: cli.Common, names: Sequence[str]) -> list[str]:
-    """A table of how far FedMEKT is ahead of every other row, seed by seed on the same split and clients."""
+    """A table of how far FedMEKT is ahead of the other rows `names`, seed by seed on the same split and clients."""
     if len(common.all_seeds) < 2:
         return []
     last = lambda name, seed: report.load(tables.folder(common, name, seed)).rows[-1]
-    scores = {name: [last(name, seed) for seed in common.all_seeds] for name in names if name != "constant"}
+    scores = {name: [last(name, seed) for seed in common.all_seeds] for name in names}
     keys = [key for key in scores["FedMEKT"][0] if key.endswith(("/weighted_f1", "/macro_f1"))]
     rows = tables.ahead(scores, "FedMEKT", {key: key for key in keys})
     return ["Differences within a seed (mean and 95 % interval):", report.table(rows)]

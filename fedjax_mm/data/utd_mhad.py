@@ -51,6 +51,7 @@ def load(
     stride: int = 12,
     seed: int = 0,
     sizes: windows.Sizes = SIZES,
+    whole: bool = False,
 ) -> Dataset:
     """Returns UTD-MHAD as windows of skeleton frames, split by subject.
 
@@ -58,7 +59,8 @@ def load(
     (acceleration in g, angular rate in deg/s), `skeleton` [.., 20, 3] (m) and `meta` [861, 5] (action 1..27, subject
     1..8, trial, number of inertial and of skeleton rows). window, stride: in skeleton frames; a trial has 41 to 125,
     and one shorter than `window` is left out. seed: decides which subjects are in which split. sizes: split ->
-    subjects, as number or fraction; `train` gets the rest.
+    subjects, as number or fraction; `train` gets the rest. whole: whether a window is a whole trial, interpolated at
+    `window` equal distances from its first frame to its last; `stride` then says nothing.
 
     The splits train, valid, proxy, labelled, test have `inertial` [M, window, 6], `skeleton` [M, window, 60] (joint by
     joint, relative to the hip centre, whose own three columns are 0), float32, z-scores by training statistics; `label`
@@ -79,6 +81,8 @@ def load(
     present = np.unique(subjects)
     ids = windows.split_groups(present, ["subject"] * len(present), sizes, seed)
     of_subjects = {split: np.flatnonzero(np.isin(subjects, members)) for split, members in ids.items()}
+    if whole:
+        trials = [_resampled(trial, window) for trial in trials]
     splits = windows.cut_splits(dict(enumerate(trials)), of_subjects, ("inertial", "skeleton"), window, stride)
     for split in splits.values():
         split["trial"], split["group"] = split["group"], subjects[split["group"]]
@@ -89,6 +93,12 @@ def resample(rows: np.ndarray, steps: int) -> np.ndarray:
     """Returns rows [T, D] at `steps` equal distances from the first to the last, interpolated linearly, [steps, D]."""
     places = np.linspace(0, len(rows) - 1, steps)
     return np.stack([np.interp(places, np.arange(len(rows)), column) for column in rows.T], axis=1)
+
+
+def _resampled(trial: dict[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+    """A trial of `steps` steps; all its labels are one."""
+    arrays = {m: resample(trial[m], steps) for m in ("inertial", "skeleton")}
+    return {**arrays, "labels": np.full(steps, trial["labels"][0], np.int32)}
 
 
 def _trials(npz: dict[str, np.ndarray], path: pathlib.Path) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:

@@ -60,6 +60,17 @@ def test_windows_are_of_one_trial_and_one_time(tmp_path):
     np.testing.assert_allclose(back(splits["train"]["skeleton"][..., 1], passed), passed, atol=1e-5)
 
 
+def test_a_whole_trial_is_one_window_from_its_first_frame_to_its_last(tmp_path):
+    meta = write(tmp_path)["meta"]
+    splits = utd_mhad.load(tmp_path, window=5, whole=True).splits
+    assert sum(len(split["label"]) for split in splits.values()) == len(meta)
+    train = splits["train"]
+    np.testing.assert_array_equal(train["label"], meta[train["trial"], 0] - 1)
+    passed = np.tile(np.linspace(0, 1, 5), (len(train["trial"]), 1))
+    for modality in ("inertial", "skeleton"):
+        np.testing.assert_allclose(back(train[modality][..., 1], passed), passed, atol=1e-5)
+
+
 def test_labels_are_the_trials_actions_and_groups_its_subjects(tmp_path):
     meta = write(tmp_path)["meta"]
     data = utd_mhad.load(tmp_path, window=8, stride=4)

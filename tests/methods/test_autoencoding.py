@@ -1,6 +1,7 @@
 """Local objectives against NumPy and SciPy, gradients against finite differences, and the linear evaluation."""
 
 import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ import optax
 import pytest
 import scipy.linalg
 from linear_autoencoder import linear_ae, reconstruction_errors
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from sklearn.preprocessing import StandardScaler
 
-from fedjax_mm.methods.fedmekt import autoencoding
+from fedjax_mm.methods.fedmekt import autoencoding, knowledge
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, chunked_f1, linear_evaluation
+from fedjax_mm.methods.fedmekt.readout import Readout, read
 
 RNG = np.random.default_rng(0)
 MASK = np.array([1, 1, 1, 1, 1, 0], np.float32)
@@ -109,6 +113,25 @@ def test_distillation_over_features_and_over_time_equals_numpy(axis):
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (6, 4, 3)], ids=["rows", "sequences"])
+def test_cosine_and_squared_distance_equal_numpy_over_real_windows(shape):
+    a, b = RNG.normal(size=(2, *shape)).astype(np.float32)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    expected = {"cosine": 1 - cosine[:5].mean(), "mse": ((a - b)[:5] ** 2).mean()}
+    for kind, value in expected.items():
+        np.testing.assert_allclose(knowledge.distance(kind, a, b, MASK), value, rtol=1e-5)
+
+
+def test_every_readout_equals_numpy_and_has_a_gradient_where_nothing_changes():
+    z, h = RNG.normal(size=(6, 4, 2)).astype(np.float32), RNG.normal(size=(6, 4, 3)).astype(np.float32)
+    for name in typing.get_args(Readout):
+        x = h if name.startswith("hidden") else z
+        rows = {"last": x[:, -1], "mean": x.mean(1), "std": np.hstack([x.mean(1), np.sqrt(x.var(1) + 1e-6)])}
+        np.testing.assert_allclose(read(name, z, h), rows[name.split("_")[-1]], rtol=1e-5, err_msg=name)
+    still = jax.grad(lambda x: read("mean_std", x, x).sum())(jnp.ones((2, 4, 3)))
+    assert np.isfinite(still).all()
+
+
 def test_variant_s_trains_one_encoder_at_a_time_and_c_all():
     (first, second) = autoencoding.phases("S", AE, ("a", "b"))
     assert first[0] == ("a",) and set(first[1]) == {"encoder_a", "decoder_a", "decoder_b"}
@@ -160,6 +183,21 @@ def test_classifiers_of_their_own_are_those_learnt_from_one_modality():
     assert own["a/accuracy"] > shared["a/accuracy"]
 
 
+def test_a_readout_is_classified_as_scikit_learn_classifies_it():
+    labelled, tested = separable(60, 1), separable(90, 2)
+    logits, rows = 0.0, {}
+    for m in "ab":
+        for name, arrays in (("labelled", labelled), ("tested", tested)):
+            h = np.tanh(arrays[m] @ PARAMS[f"encoder_{m}"]["U"])
+            rows[name] = np.hstack([h.mean(1), np.sqrt(h.var(1) + 1e-6)])
+        scale = StandardScaler().fit(rows["labelled"])
+        model = LogisticRegression(max_iter=5000).fit(scale.transform(rows["labelled"]), labelled["label"])
+        logits = logits + model.predict_log_proba(scale.transform(rows["tested"]))
+    probe = Probe(unit="window", own=True, readout="hidden_mean_std")
+    scores = linear_evaluation(probe, AE, labelled, 3)(PARAMS, tested)
+    assert scores["a+b/accuracy"] == pytest.approx(np.mean(np.argmax(logits, 1) == tested["label"]))
+
+
 def test_a_class_that_was_never_labelled_is_never_predicted():
     labelled = separable(60, 1)
     keep = labelled["label"] != 2
@@ -181,3 +219,5 @@ def test_missing_labels_and_unknown_modalities_are_errors_in_words():
         linear_evaluation(Probe(), AE, {"a": X["a"], "b": X["b"]}, 3)
     with pytest.raises(ValueError, match="probe.labelled names 'c'"):
         linear_evaluation(Probe(labelled=("c",)), AE, separable(5, 0), 3)
+    with pytest.raises(ValueError, match="'mean' makes one row of a window; set probe.unit to"):
+        linear_evaluation(Probe(readout="mean"), AE, separable(5, 0), 3)

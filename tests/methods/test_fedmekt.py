@@ -167,7 +167,9 @@ def test_heavy_distillation_pulls_the_server_to_the_knowledge():
     assert far[300.0] < 0.3 * far[0.0]
 
 
-@pytest.mark.parametrize("knowledge, floats", [("last", 2), ("seq", T * 2), ("seq+hidden", T * (2 + 4))])
+@pytest.mark.parametrize(
+    "knowledge, floats", [("last", 2), ("hidden_mean_std", 2 * 4), ("seq", T * 2), ("seq+hidden", T * (2 + 4))]
+)
 def test_what_travels_is_what_the_setting_says(knowledge, floats):
     data = problem()
     method = made(dataclasses.replace(BASE, knowledge=knowledge))
@@ -189,7 +191,7 @@ def test_labels_never_enter_a_round():
     [
         dataclasses.replace(VARIANTS["released"], batch_size=4, proxy_batch=4, probe=Probe(unit="window")),
         dataclasses.replace(BASE, variant="S", knowledge="seq+hidden"),
-        dataclasses.replace(BASE, objective="dcc"),
+        dataclasses.replace(BASE, objective="dcc", knowledge="hidden_mean_std", kd="cosine"),
     ],
     ids=["released", "S", "dcc"],
 )
@@ -275,7 +277,8 @@ def test_reconstruction_falls_and_the_embedding_tells_the_classes():
 @pytest.mark.parametrize(
     ("config", "drop", "message"),
     [
-        (dataclasses.replace(BASE, kd_axis="time"), (), "compares whole sequences"),
+        (dataclasses.replace(BASE, kd_axis="time", knowledge="mean"), (), "compares whole sequences"),
+        (dataclasses.replace(BASE, kd_axis="time", knowledge="seq", kd="mse"), (), 'set kd to "kl"'),
         (dataclasses.replace(BASE, objective="dcc", variant="S"), (), 'use variant "C"'),
         (BASE, ("b",), r"public arrays have no \['b'\]"),
     ],

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedjax_mm.methods.fedmekt.autoencoding import Objective, Variant
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
+from fedjax_mm.methods.fedmekt.readout import Readout
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 
@@ -19,7 +20,7 @@ class FedMEKTConfig:
 
     alpha: float = 1.0
     """Weight of the distillation of z in a client's loss (the released code has 0.01 to 0.1, which makes it 0.1 to
-    0.3 % of the loss)."""
+    0.3 % of the loss; `knowledge.distillation_share` logs what share it has)."""
     eta: float = 1.0
     """Weight of the distillation of z in the server's loss. With eta and gamma 0 the server hears no client: the
     server-only control."""
@@ -28,7 +29,7 @@ class FedMEKTConfig:
     gamma: float = 0.4
     """Weight of the distillation of h in the server's loss; it counts only where h travels."""
     temperature: float = 3.0
-    """Temperature T of the softmaxes that the distillation compares."""
+    """Temperature T of the softmaxes that "kl" compares."""
     client_lr: float = 0.004
     """Learning rate of a client's Adam, whose state stays with the client from round to round."""
     server_lr: float = 0.002
@@ -41,10 +42,12 @@ class FedMEKTConfig:
     """Proxy windows in each step of a client, and in each step of the server."""
     server_epochs: int = 2
     """R, passes of the server over the proxy windows in a round."""
-    knowledge: Literal["last", "seq", "seq+hidden"] = "last"
-    """What travels: z at the last step, z at all steps, or both z and h at all steps."""
+    knowledge: Readout | Literal["seq", "seq+hidden"] = "last"
+    """What travels of a window: one row (see `readout.Readout`), z at all steps, or both z and h at all steps."""
+    kd: Literal["kl", "cosine", "mse"] = "kl"
+    """How two messages are compared: T^2 KL of softmaxes at temperature T, 1 - cosine, or the mean squared error."""
     kd_axis: Literal["feature", "time"] = "feature"
-    """Axis of the softmaxes that the distillation compares."""
+    """Axis of the softmaxes that "kl" compares."""
     aggregate: Literal["mean", "last"] = "mean"
     """How the server combines its clients' knowledge: their mean, or that of the last listed owner, which is what the
     released code computes (5.1)."""
@@ -77,8 +80,10 @@ def check(config: FedMEKTConfig, ae: AutoEncoder, public: Container[str]) -> Non
     public: the names of the public arrays.
     """
     check_settings(config, FedMEKTConfig)
-    if config.kd_axis == "time" and config.knowledge == "last":
+    if config.kd_axis == "time" and config.knowledge not in ("seq", "seq+hidden"):
         raise ValueError('kd_axis "time" compares whole sequences; set knowledge to "seq" or "seq+hidden"')
+    if config.kd_axis == "time" and config.kd != "kl":
+        raise ValueError(f'kd_axis "time" is an axis of softmaxes, and kd {config.kd!r} has none; set kd to "kl"')
     if config.objective == "dcc" and config.variant == "S":
         raise ValueError('the dcc objective needs both encoders in one step; use variant "C"')
     if missing := [m for m in ae.modalities if m not in public]:

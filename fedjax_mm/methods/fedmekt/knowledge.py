@@ -5,18 +5,21 @@ in parentheses are sections of docs/specs/fedmekt.md.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mm import aggregate
+from fedjax_mm import aggregate, losses
+from fedjax_mm.local import masked_mean
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.config import FedMEKTConfig
+from fedjax_mm.methods.fedmekt.readout import layer, read
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Each, Mean, PyTree, Upload
 
 Embeddings = Mapping[str, Mapping[str, jax.Array]]  # {m: {"z": [B, T, D], "h": [B, T, H]}}
-Message = Mapping[str, Mapping[str, jax.Array]]  # {m: {"z": [B, D] or [B, T, D], and "h": [B, T, H] where it travels}}
+Message = Mapping[str, Mapping[str, jax.Array]]  # {m: {"z" or "h", or both: [B, D], or [B, T, D] of all steps}}
 
 
 def embed(autoencoder: AutoEncoder, params: PyTree, arrays: Arrays, modalities: Iterable[str]) -> Embeddings:
@@ -32,19 +35,21 @@ def embed(autoencoder: AutoEncoder, params: PyTree, arrays: Arrays, modalities: 
 
 
 def message(config: FedMEKTConfig, embeddings: Embeddings) -> Message:
-    """What of the embeddings travels (1.3): z at the last step, z at all steps, or z and h at all steps.
+    """What of the embeddings travels (1.3): one row of z or of h a window, z at all steps, or z and h at all steps.
 
     >>> embeddings = {"a": {"z": jnp.ones((4, 5, 2)), "h": jnp.ones((4, 5, 8))}}
-    >>> for what in ("last", "seq", "seq+hidden"):
+    >>> for what in ("last", "hidden_mean_std", "seq", "seq+hidden"):
     ...     print(jax.tree.map(jnp.shape, message(FedMEKTConfig(knowledge=what), embeddings)))
     {'a': {'z': (4, 2)}}
+    {'a': {'h': (4, 16)}}
     {'a': {'z': (4, 5, 2)}}
     {'a': {'h': (4, 5, 8), 'z': (4, 5, 2)}}
     """
-    if config.knowledge == "last":
-        return {m: {"z": embedding["z"][:, -1]} for m, embedding in embeddings.items()}
-    names = ("z",) if config.knowledge == "seq" else ("z", "h")
-    return {m: {what: embedding[what] for what in names} for m, embedding in embeddings.items()}
+    what = config.knowledge
+    if what == "seq" or what == "seq+hidden":
+        names = ("z",) if what == "seq" else ("z", "h")
+        return {m: {name: embedding[name] for name in names} for m, embedding in embeddings.items()}
+    return {m: {layer(what): read(what, embedding["z"], embedding["h"])} for m, embedding in embeddings.items()}
 
 
 def distillation(
@@ -76,10 +81,43 @@ def distillation(
             if config.released and len(student) > 1:
                 t, s = (autoencoding.apply_map(projection[what], x) for x in (t, s))
             t, s = (s, t) if reverse else (t, s)
-            term = autoencoding.distill(t, s, mask, config.temperature, config.kd_axis)
+            if config.kd == "kl":
+                term = autoencoding.distill(t, s, mask, config.temperature, config.kd_axis)
+            else:
+                term = distance(config.kd, t, s, mask)
             terms.append(weights[what] * term * (1.0 if known is None else known[m]))
     total = jnp.asarray(sum(terms))
     return total if config.released else total / len(student)
+
+
+def distance(kind: Literal["cosine", "mse"], a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
+    """How far rows are from others, [], the mean over windows (and steps): 1 - cosine, or the mean squared error.
+
+    a, b [B, D] or [B, T, D]; mask [B] is 1 for a real window. A row of zeros has cosine 0 with every other.
+
+    >>> a, b = jnp.array([[1.0, 0.0], [9.0, 9.0]]), jnp.array([[0.0, 3.0], [0.0, 0.0]])
+    >>> float(distance("cosine", a, b, jnp.array([1.0, 0.0]))), float(distance("mse", a, b, jnp.array([1.0, 0.0])))
+    (1.0, 5.0)
+    """
+    if kind == "mse":
+        return masked_mean((a - b) ** 2, mask)
+    return masked_mean(1 - (losses.unit(a) * losses.unit(b)).sum(-1), mask)
+
+
+def distillation_share(done: Any, row: Mapping[str, float]) -> dict[str, float]:
+    """What share of the loss the distillation is, "<cohort or server>/distillation_share": a watcher of `run.train`.
+
+    row: the metrics of a round, of which those of FedMEKT have "distillation" (with its weight) and "reconstruction".
+    The share is that of their absolute values: the correlation of "dcc" makes a loss negative. 0 where both are 0.
+
+    >>> distillation_share(None, {"A/distillation": 1.0, "A/reconstruction": 3.0, "B/loss": 2.0})
+    {'A/distillation_share': 0.25}
+    """
+    shares = {}
+    for key in (key for key in row if key.endswith("/distillation")):
+        kd, rec = abs(row[key]), abs(row[key.removesuffix("distillation") + "reconstruction"])
+        shares[f"{key}_share"] = kd / (kd + rec) if kd else 0.0
+    return shares
 
 
 def combine_knowledge(

@@ -5,7 +5,7 @@ Numbers in parentheses are sections of docs/specs/fedmekt.md.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import jax
@@ -21,12 +21,13 @@ from fedjax_mm import evaluate
 from fedjax_mm.checks import check_whole
 from fedjax_mm.federate import Evaluation
 from fedjax_mm.methods.fedmekt.fitting import check_windows
+from fedjax_mm.methods.fedmekt.readout import Readout, read
 from fedjax_mm.methods.fit import check_complete, check_mapping, check_rows, classes
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, PyTree
 
-Encode = Callable[[PyTree, str, jax.Array], jax.Array]  # params, modality, x [M, T, F] -> z [M, T, D]
+Encode = Callable[[PyTree, str, jax.Array], jax.Array]  # params, modality, x [M, T, F] -> rows [M, D] or [M * T, D]
 LABELS = {"frame": "labels", "window": "label"}  # unit -> the array that holds its labels
 Classifier = Callable[[np.ndarray], np.ndarray]  # rows [M, D] -> logits [M, K]
 
@@ -40,8 +41,11 @@ class Probe:
     own: bool = False
     """Whether each modality has a classifier of its own, learnt from that modality, in place of one for all."""
     unit: Literal["frame", "window"] = "frame"
-    """What is classified: the embedding at every step, with a label each (array `labels` [M, T]), or the embedding at
-    the last step of a window (`label` [M])."""
+    """What is classified: the embedding at every step, with a label each (array `labels` [M, T]), or a window, of which
+    `readout` makes one row (`label` [M])."""
+    readout: Readout = "last"
+    """What is read of a window: its last step, the mean over its steps, or mean and standard deviation; of the
+    embeddings or, with "hidden", of the states of the encoder's first layer."""
     classifier: Literal["logistic", "adam"] = "logistic"
     """How the classifier is fitted: the optimum of a regularised logistic regression on standardised embeddings, or
     full-batch steps of Adam from zero on the embeddings as they are."""
@@ -72,13 +76,15 @@ def linear_evaluation(probe: Probe, ae: AutoEncoder, labelled: Arrays, num_class
     """
     check_settings(probe, Probe)
     check_whole("num_classes", num_classes, least=1)
+    if probe.unit == "frame" and probe.readout != "last":
+        raise ValueError(f'probe.readout {probe.readout!r} makes one row of a window; set probe.unit to "window"')
     for where, modality in [("labelled", m) for m in probe.labelled if m not in ae.modalities]:
         raise ValueError(f"probe.{where} names {modality!r}; the modalities are {list(ae.modalities)}")
     _check_set(probe, ae, num_classes, "labelled", probe.labelled or ae.modalities, labelled)
     labels = _labels(probe, labelled)
     if probe.classifier == "logistic" and len(np.unique(labels)) < 2:
         raise ValueError(f"the labelled set holds class {labels[0]} only; a classifier needs examples of two or more")
-    encode = jax.jit(lambda params, m, x: ae.encode(params, m, x)[0], static_argnums=1)
+    encode = jax.jit(functools.partial(_rows, probe, ae), static_argnums=1)
     check = functools.partial(_check_set, probe, ae, num_classes, "test", ())
     return Evaluation(check, functools.partial(_score, probe, ae, encode, labelled, num_classes))
 
@@ -93,20 +99,48 @@ def _score(
     arrays: Arrays,
 ) -> dict[str, float]:
     learn = probe.labelled or ae.modalities
-    train_labels, labels, results = _labels(probe, labelled), _labels(probe, arrays), {}
     learn = [m for m in learn if ae.parts(m)[0] in params]
     given = [m for m in ae.modalities if m in arrays and ae.parts(m)[0] in params]
     if not given:
         raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities that the encoder has")
-    rows = {m: _embed(probe, ae, encode, params, m, labelled) for m in learn}
+    rows = {m: _embed(ae, encode, params, m, labelled) for m in learn}
+    tested = {m: _embed(ae, encode, params, m, arrays) for m in given if m in learn or not probe.own}
+    classifiers = fit_classifiers(probe, rows, _labels(probe, labelled), tested, num_classes)
+    return score_rows(classifiers, tested, _labels(probe, arrays), num_classes)
+
+
+def fit_classifiers(
+    probe: Probe, rows: Mapping[str, np.ndarray], labels: np.ndarray, tested: Iterable[str], num_classes: int
+) -> dict[str, Classifier]:
+    """The classifier of each tested modality, fitted to rows {m: [M, D]} with labels [M]: one for all, or its own.
+
+    Rows may come from an encoder or from anything else. With `probe.own` the tested modalities are among those of
+    `rows`, and D may differ between them.
+
+    >>> label = np.array([0, 1] * 4)
+    >>> classifiers = fit_classifiers(Probe(own=True), {"a": np.eye(2)[label], "b": label[:, None]}, label, "ab", 2)
+    >>> classifiers["b"](np.array([[0], [1]])).argmax(-1).tolist()
+    [0, 1]
+    """
     if probe.own:
-        classifiers = {m: _fit(probe, rows[m], train_labels, num_classes) for m in learn}
-        given = [m for m in given if m in learn]
-    else:
-        one = _fit(probe, np.concatenate([*rows.values()]), np.tile(train_labels, len(learn)), num_classes)
-        classifiers = dict.fromkeys(given, one)
-    logits = {m: classifiers[m](_embed(probe, ae, encode, params, m, arrays)) for m in given}
-    for tested in dict.fromkeys([(m,) for m in given] + [tuple(given)]):
+        return {m: _fit(probe, rows[m], labels, num_classes) for m in tested}
+    one = _fit(probe, np.concatenate([*rows.values()]), np.tile(labels, len(rows)), num_classes)
+    return dict.fromkeys(tested, one)
+
+
+def score_rows(
+    classifiers: Mapping[str, Classifier], rows: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int
+) -> dict[str, float]:
+    """{"a/macro_f1": ..., "a+b/accuracy": ...}: the scores of `linear_evaluation` on rows {m: [M, D]}, labels [M].
+
+    classifiers {m: a function from rows to logits [M, K]}, such as `fit_classifiers` gives.
+
+    >>> sure = lambda rows: 10 * np.eye(2)[rows[:, 0]]
+    >>> score_rows({"a": sure}, {"a": np.array([[0], [1]])}, np.array([0, 0]), 2)["a/accuracy"]
+    0.5
+    """
+    logits, results = {m: classifiers[m](x) for m, x in rows.items()}, {}
+    for tested in dict.fromkeys([(m,) for m in logits] + [tuple(logits)]):
         predictions = np.asarray(sum(logits[m] for m in tested)).argmax(-1)
         scores = evaluate.classification(labels, predictions, num_classes)
         scores["official_f1"] = chunked_f1(labels, predictions)
@@ -114,11 +148,16 @@ def _score(
     return results
 
 
-def _embed(probe: Probe, ae: AutoEncoder, encode: Encode, params: PyTree, m: str, arrays: Arrays) -> np.ndarray:
-    """The rows [M, D] that are classified: embeddings at every step or at the last."""
+def _embed(ae: AutoEncoder, encode: Encode, params: PyTree, m: str, arrays: Arrays) -> np.ndarray:
+    """The rows that are classified, on the host."""
     encoder = ae.parts(m)[0]
-    z = np.asarray(encode({encoder: params[encoder]}, m, jnp.asarray(arrays[m])))
-    return z.reshape(-1, z.shape[-1]) if probe.unit == "frame" else z[:, -1]
+    return np.asarray(encode({encoder: params[encoder]}, m, jnp.asarray(arrays[m])))
+
+
+def _rows(probe: Probe, ae: AutoEncoder, params: PyTree, m: str, x: jax.Array) -> jax.Array:
+    """The rows that are classified of windows [M, T, F]: an embedding for each step, or one row for each window."""
+    z, h = ae.encode(params, m, x)
+    return z.reshape(-1, z.shape[-1]) if probe.unit == "frame" else read(probe.readout, z, h)
 
 
 def _labels(probe: Probe, arrays: Arrays) -> np.ndarray:

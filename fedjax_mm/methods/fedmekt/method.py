@@ -24,7 +24,8 @@ One round (all clients and the server start from one theta; afterwards theta_k a
 
 Deviations from the code, each a setting: the last step's z travels, not all steps of z and h (`knowledge`); softmax
 over features, not time (`kd_axis`); the mean over owners, not the last one (`aggregate`); KL(teacher || student) on the
-server too, KD not doubled, no frozen random projection (`released`).
+server too, KD not doubled, no frozen random projection (`released`). Not in the code: one row over time of z or h
+may travel (`knowledge`) and be classified (`Probe.readout`), and KD may be a cosine or a squared distance (`kd`).
 
 Deviations without a setting: every window is encoded and scored from a zero state, where the code carries the state
 through streams of up to 2000 frames and scores every frame (1.6); all clients and the server see the same proxy windows

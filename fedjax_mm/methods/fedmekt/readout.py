@@ -1,0 +1,43 @@
+"""What is read of an encoder's outputs on a window: one row, from its last step or from all of its steps.
+
+Shapes: B windows, T steps, D width of an embedding z, H width of a state h of the first layer.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Readout = Literal["last", "mean", "mean_std", "hidden_last", "hidden_mean", "hidden_mean_std"]
+"""Of the embeddings z, or with "hidden" of the states h of the first layer: the last step, the mean over time, or the
+mean and the standard deviation over time, side by side."""
+SMALL = 1e-6
+"""What is added to a variance: a deviation of 0 has no finite gradient."""
+
+
+def layer(readout: Readout) -> Literal["z", "h"]:
+    """The output of the encoder that a readout reads.
+
+    >>> layer("mean_std"), layer("hidden_mean_std")
+    ('z', 'h')
+    """
+    return "h" if readout.startswith("hidden_") else "z"
+
+
+def read(readout: Readout, z: jax.Array, h: jax.Array) -> jax.Array:
+    """One row for each window: [B, D], or [B, H] with "hidden", and twice as wide with the deviation.
+
+    z [B, T, D], h [B, T, H]. The deviation is the square root of the variance over the T steps plus 1e-6.
+
+    >>> z, h = jnp.array([[[0.0], [1.0], [2.0]]]), jnp.array([[[4.0, 0.0], [6.0, 0.0], [8.0, 0.0]]])
+    >>> read("last", z, h).tolist(), read("hidden_mean", z, h).tolist()
+    ([[2.0]], [[6.0, 0.0]])
+    >>> [round(x, 2) for x in read("mean_std", z, h)[0].tolist()]
+    [1.0, 0.82]
+    """
+    x = h if layer(readout) == "h" else z
+    over = readout.removeprefix("hidden_")
+    if over == "last":
+        return x[:, -1]
+    mean = x.mean(1)
+    return mean if over == "mean" else jnp.concatenate([mean, jnp.sqrt(x.var(1) + SMALL)], axis=-1)
