@@ -117,7 +117,7 @@ ROWS = {
     ),
     "pFedMe": Row(
         of_own(pfedme, pfedme.PFedMeConfig),
-        {"personal_lr": [0.03, 0.1, 0.3], "prox": [5.0, 10.0, 20.0]},
+        {"personal_lr": [0.01, 0.03, 0.1], "prox": [10.0, 20.0, 40.0]},
         *("2006.08848", pfedme, "model", True),
     ),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
