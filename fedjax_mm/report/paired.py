@@ -69,8 +69,10 @@ def difference_cells(mean: float, low: float, high: float, digits: int = 2) -> d
 
     >>> difference_cells(0.2, -0.048, 0.448)
     {'difference': '+0.20', '95 % interval': '-0.05 to +0.45'}
+    >>> difference_cells(-0.0, -0.0, -0.0)["difference"]
+    '+0'
     """
-    mean_text, *ends = (f"{x:+.{decimals(high - low, digits)}f}" for x in (mean, low, high))
+    mean_text, *ends = (f"{x:+z.{decimals(high - low, digits)}f}" for x in (mean, low, high))
     return {"difference": mean_text, "95 % interval": " to ".join(ends)}
 
 

@@ -43,11 +43,11 @@ from fedjax_mm.methods.fedmekt.mmfl_client import (
     client_update,
     init_client,
     moon_term,
-    proximal_term,
     score_client,
 )
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
 from fedjax_mm.methods.fit import check_population
+from fedjax_mm.methods.regularisers import proximal_term
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, Cohort, Download, FedState, HasPopulation, Key, Metrics, PyTree, Server, Upload

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_mm import losses
 from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.autoencoding import Modalities
 from fedjax_mm.methods.fedmekt.mmfl_config import MMFLConfig
+from fedjax_mm.methods.regularisers import proximal_term
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models.autoencoder import AutoEncoder
 from fedjax_mm.types import Arrays, ClientData, Download, Key, Mean, Metrics, PyTree, Upload
@@ -68,15 +68,6 @@ def client_loss(
             current, before = (autoencoder.encode(p, m, x[m])[0] for p in (start, previous))
             total += config.moon * moon_term(config, z[m], current, before, batch["mask"])
     return total, metrics
-
-
-def proximal_term(mu: float, params: PyTree, start: PyTree) -> jax.Array:
-    """FedProx's mu/2 |w - w_global|^2, [], over all parameters.
-
-    >>> float(proximal_term(0.5, {"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([1.0, 1.0])}))
-    1.0
-    """
-    return 0.5 * mu * optax.tree.norm(optax.tree.sub(params, start), squared=True)
 
 
 def moon_term(config: MMFLConfig, z: jax.Array, current: jax.Array, previous: jax.Array, mask: jax.Array) -> jax.Array:
