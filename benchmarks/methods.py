@@ -10,11 +10,12 @@ import numpy as np
 
 from benchmarks.one_by_one import by_batch, separate, serial
 from benchmarks.timing import Timed, after, max_difference, median, ours, rounds_of, start_of, timings
-from experiments import compare, pretrain_vilt
+from experiments import pretrain_vilt
 from experiments.common.data import load
-from experiments.common.tables import Variant
+from experiments.common.tables import Variant, fedavg_variant
 from experiments.creamfl import study as creamfl
 from experiments.creamfl.data import Numbers
+from experiments.fedavg import study as fedavg
 from experiments.feddat.modes import Mode, Widths, make
 from experiments.fedmekt import study as fedmekt
 from experiments.layerwise import study as layerwise
@@ -86,7 +87,7 @@ def compared(settings: Settings, workload: Workload) -> dict:
 
 
 def of_digits(variant: Variant, seed: int) -> Workload:
-    """The digits' halves with 10, 10 and 10 clients of which 9 take part, at the settings of the comparison."""
+    """The digits' halves with 10, 10 and 10 clients of which 9 take part."""
     problem = load("digits", None, "A10_B10_AB10", 0.3, seed)
     assert variant.build, "the constant prediction is no method"
     return Workload(variant.build(problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
@@ -127,8 +128,9 @@ def of_creamfl(seed: int) -> Workload:
     return Workload(creamfl.method_of(settings, "CreamFL", problem), problem.data, dict.fromkeys(problem.data.sizes, 3))
 
 
+PLAIN = dataclasses.replace(fedavg.PRESETS["digits"].method, server_optimizer="sgd", server_lr=1.0)
 WORKLOADS = {
-    "FedAvg": lambda seed: of_digits(compare.variants("digits")["FedAvg"], seed),
+    "FedAvg": lambda seed: of_digits(fedavg_variant(PLAIN), seed),
     "MMFL": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedAvg"], seed),
     "FedMEKT": lambda seed: of_digits(fedmekt.variants(fedmekt.PRESETS["digits"])["FedMEKT"], seed),
     "layer-wise": of_layerwise,

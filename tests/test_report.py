@@ -298,6 +298,21 @@ def test_bars_show_quality_and_stacked_cost_and_grey_controls(figures):
     np.testing.assert_allclose(ends, [[0.48, 0.52], [0.79, 0.81]])
 
 
+def test_groups_of_bars_share_their_axes_and_keep_their_own_rows(figures):
+    groups = {
+        "one": [{"run": "local", "F1": 0.5, "MB": 0.0}, {"run": "fedavg", "F1": (0.8, 0.01), "MB": 4.0}],
+        "two": [{"run": "other", "F1": 0.2, "MB": 8.0}],
+    }
+    report.plot_bar_groups(groups, "", quality="F1", cost=("MB",), controls=("local",), quality_axis="F1")
+    first, _, second, last = figures[0].axes
+    assert [axis.get_title(loc="left") for axis in (first, second)] == ["one", "two"]
+    assert [bar.get_width() for bar in second.patches] == [0.2] and [bar.get_width() for bar in last.patches] == [8.0]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["local", "fedavg"]
+    assert [text.get_color() for text in first.get_yticklabels()] == [plots.GREY, "black"]
+    assert first.get_xlim() == second.get_xlim() == pytest.approx((0, 1.4 * 0.81))
+    assert last.get_xlim() == pytest.approx((0, 1.4 * 8)) and second.get_xlabel() == "F1" and not first.get_xlabel()
+
+
 def test_write_and_the_command_line(tmp_path, capsys):
     paths = [write_run(tmp_path / f"{name}-{s}", s, config=name, f1=f) for name, s, f in [("a", 0, 0.5), ("a", 1, 0.7)]]
     paths.append(write_run(tmp_path / "b-0", 0, config="b", split={"left": SPLIT["left"]}))

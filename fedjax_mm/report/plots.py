@@ -114,8 +114,57 @@ def plot_bars(
 
     quality, cost, label: keys of the rows; controls: labels of the rows to grey.
     """
-    figure = Figure((9, 1.1 + 0.36 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    look = {"quality_axis": quality_axis or heading(quality), "cost_axis": cost_axis}
+    plot_bar_groups({"": rows}, path, quality=quality, cost=cost, label=label, controls=controls, **look)
+
+
+def plot_bar_groups(
+    groups: Mapping[str, Sequence[Row]],
+    path: str | os.PathLike,
+    *,
+    quality: str,
+    cost: tuple[str, ...] = ("MB down", "MB up"),
+    label: str = "run",
+    controls: Sequence[str] = (),
+    quality_axis: str,
+    cost_axis: str = "MB per client and round",
+) -> None:
+    """Writes the panels of `plot_bars` for each group of rows, one group below the other, on the same two axes.
+
+    groups: title, "" for none, -> rows.
+    """
+    sizes, titled = [len(rows) for rows in groups.values()], sum(map(bool, groups))
+    figure = Figure((9, 1.1 + (0.3 if titled else 0.36) * sum(sizes) + 0.35 * titled), layout="constrained")
+    ratios = {"width_ratios": (3, 2), "height_ratios": sizes}
+    panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", sharey="row", **ratios)
+    ends = []
+    for (left, right), (title, rows) in zip(panels, groups.items(), strict=True):
+        style(left, title, "", "")
+        style(right, "", "", "")
+        ends.append(_draw_bars(left, right, rows, quality, cost, label, controls))
+        for axis in (left, right):
+            axis.grid(False, axis="y")
+            axis.tick_params(axis="y", length=0)
+    for axis, end, about in zip(panels[-1], np.max(ends, axis=0), (quality_axis, cost_axis), strict=True):
+        axis.set_xlim(0, 1.4 * max(end, 1e-9))  # room for the numbers
+        axis.set_xticks([tick for tick in axis.get_xticks() if tick <= 1.1 * end])
+        axis.set_xlabel(about, fontsize=10.5, color=INK)
+    if len(cost) > 1:
+        patches = [Patch(color=colour, label=key) for key, colour in zip(cost, (DOWN, UP), strict=False)]
+        figure.legend(handles=patches, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
+    save(figure, path)
+
+
+def _draw_bars(
+    left: Axes,
+    right: Axes,
+    rows: Sequence[Row],
+    quality: str,
+    cost: Sequence[str],
+    label: str,
+    controls: Sequence[str],
+) -> tuple[float, float]:
+    """How far the longest bars reach, with their std, after a bar of quality and of cost for each row are drawn."""
     at, names = np.arange(len(rows)), [str(row[label]) for row in rows]
     pick = lambda colour, grey: [grey if name in controls else colour for name in names]
     bars = {"height": 0.7, "edgecolor": "white", "linewidth": 0.5}
@@ -130,25 +179,13 @@ def plot_bars(
     totals = [cell_text(None if np.isnan(x) else x) for x in total.tolist()]
     qualities = [cell_text(row.get(quality)) for row in rows]
     for axis, ends, texts in ((left, mean + std, qualities), (right, total, totals)):
-        ends = np.nan_to_num(ends)
-        for y, end, text in zip(at, ends, texts, strict=True):
+        for y, end, text in zip(at, np.nan_to_num(ends), texts, strict=True):
             axis.annotate(text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK)
-        axis.set_xlim(0, 1.4 * max(ends.max(), 1e-9))  # room for the numbers
-        axis.set_xticks([tick for tick in axis.get_xticks() if tick <= 1.1 * ends.max()])
-    style(left, "", quality_axis or heading(quality), "")
-    style(right, "", cost_axis, "")
     left.set_yticks(at, names, fontsize=10.5)
     left.invert_yaxis()
     for text, name in zip(left.get_yticklabels(), names, strict=True):
         text.set_color(GREY if name in controls else "black")
-    for axis in (left, right):
-        axis.grid(False, axis="y")
-        axis.tick_params(axis="y", length=0)
-        axis.xaxis.label.set_size(10.5)
-    if len(cost) > 1:
-        patches = [Patch(color=colour, label=key) for key, colour in zip(cost, (DOWN, UP), strict=False)]
-        figure.legend(handles=patches, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
-    save(figure, path)
+    return float(np.nan_to_num(mean + std).max()), float(np.nan_to_num(total).max())
 
 
 def plot_representations(groups: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, title: str) -> None:

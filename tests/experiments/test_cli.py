@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from benchmarks import __main__ as benchmarks
-from experiments import compare, pretrain_vilt
+from experiments import pretrain_vilt
 from experiments.common import cli, data, tables
+from experiments.compare import study as compare
 from experiments.creamfl import __main__ as creamfl
 from experiments.creamfl import study as creamfl_study
 from experiments.fedavg import study as fedavg
@@ -18,9 +19,9 @@ from experiments.feddat import study as feddat
 from experiments.fedmekt import study as fedmekt
 from experiments.layerwise import study as layerwise
 
-STUDIES = (compare, fedavg, fedmekt, creamfl_study, layerwise, feddat, pretrain_vilt)
+STUDIES = (fedavg, fedmekt, creamfl_study, layerwise, feddat, pretrain_vilt)
 DEFAULTS = [(study.PRESETS, preset) for study in STUDIES for preset in study.PRESETS.values()]
-DEFAULTS += [(benchmarks.Settings(), benchmarks.Settings())]
+DEFAULTS += [(study.Settings(), study.Settings()) for study in (compare, benchmarks)]
 
 
 def run(main, flags, monkeypatch):
@@ -32,16 +33,17 @@ def run(main, flags, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("compare", "--rouns 3", ["--rouns", "--rounds"]),
-        ("compare", "--rounds 0", ["--rounds is 0", "at least 1"]),
-        ("compare", "--rounds six", ["--rounds", "six"]),
-        ("compare", "--fraction -1", ["--fraction is -1", "at most 1"]),
-        ("compare", "--chunk some", ["--chunk is some", "auto"]),
-        ("compare", "--cohorts A10_C5", ["A10_C5", "write e.g. A10_B10_AB10 with A = left, B = right"]),
-        ("compare", "--data mhealth --data-dir /nowhere", ["mhealth_chestacc_wristgyro_w100.npz"]),
-        ("compare", "--data faces", ["faces", "digits, scenes, ur_fall, mhealth, utd_mhad, opportunity"]),
-        ("compare", "--seed 3 --seeds 5", ["--seed", "--seeds", "not allowed together"]),
-        ("compare", "--config /nowhere.yaml", ["/nowhere.yaml", "No such file"]),
+        ("compare.__main__", "--rouns 3", ["--rouns", "--rounds"]),
+        ("compare.__main__", "--rounds 0", ["--rounds is 0", "at least 1"]),
+        ("compare.__main__", "--rounds 2", ["--rounds is 2", "at least 3"]),
+        ("compare.__main__", "--rounds six", ["--rounds", "six"]),
+        ("fedavg.__main__", "--fraction -1", ["--fraction is -1", "at most 1"]),
+        ("compare.__main__", "--chunk some", ["--chunk is some", "auto"]),
+        ("fedavg.__main__", "--cohorts A10_C5", ["A10_C5", "write e.g. A10_B10_AB10 with A = left, B = right"]),
+        ("fedavg.__main__", "--data mhealth --data-dir /nowhere", ["mhealth_chestacc_wristgyro_w100.npz"]),
+        ("fedavg.__main__", "--data faces", ["faces", "digits, scenes, ur_fall, mhealth, utd_mhad, opportunity"]),
+        ("compare.__main__", "--seed 3 --seeds 5", ["--seed", "--seeds", "not allowed together"]),
+        ("compare.__main__", "--config /nowhere.yaml", ["/nowhere.yaml", "No such file"]),
         ("fedmekt.__main__", "--data scenes", ["scenes is not known", "digits, ur_fall"]),
         ("fedavg.__main__", "--server-optimizer sdg", ["sdg", "momentum"]),
         ("creamfl.__main__", "--method CreamFl", ["CreamFl is not known", "reamFL+IoT"]),
@@ -95,11 +97,11 @@ def test_flags_override_a_file_and_a_file_its_preset(tmp_path):
 def test_a_file_that_is_not_understood_is_explained(content, said, tmp_path):
     (tmp_path / "run.yaml").write_text(content)
     with pytest.raises(ValueError, match=said):
-        cli.parse(compare.PRESETS, ["--config", str(tmp_path / "run.yaml")], None)
+        cli.parse(compare.Settings(), ["--config", str(tmp_path / "run.yaml")], None)
 
 
 def test_seeds_are_counted_or_one_is_named(tmp_path):
-    common = lambda *flags: cli.parse(compare.PRESETS, flags, None).common
+    common = lambda *flags: cli.parse(compare.Settings(), flags, None).common
     assert common("--seeds", "5").all_seeds == (0, 1, 2, 3, 4) and "5 seeds" in common("--seeds", "5").about_seeds
     assert common("--seed", "0").all_seeds == (0,) and common("--seed", "3").about_seeds == "seed 3"
     cli.write(tmp_path, fedmekt.PRESETS["digits"], seed=2)
@@ -140,4 +142,3 @@ def test_every_preset_is_for_its_dataset():
     names = {name: name for name in data.DATASETS}
     of = lambda study: {name: preset.problem.data for name, preset in study.PRESETS.items()}
     assert of(fedavg) == names and of(fedmekt).items() <= names.items()
-    assert {name: preset.data for name, preset in compare.PRESETS.items()} == names

@@ -1,50 +1,109 @@
 """The main job in small, and clients by code."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
-from experiments import compare
 from experiments.common import cli, data
+from experiments.compare import papers, study, table
+from fedjax_mm import run
 from fedjax_mm.data import pooled
 from fedjax_mm.methods import MODULES
-from fedjax_mm.run import records
 
 
-def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    all_variants = compare.variants("digits")
-    kept = {name: all_variants[name] for name in ("constant", "local only", "centralised", "FedAdam")}
-    monkeypatch.setattr(compare, "variants", lambda dataset: kept)
-    common = cli.Common(rounds=2, seeds=2, out=str(tmp_path))
-    found = compare.compare(data.Settings(cohorts="A2_AB2", fraction=0.5, common=common))
-    rows = {row["method"]: row for row in found}
-    assert list(rows) == list(kept)
-    both = "test/left+right/macro_f1"
-    for name in kept:
-        assert 0 < rows[name][both][0] < 1
-    constant = rows["constant"]["test/left/accuracy"][0]
-    labels = data.load("digits", None, "A2_AB2", 0.3, 0).dataset.splits["test"]["label"]
-    assert constant == pytest.approx(np.bincount(labels).max() / len(labels), abs=0.02)
-    assert rows["local only"]["MB up"] == 0 and rows["centralised"]["MB up"] is None and rows["FedAdam"]["MB up"] > 0
-    last = [records.read_metrics(tmp_path / "FedAdam" / f"seed{seed}")[-1][both] for seed in range(2)]
-    assert rows["FedAdam"][both] == pytest.approx((np.mean(last), np.std(last, ddof=1)))
-    report = (tmp_path / "report.md").read_text()
-    assert all(name in report for name in kept) and "449 test" in report
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("bars", "split", "curves"))
-    assert json.loads((tmp_path / "table.json").read_text())["versions"]["jax"]
-    assert "FedAdam" in capsys.readouterr().out
-    of = lambda folder: yaml.safe_load((folder / "settings.yaml").read_text())
-    assert of(tmp_path)["seeds"] == 2 and of(tmp_path / "FedAdam" / "seed1")["seed"] == 1
+@pytest.fixture(scope="module")
+def small_job(tmp_path_factory):
+    """(settings, table, folder) of the comparison with two papers, of which one has rows of one program."""
+    folder = tmp_path_factory.mktemp("compare")
+    settings = study.Settings(cli.Common(rounds=3, seeds=2, out=str(folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(papers, "PAPERS", {"FedAvg": few_rows, "LW-FedMML": one_stage})
+        rows = table.compare(settings)
+    return settings, rows, folder
 
 
-def test_compare_has_every_method_for_clients_of_several_kinds_and_every_control():
-    variants = compare.variants("digits")
-    configs = [v.config["method"] if isinstance(v.config, dict) else v.config for v in variants.values() if v.build]
-    papers = {type(config).__module__.split(".")[2] for config in configs}
-    elsewhere = {"layerwise", "feddat", "creamfl"}  # clients with one model for all, own tasks or own models
-    assert papers <= set(MODULES) - elsewhere and {"constant", "local only", "centralised"} < set(variants)
+def few_rows(split, seed):
+    """FedAvg without its costly controls."""
+    paper = papers.of_fedavg(split, seed)
+    return paper._replace(programs={"FedAvg": paper.programs["FedAvg"]}, ceiling="")
+
+
+def one_stage(split, seed):
+    """End-to-end training and its control, the former in the place of the paper's row."""
+    paper = papers.of_layerwise(split, seed, blocks=1, depth=1, width=8)
+    return paper._replace(row="end-to-end", programs={"end-to-end": paper.programs["end-to-end"]})
+
+
+def test_compare_writes_a_table_with_controls_and_a_picture(small_job):
+    settings, rows, folder = small_job
+    named = {row["row"]: row for row in rows if row["paper"] == "LW-FedMML"}
+    assert list(named) == ["constant", "heads on random encoders", "end-to-end"]
+    kept = json.loads((folder / "LW-FedMML" / "end-to-end" / study.FILE).read_text())["rows"]
+    ours, theirs = (np.array(kept[row]["score"]) for row in ("end-to-end", "heads on random encoders"))
+    assert named["end-to-end"]["score"] == pytest.approx((ours.mean(), ours.std(ddof=1)))
+    half = stats.t.ppf(0.975, 1) * (ours - theirs).std(ddof=1) / 2**0.5
+    mean = (ours - theirs).mean()
+    found = [float(x) for x in named["heads on random encoders"]["ahead"].strip(")").replace("(", "to ").split(" to ")]
+    assert found == pytest.approx([mean, mean - half, mean + half], abs=0.51) and named["end-to-end"]["ahead"] is None
+    labels = data.load("digits", None, "AB10", 1.0, 0).dataset.splits["test"]["label"]
+    assert named["constant"]["score"] == pytest.approx((100 * np.bincount(labels).max() / len(labels), 0))
+    weights = 2 * (32 * 8 + 8 * 8)  # two encoders' numbers, with heads' besides
+    assert named["end-to-end"]["MB up"] == named["end-to-end"]["MB down"] > 4 * weights / 1e6
+    report = (folder / "report.md").read_text()
+    assert all(row["row"] in report for row in rows) and "its best control" in report and "bars.png" in report
+    assert (folder / "bars.png").stat().st_size > 10_000
+    assert json.loads((folder / "table.json").read_text())["versions"]["jax"]
+    assert yaml.safe_load((folder / "settings.yaml").read_text())["seeds"] == 2
+
+
+def test_rows_that_are_there_are_not_trained_again_unless_something_changed(small_job, monkeypatch):
+    settings, rows, _ = small_job
+    monkeypatch.setattr(run, "sweep", lambda *given, **named: pytest.fail("it trains"))
+    monkeypatch.setattr(papers, "PAPERS", {"FedAvg": few_rows, "LW-FedMML": one_stage})
+    assert table.compare(settings) == rows
+    monkeypatch.setattr(study, "source", lambda: "another")
+    with pytest.raises(pytest.fail.Exception, match="it trains"):
+        study.train(settings, "FedAvg", "FedAvg")
+
+
+def test_a_row_that_is_not_ahead_is_said_to_be():
+    paper = papers.Paper("ours", "", "", 1.0, {"chance": 1.0}, {}, ceiling="all data")
+    said = lambda ours: table.verdict(paper, {name: {"score": x} for name, x in (scores | {"ours": ours}).items()})
+    scores = {"chance": [1.0] * 3, "alone": [4.0, 5.0, 6.0], "all data": [9.0] * 3}
+    assert said([7.0, 8.0, 9.1]).startswith("ours is ahead of its best control, alone")
+    assert said([4.1, 4.9, 6.0]).startswith("ours is not clearly apart from its best control, alone")
+    assert said([1.0, 2.0, 3.1]).startswith("ours is behind its best control, alone")
+    assert "diverged" in said([1.0, None, 3.0])
+
+
+def test_every_paper_and_fedavg_has_a_row_of_its_own_beside_controls():
+    made = {name: make("valid", 0) for name, make in papers.PAPERS.items()}
+    assert len(made) == len(set(MODULES) - {"encoder_averaging", "mmfl", "peft"})  # baselines of papers
+    for name, paper in made.items():
+        rows = [row for program in paper.programs.values() for row in program(3).rows]
+        assert name == paper.row and rows.count(name) == 1 and len(rows) + len(paper.chance) > 1
+        assert all(1 < score < 60 for score in paper.chance.values())
+
+
+def test_clients_of_creamfl_share_no_example_and_questions_of_feddat_have_their_answers():
+    splits = data.load("digits", None, papers.CLIENTS, 0.3, 0).dataset.splits
+    pairs = papers.clients_of_pairs(papers.as_pairs(splits["train"]), papers.as_pairs(splits["proxy"]), 0)
+    total = sum(int(cohort.counts.sum()) for cohort in pairs.cohorts.values())
+    assert total == len(splits["train"]["label"]) and set(pairs.sizes.values()) == {10}
+    asked, test = papers.asked(splits, "valid", 0)
+    assert asked.sizes == {"all": 4} and asked.cohorts["all"].counts.tolist() == [80] * 4
+    odd = test["target"][test["client"] == 0]
+    np.testing.assert_array_equal(odd.argmax(1), splits["valid"]["label"] % 2)
+
+
+def test_compilation_is_made_cheap_before_anything_is_computed(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--given")
+    cli.compile_fast()
+    assert os.environ["XLA_FLAGS"].startswith("--given --xla_backend_optimization_level=0")
 
 
 def test_clients_hold_what_the_code_says_and_pooled_data_keeps_it_all():

@@ -1,0 +1,1 @@
+"""The main job: every paper beside its own controls on embedded digits."""
