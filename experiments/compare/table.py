@@ -23,7 +23,8 @@ NOTES = (
     "The score is that of each paper's own task, which is named above its bars. All seeds have the same split and "
     "clients; a seed draws weights, participants and batches. Differences are taken within a seed, with a 95 % "
     "interval over seeds. MB and MFLOP are those of a client in a round and peak MB those of its step; of several "
-    "kinds of clients, those of the one that pays most. Seconds are those of all seeds, compilation included."
+    "kinds of clients, those of the one that pays most. Seconds are those of all seeds, compilation included; "
+    "rows of one program have equal parts of its time. FedDAT's head takes two steps a batch, and its controls' one."
 )
 
 
