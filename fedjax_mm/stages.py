@@ -4,14 +4,17 @@ A stage begins with the parameters that the server had at the end of the stage b
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from fedjax_mm import trees
 from fedjax_mm.checks import check_whole, say
 from fedjax_mm.federate import Method
-from fedjax_mm.types import FedState
+from fedjax_mm.types import Arrays, FedState, PyTree, RoundData
 
 
 class Stage(NamedTuple):
@@ -23,6 +26,43 @@ class Stage(NamedTuple):
     name: str
     method: Method
     rounds: int
+    cache: Callable[[PyTree, Arrays], Arrays] | None = None
+    """`cache(server, arrays)` gives arrays [E, ...] that a cohort has besides its own while `run.train` runs the stage:
+    what its clients compute of each of their examples once, as the stage begins. `server` is the server's state. They
+    may depend on that part of it alone which the stage leaves as it is, and a round must give the same without them.
+    None where clients keep nothing."""
+
+
+def kept(stage: Stage, server: PyTree, data: RoundData) -> dict[str, Arrays]:
+    """{cohort: the arrays that the stage's clients keep}, empty where it has no `cache`.
+
+    server: the server's state. data: of any round. Both may hold shapes under `jax.eval_shape`.
+    """
+    if stage.cache is None:
+        return {}
+    return {name: stage.cache(server, taken.arrays) for name, taken in data.cohorts.items()}
+
+
+def joined(data: RoundData, kept: Mapping[str, Arrays]) -> RoundData:
+    """The data of a round with the arrays that its clients keep."""
+    add = lambda name, taken: dataclasses.replace(taken, arrays={**taken.arrays, **kept[name]}) if kept else taken
+    return data._replace(cohorts={name: add(name, taken) for name, taken in data.cohorts.items()})
+
+
+def check_caches(plan: Sequence[Stage], on_device: bool) -> None:
+    """Raises ValueError where clients keep something of examples that are off the device, of which no round has all."""
+    for stage in plan:
+        if stage.cache is not None and not on_device:
+            raise ValueError(
+                f"clients of {stage.name!r} keep something of all their examples, and these are off the device; make "
+                "the data with on_device=True, or build the stages without a cache"
+            )
+
+
+def with_shapes(stage: Stage, data: RoundData) -> RoundData:
+    """The data of a round with the shapes of the arrays that the stage's clients keep, as `costs.of` takes it."""
+    server = jax.eval_shape(stage.method.server.init, jax.random.key(0))
+    return joined(data, jax.eval_shape(functools.partial(kept, stage), server, data))
 
 
 def blocks(depth: int, stages: int) -> list[range]:

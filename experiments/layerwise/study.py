@@ -68,6 +68,12 @@ class Settings:
     """Dropout rate in text encoders and heads."""
     crop: float | None = None
     """Least share of an image's area that a random crop keeps; None takes no crops."""
+    statistics: Literal["averaged", "recalibrated"] = "averaged"
+    """Batch norms' running statistics: averages of the clients' own, as in the released code, or those of the averaged
+    model, which clients take in one more round at the end."""
+    cache_frozen: bool = False
+    """Whether clients keep what frozen layers give of their examples. Of the plans, layer-wise training freezes layers;
+    these then drop no units. It takes one caption a picture, and no crops."""
     common: Annotated[cli.Common, cli.FLAT] = cli.Common(out="runs/layerwise")
 
     def __post_init__(self) -> None:
@@ -160,6 +166,9 @@ def config_of(settings: Settings, plan: Plan) -> LayerwiseConfig:
         temperature=settings.temperature,
         head_dropout=settings.dropout,
         crop=settings.crop,
+        frozen_dropout=not settings.cache_frozen,
+        cache_frozen=settings.cache_frozen and plan == "layer-wise",
+        statistics=settings.statistics,
         projection_hidden=settings.size.projection_hidden,
         projection_dim=settings.size.projection_dim,
     )

@@ -67,13 +67,15 @@ def _row(settings: study.Settings, plan: str, same: list[report.Run]) -> dict[st
     first = same[0]
     batches = float(np.mean([count // settings.batch_size for count in first.split["all"]["examples"]]))
     paid = dict.fromkeys(("MB in all", "MB in all, late", "TFLOP in all"), 0.0)
+    names = list(first.config["stages"] or [])
     for r in first.rows:
-        prefix = f"stage {r['stage']}/" if "stage" in r else ""
-        cost = first.costs[f"{prefix}all"]
+        name = names[int(r["stage"]) - 1] if names else ""
+        cost = first.costs[f"{name}/all" if name else "all"]
+        epochs = 1 if name == "statistics" else settings.epochs
         travels = (cost["bytes_down"] + cost["bytes_up"]) / 1e6
         paid["MB in all"] += travels
         paid["MB in all, late"] += travels + cost["bytes_held"] / 1e6
-        paid["TFLOP in all"] += cost["flops"] * batches * settings.epochs / 1e12
+        paid["TFLOP in all"] += cost["flops"] * batches * epochs / 1e12
     return {**row, **paid, "plan": plan}
 
 

@@ -56,6 +56,7 @@ def check_arguments(
     population = data.population
     for stage in plan:
         _check_fit(stage.method, population)
+    stages.check_caches(plan, data.on_device)
     check_whole("seed", seed, 0, 2**63 - 1)
     _check_participation(data, per_round, choose, seed)
     if directory is not None:

@@ -14,7 +14,7 @@ from fedjax_mm import stages
 from fedjax_mm.federate import Method
 from fedjax_mm.run import digests
 from fedjax_mm.run.json_files import Folder
-from fedjax_mm.run.placement import States
+from fedjax_mm.run.placement import States, shaped
 from fedjax_mm.run.processes import agree, all_or_none
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_finite, with_participants
@@ -56,7 +56,7 @@ class Compiler(NamedTuple):
             else:
                 chunk = self.chunk
             over, known = over_clients(stage.method, chunk, self.mesh), self.lowered.pop(stage.name, None)
-            if known is not None and _is_plain(inputs, over, number):
+            if known is not None and _is_plain(stage, inputs, over, number):
                 since = time.perf_counter()
                 step, seconds, digest = known.compile(), time.perf_counter() - since, None  # compared already
             else:
@@ -117,7 +117,9 @@ def ahead(stage: Stage, before: Inputs, number: int, init_key: Key, over: OverCl
             everywhere = NamedSharding(over.mesh, PartitionSpec())
             entered = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), entered)
         entered = dataclasses.replace(entered, clients=states.shapes(fresh.clients, data))
-        return _compile(stage, Inputs(entered, _shaped(data, number), key), over, number)
+        kept = jax.eval_shape(functools.partial(stages.kept, stage), entered.server, data)
+        kept = kept if over.mesh is None else shaped(kept, NamedSharding(over.mesh, PartitionSpec()))
+        return _compile(stage, Inputs(entered, _shaped(stages.joined(data, kept), number), key), over, number)
 
     thread = ThreadPoolExecutor(1)
     step = thread.submit(compile_it)
@@ -135,9 +137,14 @@ def _lower_plain(method: Method, init_key: Key, data: RoundData) -> jax.stages.L
     return _lower(method._replace(over=OverClients()), _shapes(inputs))
 
 
-def _is_plain(inputs: Inputs, over: OverClients, number: int) -> bool:
-    """Whether these rounds are the program that `_lower_plain` gives."""
-    return number == 1 and over == OverClients() and all(x.place is None for x in inputs.data.cohorts.values())
+def _is_plain(stage: Stage, inputs: Inputs, over: OverClients, number: int) -> bool:
+    """Whether these rounds are the program that `_lower_plain` gives, for which clients keep nothing."""
+    return (
+        stage.cache is None
+        and number == 1
+        and over == OverClients()
+        and all(x.place is None for x in inputs.data.cohorts.values())
+    )
 
 
 def _compile(
@@ -145,7 +152,7 @@ def _compile(
 ) -> tuple[jax.stages.Compiled, float, str | None]:
     """(the compiled round, the seconds that took, its digest where this is the program that is compared)."""
     begun = time.perf_counter()
-    plain = _is_plain(inputs, over, number)
+    plain = _is_plain(stage, inputs, over, number)
     lowered = _lower(stage.method._replace(over=over), _shapes(inputs) if plain else inputs, number)
     digest = digests.of_program(lowered) if plain else None
     step = lowered.compile()

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from fedjax_mm import stages, trees
 from fedjax_mm.federate import Method
 from fedjax_mm.run.placement import States, local
+from fedjax_mm.split import WHOLE
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import FedState, Key, Metrics, RoundData
+from fedjax_mm.types import Arrays, FedState, Key, Metrics, RoundData
 
 
 class Inputs(NamedTuple):
@@ -113,7 +114,7 @@ def rounds(
     init_key, round_key = keys
     start = int(state.round)
     # The stage that the state was made in: a state at a stage's end has still to enter the next one.
-    at, steps, later = stages.index(plan, max(0, start - 1)), {}, None
+    at, steps, later, kept = stages.index(plan, max(0, start - 1)), {}, None, {}
 
     number_at = lambda r: _in_one_call(plan, r, until, per_call)
     r, each = start, [feed(start + i) for i in range(number_at(start))]
@@ -123,15 +124,16 @@ def rounds(
         if entered:
             state, at, steps = states.enter(state, plan[here].method, init_key), here, {}
         if not steps:
-            state = states.load(state, data)
+            state, kept = states.load(state, data), _kept(plan[at], state, data, mesh)
+        full = stages.joined(data, kept)
         if len(each) not in steps:
             begun, ends = (None, None) if steps else (later, _end(plan, at))
-            steps[len(each)] = compiler.now(plan[at], Inputs(state, data, round_key), len(each), begun)
+            steps[len(each)] = compiler.now(plan[at], Inputs(state, full, round_key), len(each), begun)
             if ends is not None and ends < until:
                 inputs = Inputs(state, states.placed(each[0]), round_key)
                 later = compiler.ahead(plan[stages.index(plan, ends)], inputs, number_at(ends))
         begun = time.perf_counter()
-        state, metrics, finite = steps[len(each)](state, data, round_key)
+        state, metrics, finite = steps[len(each)](state, full, round_key)
         done, those, r = data, each, r + len(each)
         # While these rounds compute:
         each = [feed(r + i) for i in range(number_at(r))] if r < until else []
@@ -148,6 +150,14 @@ def rounds(
             numbers = (number, number == until, metrics, seconds, plan[at], at + 1, first)
             yield Round(*numbers, one, gather if final else None, mesh, bool(finite))
         data = coming if coming is not None else data
+
+
+def _kept(stage: Stage, state: FedState, data: RoundData, mesh: Mesh | None) -> Mapping[str, Arrays]:
+    """What the stage's clients keep of their examples, on every device."""
+    if stage.cache is None:
+        return {}
+    everywhere = None if mesh is None else NamedSharding(mesh, WHOLE)
+    return jax.jit(functools.partial(stages.kept, stage), out_shardings=everywhere)(state.server, data)
 
 
 def _in_one_call(plan: Sequence[Stage], r: int, until: int, per_call: int) -> int:

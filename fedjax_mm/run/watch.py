@@ -159,7 +159,8 @@ def keep_costs(
     for number, stage in enumerate(plan[:entered], 1):
         prefix = f"{stage.name}/" if len(plan) > 1 else ""
         if stage.rounds and any(not isinstance(known.get(f"{prefix}{name}"), dict) for name in stage.method.cohorts):
-            cost = costs.of(stage.method, taken, state if number == entered else None, mean)
+            full = stages.with_shapes(stage, taken)
+            cost = costs.of(stage.method, full, state if number == entered else None, mean)
             files.add("costs.json", {prefix + name: c._asdict() for name, c in cost.items()})
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.layerwise import costs, study, table
+from fedjax_mm import report
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
 
@@ -48,3 +49,27 @@ def test_a_plan_has_the_rounds_of_its_settings():
     settings = dataclasses.replace(study.PRESETS["scenes"], common=cli.Common(rounds=7), stages=3)
     config = study.config_of(settings, "progressive")
     assert config.rounds == (2, 2, 3) and len(config.encoder_lr["image"]) == 3 and config.plan == "progressive"
+
+
+def test_statistics_and_the_cache_are_flags_of_the_study():
+    flags = {"statistics": "recalibrated", "cache_frozen": True}
+    settings = dataclasses.replace(study.PRESETS["scenes"], **flags)
+    kept, whole = (study.config_of(settings, plan) for plan in ("layer-wise", "end-to-end"))
+    assert kept.statistics == whole.statistics == "recalibrated"
+    assert kept.cache_frozen and not kept.frozen_dropout and not whole.cache_frozen
+
+
+def test_the_round_of_statistics_counts_one_pass():
+    cost = dict(bytes_down=4e6, bytes_up=3e6, bytes_held=0, flops=1e12, peak_bytes=1, xla_flops=1)
+    last = cost | {"bytes_up": 0, "flops": 0.25e12}
+    row = lambda number, stage: {"round": number, "stage": stage, "seconds": 1.0, "test/i2t_r1": 1.0}
+    one = report.Run(
+        "run",
+        {"seed": 0, "device": "cpu", "stages": {"stage 1": 2, "statistics": 1}},
+        {"all": {"examples": [128, 192], "arrays": []}},
+        {"stage 1/all": cost, "statistics/all": last},
+        [row(1, 1), row(2, 1), row(3, 2)],
+    )
+    paid = table._row(study.PRESETS["scenes"], "layer-wise", [one])  # two epochs of 2 and 3 batches of 64
+    assert paid["TFLOP in all"] == pytest.approx(2.5 * (2 * 2 * 1 + 0.25))
+    assert paid["MB in all"] == pytest.approx(2 * 7 + 4)

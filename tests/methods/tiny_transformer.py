@@ -21,15 +21,19 @@ def tiny(features=3, width=4, depth=2, norm=False, rate=0.0, seen=None) -> Trans
             params |= {"norm": {"scale": jnp.ones(width)}, "pooler": {"w": draw(depth + 1, (width, width))}}
         return params
 
-    def apply(params, x, key=None, dropout_from=0):
-        if seen is not None and key is not None:
-            seen.append(dropout_from)
-        h = x @ params["embeddings"]["w"]
+    def hidden(params, x, key=None, dropout_from=0, below=None):
+        h = x @ params["embeddings"]["w"] if below is None else below
         for name, layer in params["layers"].items():
             h = h + jnp.tanh(h @ layer["w"])
             if key is not None and int(name) >= dropout_from:
                 h = dropout(h, rate, jax.random.fold_in(key, int(name)))
+        return h
+
+    def apply(params, x, key=None, dropout_from=0, below=None):
+        if seen is not None and key is not None:
+            seen.append(dropout_from)
+        h = hidden(params, x, key, dropout_from, below)
         return h * params["norm"]["scale"][None] if norm else h
 
     example = jax.ShapeDtypeStruct((1, features), jnp.float32)
-    return Transformer(depth, width, init, apply, apply, example, Checkpoint({}, "", ()))
+    return Transformer(depth, width, init, apply, apply, example, Checkpoint({}, "", ()), None, hidden)

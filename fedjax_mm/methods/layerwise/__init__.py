@@ -1,5 +1,6 @@
 """LW-FedMML and Prog-FedMML: rounds (method.py), stages (plan.py), the network (network.py), scores (evaluation.py)."""
 
+from fedjax_mm.methods.layerwise.cache import frozen_outputs
 from fedjax_mm.methods.layerwise.client import client_update, train_step
 from fedjax_mm.methods.layerwise.config import ADVANCE_LR, COCO_LR, SCHEDULES, VARIANTS, LayerwiseConfig
 from fedjax_mm.methods.layerwise.evaluation import client_score, contrastive_scores, scores, supervised_scores
@@ -9,6 +10,7 @@ from fedjax_mm.methods.layerwise.network import (
     contrastive_loss,
     draw_view,
     embed_views,
+    frozen_name,
     init_network,
     local_loss,
     predict_logits,
@@ -52,6 +54,8 @@ __all__ = [
     "draw_view",
     "embed_views",
     "first_dropout_layers",
+    "frozen_name",
+    "frozen_outputs",
     "init_network",
     "is_trained",
     "local_loss",

@@ -50,6 +50,10 @@ class LayerwiseConfig:
     """Whether frozen layers drop units too while a client trains, as in the released code."""
     train_embeddings: bool = True
     """Whether the first stage of layer-wise training trains the embeddings."""
+    cache_frozen: bool = False
+    """Whether clients compute what frozen layers give of their examples once a stage, and keep it (1.9). It changes
+    results by rounding alone. It needs plan="layer-wise", crop=None, frozen_dropout=False and one caption a picture.
+    A stage that trains the embeddings keeps nothing."""
     statistics: Literal["averaged", "recalibrated"] = "averaged"
     """Running statistics of the model that the run ends with. "averaged": the mean of the clients' own, as in the
     released code. "recalibrated": those of the averaged model, which clients take in one more round (1.9)."""

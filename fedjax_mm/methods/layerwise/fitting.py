@@ -63,8 +63,30 @@ def fit_of(config: LayerwiseConfig, encoders: Encoders, num_classes: int | None,
             raise ValueError(f"array 'label' of cohort {name} is {[*cohort.arrays['label'].shape]}; it must be [E]")
         for m, encoder in encoders.items():
             check_features(f"cohort {name}", m, encoder, cohort.arrays[m])
+        if config.cache_frozen:
+            check_cache(config, encoders, f"cohort {name}", cohort.arrays)
     cohorts = {name: limits for name in population.cohorts}
     return Fit(population._replace(public=None), cohorts, step=config.batch_size)
+
+
+def check_cache(config: LayerwiseConfig, encoders: Encoders, where: str, arrays: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming what to change, where frozen layers give of an example another thing in every step."""
+    said = "cache_frozen is True, and "
+    if config.plan != "layer-wise":
+        raise ValueError(f"{said}plan {config.plan!r} freezes no layers; take plan='layer-wise' or cache_frozen=False")
+    if config.frozen_dropout:
+        raise ValueError(f"{said}frozen layers drop other units in every step; take frozen_dropout=False")
+    for m, encoder in encoders.items():
+        shape = arrays[m].shape
+        if len(shape) > encoder.example.ndim:
+            several = f"{where} has several {m!r} of an example, {[*shape]}"
+            raise ValueError(f"{said}{several}, of which every step draws one; give one of each")
+        if len(shape) == 4 and config.crop is not None:
+            raise ValueError(f"{said}every step draws another part of {m!r}; take crop=None")
+        if encoder.hidden is None:
+            raise ValueError(
+                f"{said}encoders[{m!r}] has no `hidden`, by which it is cut; give one of models.transformer"
+            )
 
 
 def check_features(where: str, m: str, encoder: Transformer, array: Any) -> None:

@@ -45,6 +45,7 @@ from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fit import Fit, check_population
 from fedjax_mm.methods.layerwise import evaluation, fitting, network
+from fedjax_mm.methods.layerwise.cache import frozen_outputs
 from fedjax_mm.methods.layerwise.client import client_update
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import Encoders, Params
@@ -112,8 +113,10 @@ def build(
     if config.plan == "end-to-end":
         stages = [Stage("end-to-end", trained[0], sum(config.rounds))]
     else:
-        numbered = enumerate(zip(trained, config.rounds, strict=True), 1)
-        stages = [Stage(f"stage {s}", method, rounds) for s, (method, rounds) in numbered]
+        keep = lambda s: functools.partial(frozen_outputs, config, encoders, s) if config.cache_frozen else None
+        caches = [None if s.embeddings else keep(s) for s in plan]
+        numbered = enumerate(zip(trained, config.rounds, caches, strict=True), 1)
+        stages = [Stage(f"stage {s}", *stage) for s, stage in numbered]
     if config.statistics == "recalibrated":
         last = bind(plan[-1], functools.partial(statistics_update, config, encoders), recalibrate)
         stages.append(Stage("statistics", last, 1))

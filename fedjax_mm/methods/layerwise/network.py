@@ -106,7 +106,8 @@ def embed_views(
     """(z^m [B, D] of each modality as a step trains on them, the parameters with new running statistics) (1.3).
 
     A view of an example is a random part of its image or one of its captions. Heads normalise by the batch, and units
-    are dropped, in encoders from layer dropout_from[m] on.
+    are dropped, in encoders from layer dropout_from[m] on. batch: every modality [B, ...]; where the client keeps what
+    the layers before dropout_from[m] give, `frozen_name(m)` [B, T, D] too, and these layers are not run.
 
     >>> init = lambda key, x: {"embeddings": jnp.eye(2), "layers": {}}
     >>> apply = lambda params, x, key=None, dropout_from=0: x @ params["embeddings"]
@@ -124,7 +125,10 @@ def embed_views(
     for i, (m, encoder) in enumerate(encoders.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
         x = draw_view(batch[m], encoder, config.crop, keys[0])
-        feature = encoder.apply(params[m]["encoder"], x, keys[1], dropout_from[m])  # 1.3: token 0
+        weights, below = params[m]["encoder"], ()
+        if frozen_name(m) in batch:  # what is kept drops no units: the layers from which on units are dropped are left
+            weights, below = transformer.above(weights, dropout_from[m]), (batch[frozen_name(m)],)
+        feature = encoder.apply(weights, x, keys[1], dropout_from[m], *below)  # 1.3: token 0
         embedding, head = projection.train(params[m]["head"], feature, keys[2])
         z.append(embedding)
         new[m] = {**params[m], "head": head}
@@ -202,6 +206,15 @@ def predict_logits(config: LayerwiseConfig, params: Params, z: jax.Array) -> jax
     (7, 5)
     """
     return prediction_head(config).apply(params[PREDICTION], z)
+
+
+def frozen_name(m: str) -> str:
+    """The name of the array of what frozen layers give of modality m, which no modality can have.
+
+    >>> frozen_name("image")
+    'image/frozen'
+    """
+    return f"{m}/frozen"
 
 
 def draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
