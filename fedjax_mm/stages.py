@@ -127,6 +127,8 @@ def plan(method: Method | Sequence[Stage], rounds: int | None) -> list[Stage]:
     given = _check_stages(method)
     if odd := [stage.name for stage in given if not isinstance(stage.method, Method)]:
         raise ValueError(f"the stages {odd} have no Method; give each what a build returns")
+    if odd := [stage.name for stage in given if stage.cache is not None and not callable(stage.cache)]:
+        raise ValueError(f"the stages {odd} have a cache that is no function; give cache(server, arrays), or None")
     rounds = None if rounds is None else check_whole("rounds", rounds)
     names, numbers = [stage.name for stage in given], [stage.rounds for stage in given]
     if len(set(names)) < len(names):

@@ -63,6 +63,7 @@ def test_a_plan_is_the_stages_or_the_one_that_a_method_is():
         (staged(3, -1), None, "rounds is None, the stages have"),
         ([], None, "rounds is None, the stages have"),
         (staged(1) + staged(1), None, "stages need names of their own"),
+        ([staged(1)[0]._replace(cache={})], None, "have a cache that is no function; give cache"),
     ],
 )
 def test_mistakes_are_refused_in_words(method, rounds, said):

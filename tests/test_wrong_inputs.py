@@ -228,6 +228,7 @@ CALLS = {
 FILES = "what it reads are files, and tests/data tries damaged ones"
 JITTED = "a step of a method, which runs under jit on what the method's build has checked"
 BUILDS = "tests/methods/test_fit and test_settings try wrong data, models and settings of every build"
+RUNS = "a step of the run, which has checked its stages and its data"
 EXEMPT = {
     **{f"data.{room}.": FILES for room in ("advance", "arrays", "audio", "av_digits", "captions", "coco_captions")},
     **{f"data.{room}.": FILES for room in ("digits", "flickr8k", "images", "mhealth", "opportunity", "prepared")},
@@ -236,6 +237,7 @@ EXEMPT = {
     "clients.on_every_device": "the engine's own: map_reduce checks what it is given",
     "methods.*.build": BUILDS,
     "methods.": JITTED,
+    **{f"stages.{name}": RUNS for name in ("kept", "joined", "check_caches", "with_shapes")},
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",
