@@ -3,7 +3,7 @@
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, predict_classes, scores
 from fedjax_mm.methods.fedavg.method import build, client_update, init_server, server_download, server_update
-from fedjax_mm.methods.fedavg.network import init_parts, local_loss, predict_logits
+from fedjax_mm.methods.fedavg.network import init_parts, kind_weight, local_loss, predict_logits
 
 __all__ = [
     "CLIENT_OPTIMIZERS",
@@ -14,6 +14,7 @@ __all__ = [
     "client_update",
     "init_parts",
     "init_server",
+    "kind_weight",
     "local_loss",
     "predict_classes",
     "predict_logits",

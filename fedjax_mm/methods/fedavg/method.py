@@ -30,7 +30,7 @@ from fedjax_mm.local import gradient_step, local_steps
 from fedjax_mm.methods.fedavg import fitting
 from fedjax_mm.methods.fedavg.config import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, FedAvgConfig, shared_parts
 from fedjax_mm.methods.fedavg.evaluation import client_score, compile_predict, scores
-from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, local_loss
+from fedjax_mm.methods.fedavg.network import Encoders, Examples, Parts, init_parts, kind_weight, local_loss
 from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
@@ -180,8 +180,7 @@ def client_update(
         batch_size=config.batch_size,
         epochs=config.epochs,
     )
-    modalities = [m for m in encoders if m in start]
-    weight = (config.multimodal_weight if len(modalities) > 1 else 1.0) * data.weight
+    weight = kind_weight(config, start) * data.weight
     upload = {part: Mean(params[part], weight) for part in download.sent}
     return upload, {part: params[part] for part in state}, metrics
 

@@ -84,3 +84,13 @@ def local_loss(
     drift = optax.tree.norm(optax.tree.sub(params, start), squared=True) if is_used(config.prox) else 0.0
     right = masked_mean((logits.argmax(-1) == batch["label"]).astype(jnp.float32), batch["mask"])
     return task + 0.5 * config.prox * drift, {"accuracy": right}
+
+
+def kind_weight(config: FedAvgConfig, parts: Mapping[str, PyTree]) -> float:
+    """The factor on a client's weight: `config.multimodal_weight` where it has several modalities, else 1.
+
+    >>> config = FedAvgConfig(multimodal_weight=3.0)
+    >>> kind_weight(config, {"image": {}, "head": {}}), kind_weight(config, {"image": {}, "text": {}, "head": {}})
+    (1.0, 3.0)
+    """
+    return config.multimodal_weight if sum(part != "head" for part in parts) > 1 else 1.0

@@ -28,12 +28,11 @@ from fedjax_mm import aggregate, trees
 from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
-from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
+from fedjax_mm.methods.fedavg import FedAvgConfig, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
 from fedjax_mm.methods.neighbours.training import (
     check_plain_server,
     init_client,
-    kind_weight,
     named,
     take_named,
     total_weights,

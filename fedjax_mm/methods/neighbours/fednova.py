@@ -26,9 +26,9 @@ import optax
 from fedjax_mm import aggregate
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
-from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
+from fedjax_mm.methods.fedavg import FedAvgConfig, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
-from fedjax_mm.methods.neighbours.training import check_sgd, kind_weight, named, train
+from fedjax_mm.methods.neighbours.training import check_sgd, named, train
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import Arrays, ClientData, Download, HasPopulation, Key, Mean, Metrics, PyTree, Upload
 

@@ -22,9 +22,9 @@ import jax
 from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
-from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
+from fedjax_mm.methods.fedavg import FedAvgConfig, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
-from fedjax_mm.methods.neighbours.training import check_whole_model, kind_weight, train
+from fedjax_mm.methods.neighbours.training import check_whole_model, train
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import ClientData, Download, HasPopulation, Key, Mean, Metrics, PyTree, Upload

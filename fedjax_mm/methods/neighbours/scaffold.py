@@ -29,12 +29,11 @@ from fedjax_mm import aggregate
 from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
-from fedjax_mm.methods.fedavg import FedAvgConfig, local_loss
+from fedjax_mm.methods.fedavg import FedAvgConfig, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
 from fedjax_mm.methods.neighbours.training import (
     check_sgd,
     init_client,
-    kind_weight,
     named,
     take_named,
     total_weights,

@@ -9,7 +9,7 @@ import optax
 
 from fedjax_mm.federate import Method, client_init
 from fedjax_mm.local import Loss, gradient_step, local_steps
-from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig
+from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig, kind_weight
 from fedjax_mm.types import ClientData, Key, Metrics, PyTree
 
 
@@ -39,16 +39,6 @@ def train(
     begin = (start, optimizer.init(start)), jnp.float32(0)
     (training, steps), metrics = local_steps(step, begin, data, key, batch_size=config.batch_size, epochs=config.epochs)
     return training[0], steps, metrics
-
-
-def kind_weight(config: FedAvgConfig, parts: Mapping[str, PyTree]) -> float:
-    """The factor on a client's weight: `config.multimodal_weight` where it has several modalities, else 1.
-
-    >>> config = FedAvgConfig(multimodal_weight=3.0)
-    >>> kind_weight(config, {"image": {}, "head": {}}), kind_weight(config, {"image": {}, "text": {}, "head": {}})
-    (1.0, 3.0)
-    """
-    return config.multimodal_weight if sum(part != "head" for part in parts) > 1 else 1.0
 
 
 def total_weights(config: FedAvgConfig, method: Method) -> dict[str, float]:
