@@ -87,6 +87,13 @@ def at_least(least: float, **values: float) -> None:
             raise ValueError(f"--{_dashed(name)} is {value}; it must be at least {least}")
 
 
+def without_runs(common: Common) -> None:
+    """Raises ValueError where a flag is about single runs, and the command trains all of them as one program."""
+    for name, unset in (("client_state", "device"), ("checkpoint_every", None)):
+        if getattr(common, name) != unset:
+            raise ValueError(f"--{_dashed(name)} says nothing of runs that are one program; leave it out")
+
+
 def command(arguments: Sequence[str], names: Sequence[str]) -> tuple[str, list[str]]:
     """(command, the other arguments). The command is "" where the first argument is a flag or is missing.
 

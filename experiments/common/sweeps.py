@@ -51,7 +51,9 @@ def main(
     axes = {name: [_value(presets, rest, description, name, text) for text in texts] for name, texts in grid.items()}
     for name in axes:
         cli.one_of("setting of --grid", name, names)
-    chosen, subject = common(settings), subject_of(settings)
+    chosen = common(settings)
+    cli.without_runs(chosen)
+    subject = subject_of(settings)
     out = pathlib.Path(chosen.out)
     sweep = run.sweep(
         _by_name(subject.build, settings, list(axes)),

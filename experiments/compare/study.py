@@ -34,6 +34,7 @@ class Settings:
     common: Annotated[cli.Common, cli.FLAT] = cli.Common(rounds=30, seeds=5, out="runs/compare")
 
     def __post_init__(self) -> None:
+        cli.without_runs(self.common)
         cli.at_least(3, rounds=self.common.rounds)  # each of LW-FedMML's stages needs one
 
 

@@ -194,6 +194,7 @@ def best(points: Points) -> Mapping[str, Any]:
 def compare(settings: study.Settings) -> dict[str, list[Points]]:
     """Trains all rows with all seeds, prints the tables and writes tuned.md; row -> the points of each seed."""
     common = settings.problem.common
+    cli.without_runs(common)
     cli.write(common.out, settings)
     names = [*raw.ROWS, *rows(settings)]
     for name in settings.rows:

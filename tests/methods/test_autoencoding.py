@@ -183,6 +183,13 @@ def test_classifiers_of_their_own_are_those_learnt_from_one_modality():
     assert own["a/accuracy"] > shared["a/accuracy"]
 
 
+def test_a_misspelt_readout_or_distance_is_refused():
+    with pytest.raises(ValueError, match="readout must be one of .*'hidden_mean_std'.*, got 'mena'"):
+        read("mena", TELLS[None], TELLS[None])
+    with pytest.raises(ValueError, match=r"kind must be one of \('cosine', 'mse'\), got 'cosin'"):
+        knowledge.distance("cosin", TELLS, TELLS, np.ones(4))
+
+
 def test_a_readout_is_classified_as_scikit_learn_classifies_it():
     labelled, tested = separable(60, 1), separable(90, 2)
     logits, rows = 0.0, {}

@@ -16,6 +16,7 @@ from fedjax_mm.methods.fedmekt import autoencoding
 from fedjax_mm.methods.fedmekt.config import FedMEKTConfig
 from fedjax_mm.methods.fedmekt.readout import layer, read
 from fedjax_mm.models.autoencoder import AutoEncoder
+from fedjax_mm.models.checks import one_of
 from fedjax_mm.types import Arrays, Each, Mean, PyTree, Upload
 
 Embeddings = Mapping[str, Mapping[str, jax.Array]]  # {m: {"z": [B, T, D], "h": [B, T, H]}}
@@ -93,12 +94,14 @@ def distillation(
 def distance(kind: Literal["cosine", "mse"], a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     """How far rows are from others, [], the mean over windows (and steps): 1 - cosine, or the mean squared error.
 
-    a, b [B, D] or [B, T, D]; mask [B] is 1 for a real window. A row of zeros has cosine 0 with every other.
+    a, b [B, D] or [B, T, D]; mask [B] is 1 for a real window. A row of zeros has cosine 0 with every other. Raises
+    ValueError for another kind.
 
     >>> a, b = jnp.array([[1.0, 0.0], [9.0, 9.0]]), jnp.array([[0.0, 3.0], [0.0, 0.0]])
     >>> float(distance("cosine", a, b, jnp.array([1.0, 0.0]))), float(distance("mse", a, b, jnp.array([1.0, 0.0])))
     (1.0, 5.0)
     """
+    one_of("kind", kind, ("cosine", "mse"))
     if kind == "mse":
         return masked_mean((a - b) ** 2, mask)
     return masked_mean(1 - (losses.unit(a) * losses.unit(b)).sum(-1), mask)

@@ -3,10 +3,12 @@
 Shapes: B windows, T steps, D width of an embedding z, H width of a state h of the first layer.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+
+from fedjax_mm.models.checks import one_of
 
 Readout = Literal["last", "mean", "mean_std", "hidden_last", "hidden_mean", "hidden_mean_std"]
 """Of the embeddings z, or with "hidden" of the states h of the first layer: the last step, the mean over time, or the
@@ -27,7 +29,8 @@ def layer(readout: Readout) -> Literal["z", "h"]:
 def read(readout: Readout, z: jax.Array, h: jax.Array) -> jax.Array:
     """One row for each window: [B, D], or [B, H] with "hidden", and twice as wide with the deviation.
 
-    z [B, T, D], h [B, T, H]. The deviation is the square root of the variance over the T steps plus 1e-6.
+    z [B, T, D], h [B, T, H]. The deviation is the square root of the variance over the T steps plus 1e-6. Raises
+    ValueError for another readout.
 
     >>> z, h = jnp.array([[[0.0], [1.0], [2.0]]]), jnp.array([[[4.0, 0.0], [6.0, 0.0], [8.0, 0.0]]])
     >>> read("last", z, h).tolist(), read("hidden_mean", z, h).tolist()
@@ -35,6 +38,7 @@ def read(readout: Readout, z: jax.Array, h: jax.Array) -> jax.Array:
     >>> [round(x, 2) for x in read("mean_std", z, h)[0].tolist()]
     [1.0, 0.82]
     """
+    one_of("readout", readout, get_args(Readout))
     x = h if layer(readout) == "h" else z
     over = readout.removeprefix("hidden_")
     if over == "last":
