@@ -1,4 +1,5 @@
-"""Questions as their authors publish them: folders with metadata.jsonl, VQA v2 and Abstract, VizWiz, GQA, COCO-QA.
+"""Questions as their authors publish them: folders with metadata.jsonl, VQA v2 and Abstract, VizWiz, GQA, COCO-QA, AQUA
+and CLOVE.
 
 A reader returns the list of questions of one split; choose among them by `type` for clients with different questions.
 """
@@ -14,6 +15,8 @@ VQA = "https://visualqa.org/download.html"
 VIZWIZ = "https://vizwiz.org/tasks-and-datasets/vqa"
 GQA = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 COCO_QA = "https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa"
+AQUA = "https://github.com/noagarcia/ArtVQA"
+CLOVE = "https://github.com/showlab/CLVQA"
 COCO_QA_TYPES = ("object", "number", "color", "location")
 SPLITS = ("train", "test")
 METADATA = "metadata.jsonl"
@@ -196,6 +199,55 @@ def coco_qa(
                 f"it must be a number, and one in 0..{len(COCO_QA_TYPES) - 1}"
             ) from error
     return questions
+
+
+def aqua(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """Returns the questions of AQUA about paintings: one answer each, type "knowledge" or "visual".
+
+    path: train.json, val.json or test.json. images: the folder of SemArt's paintings. A question of type "knowledge"
+    cannot be answered from the painting alone.
+    """
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, entry["image"]),
+                entry["question"],
+                (entry["answer"],),
+                "knowledge" if entry["need_external_knowledge"] else "visual",
+            )
+            for entry in entries
+        ]
+
+    return _official(read, (path,), "AQUA", AQUA)
+
+
+def clove(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """Returns the questions of one stage of CLOVE: ten answers each, type the source of the picture, "vg" or "textvqa".
+
+    path: scene_a#ShopAndDining_train.json, functional_attribute_val.json or the like. images: the folder that has a
+    folder of <image_id>.jpg for each source.
+    """
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, entry["image_source"], f"{entry['image_id']}.jpg"),
+                entry["question"],
+                _listed(entry["answers"]),
+                _kind(entry["image_source"]),
+            )
+            for entry in entries
+        ]
+
+    return _official(read, (path,), "CLOVE", CLOVE)
+
+
+def _listed(answers: Any) -> tuple[str, ...]:
+    """The answers, one from each annotator; a text alone would fall into its letters."""
+    if not isinstance(answers, list):
+        raise TypeError(f"answers is {answers!r}")
+    return tuple(answers)
 
 
 def _official(
