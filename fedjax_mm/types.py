@@ -229,6 +229,9 @@ class Server(NamedTuple):
     begin: Callable[[PyTree, Arrays | None, Key], tuple[PyTree, Metrics]] | None = None
     """`begin(state, public, key)` is what the server does before it sends anything, such as training on the public
     examples; it gives the new state and metrics. None where it does nothing."""
+    frozen: tuple[str, ...] = ()
+    """Names of entries of the state, a dict, that no round changes, such as a pretrained trunk. `init` gives them again
+    when a run goes on, so that a checkpoint has their digests alone."""
 
 
 @jax.tree_util.register_dataclass

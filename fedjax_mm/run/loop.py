@@ -123,7 +123,7 @@ def train(
         if files:
             closing.callback(files.close)
             closing.enter_context(watched_peers(files.path / "peers", peer_timeout))
-            files.open_checkpoints()
+            files.open_checkpoints(stages.frozen(plan))
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
         job = Job(plan, total, on_mesh(data, mesh, split_public), per_round, seed, files, log, stop, choose)
