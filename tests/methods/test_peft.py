@@ -102,6 +102,31 @@ def test_a_round_is_the_mean_of_what_clients_train(mode, prox, weights, server):
         close(one(new, j)["head"], expected[j][1])
 
 
+def test_two_head_steps_are_one_with_w_and_one_on_its_features():
+    data, t = questions((7,)), dataclasses.replace(FULL_BATCH, epochs=2)
+    method, state = made(PEFTConfig(training=t, head_steps=2), data)
+    new, _ = jax.jit(method.round)(state, everyone(data), KEY)
+    tuned, head, batch = state.server["tuned"], one(state)["head"], own(data, 0)
+    frozen, states = trees.merge(tuned["trunk"], state.server["frozen"]), [None, None]
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def task(w, head):
+        z = HEAD.apply(head, MODEL.apply(frozen, batch, w))
+        return (jnp.logaddexp(0, z) - batch["target"] * z).sum(-1).mean()
+
+    w = tuned["tuning"]
+    for i in range(t.epochs):
+        rate = t.lr * min((i + 1) / 1.5, (t.horizon - i) / (t.horizon - 1.5), 1.0)
+        stepped, states[0] = adamw(flat(w), flat(task(w, head)[0]), states[0], rate)
+        for _ in range(2):
+            moved, states[1] = adamw(flat(head), flat(task(w, head)[1]), states[1], rate)
+            head = unflat(moved, head)
+        w = unflat(stepped, w)
+    close(new.server["tuned"]["tuning"], w, 1e-4)
+    close(one(new)["head"], head, 1e-4)
+
+
 def test_feddyn_is_acars_equations_for_two_rounds():
     """Three clients, of whom two take part at a time."""
     data, alpha = questions((7, 4, 5)), 0.5

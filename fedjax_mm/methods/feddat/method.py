@@ -30,7 +30,7 @@ Deviations (section 5):
   - `evaluate` averages A_c with the newest A_s; the released code takes the A_s that the client last received.
   - The learning rate starts one step above 0.
   - Every client draws its own first A_c.
-  - The head takes two AdamW steps per batch, as in the released code; the head of a baseline (peft.py) takes one.
+  - The head takes two AdamW steps per batch, as in the released code; that of a baseline (peft.py) `head_steps`.
   - A client knows 100 answers. Its test questions whose answer is not among them stay in the test; the released code
     drops them. (data.vqa.load, `drop_unknown`)
   - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), not in the sizes of the reference

@@ -19,7 +19,8 @@ FedDyn (Acar et al., ICLR 2021) on w, with N clients, P of them taking part, g_k
 
 Deviations (section 5): FedDyn's local problem is solved by E epochs of AdamW, as in every mode, and not to the end. The
 released code has neither FedProx, FedDyn nor a server optimiser. All modes and FedDAT take one schedule and one AdamW
-step of w per batch, but FedDAT's head takes two AdamW steps per batch and the head here takes one.
+step of w per batch. FedDAT's head takes two AdamW steps per batch; the head here takes `head_steps`, by default one, as
+in the released code. (`step_head`)
 """
 
 import dataclasses
@@ -36,7 +37,14 @@ from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
 from fedjax_mm.methods.feddat import fitting
 from fedjax_mm.methods.feddat.config import PEFTConfig
-from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
+from fedjax_mm.methods.feddat.peft_client import (
+    apply_tuned,
+    client_init,
+    client_loss,
+    client_update,
+    predict,
+    step_head,
+)
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
 from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.regularisers import dyn_server_step, proximal_term, pull_term, update_pull
@@ -60,6 +68,7 @@ __all__ = [
     "send",
     "server_init",
     "server_update",
+    "step_head",
     "update_pull",
 ]
 

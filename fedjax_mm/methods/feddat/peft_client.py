@@ -10,7 +10,15 @@ import optax
 from fedjax_mm import trees
 from fedjax_mm.local import Batch, local_steps, masked_mean
 from fedjax_mm.methods.feddat.config import PEFTConfig
-from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, answer, descend, points, schedule, task_loss
+from fedjax_mm.methods.feddat.vqa_tuning import (
+    TrainState,
+    adamw,
+    answer,
+    descend,
+    points,
+    schedule,
+    task_loss,
+)
 from fedjax_mm.methods.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, Vilt
@@ -89,6 +97,36 @@ def client_loss(
     return value, {"score": masked_mean(points(z, batch), batch["mask"])}
 
 
+def step_head(
+    config: PEFTConfig,
+    model: Vilt,
+    head: Model,
+    frozen: PyTree,
+    tuned: PyTree,
+    own: TrainState,
+    batch: Batch,
+    rate: jax.Array | float,
+) -> TrainState:
+    """One more AdamW step of h_k on a batch's task loss, for `head_steps` above 1: the head and its AdamW after it.
+
+    tuned: w before the batch's first step. Its features were computed for that step, and XLA does not do so again.
+
+    >>> import types
+    >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] + tuning)
+    >>> head = Model(lambda key, x: (), lambda params, x: params * x)
+    >>> batch = {"x": jnp.array([[1.0, 0.0]]), "target": jnp.array([[1.0, 0.0]]), "mask": jnp.ones(1)}
+    >>> own = TrainState(jnp.float32(1), adamw(PEFTConfig().training).init(jnp.float32(1)))
+    >>> tuned = {"tuning": 0.0, "trunk": {}}
+    >>> round(float(step_head(PEFTConfig(), model, head, {}, tuned, own, batch, rate=0.5).params), 2)
+    1.5
+    """
+
+    def loss(params: PyTree) -> jax.Array:
+        return task_loss(config.training, apply_tuned(model, head, tuned, frozen, params, batch), batch)
+
+    return descend(adamw(config.training), rate, jax.grad(loss)(own.params), own)
+
+
 def client_update(
     config: PEFTConfig, model: Vilt, head: Model, download: Download, state: PyTree, data: ClientData, key: Key
 ) -> tuple[Upload, PyTree, Metrics]:
@@ -118,10 +156,26 @@ def client_update(
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch)
         return (descend(tx, rate(i), grads, train_state), i + 1), {"loss": value, **metrics}
 
-    params = received, state["head"]
-    start = TrainState(params, tx.init(params)), jnp.int32(0)
-    (end, _), metrics = local_steps(step, start, data, key, batch_size=training.batch_size, epochs=training.epochs)
-    tuned, head_params = end.params
+    def step_more(carry: tuple[tuple[TrainState, TrainState], jax.Array], batch: Batch, key: Key) -> tuple:
+        (tuned, own), i = carry
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)((tuned.params, own.params), batch)
+        after, own = (descend(tx, rate(i), d, part) for d, part in zip(grads, (tuned, own), strict=True))
+        for _ in range(config.head_steps - 1):
+            own = step_head(config, model, head, download.held, tuned.params, own, batch, rate(i))
+        return ((after, own), i + 1), {"loss": value, **metrics}
+
+    parts = received, state["head"]
+    apart = config.head_steps > 1  # then w and h_k each have an AdamW of their own
+    begin = tuple(TrainState(part, tx.init(part)) for part in parts) if apart else TrainState(parts, tx.init(parts))
+    (end, _), metrics = local_steps(
+        step_more if apart else step,
+        (begin, jnp.int32(0)),
+        data,
+        key,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+    )
+    tuned, head_params = (part.params for part in end) if apart else end.params
     new = {**state, "head": head_params, "rounds": rounds + 1}
     if is_used(config.dyn):
         new["pull"] = update_pull(config.dyn, state["pull"], tuned, received)
