@@ -1,11 +1,11 @@
 """A small ViLT that knows pictures and words, for where no published checkpoint is at hand.
 
     python -m experiments.pretrain_vilt                                         scenes, embedded: a few minutes
-    python -m experiments.pretrain_vilt --data flickr8k --data-dir DIR          and photographs
+    python -m experiments.pretrain_vilt --data flickr8k --data-dir DIR --without QUESTIONS     and photographs
 
 Masked words are to be guessed and mismatched captions told from matching ones: ViLT's own two tasks. Scenes are
-pictures that no client is asked about. Of Flickr8k all training pictures are used: the client that matches captions is
-asked about them in training, and about none of them in the test. A third task, which picture alone belongs to which
+pictures that no client is asked about. Of Flickr8k the training pictures are used; with --without those about which a
+client is asked, in training or in the test, are left out. A third task, which picture alone belongs to which
 caption alone, is what makes so small a model look at pictures at all: without it, after 2,400 steps it guessed words
 from their neighbours, and matches by chance.
 
@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from experiments.common import cli
 from fedjax_mm import losses
-from fedjax_mm.data import flickr8k, scenes, wordpiece
+from fedjax_mm.data import flickr8k, scenes, vqa, wordpiece
 from fedjax_mm.models import pretrained, transformer, vilt
 from fedjax_mm.run import records
 from fedjax_mm.types import PyTree
@@ -65,6 +65,8 @@ class Settings:
     """Pictures to learn from: scenes are embedded; flickr8k adds its train split, which is read from --data-dir."""
     data_dir: str | None = None
     """Folder of Flickr8k's raw files."""
+    without: str | None = None
+    """Folder of clients' questions, DIR/<client>/{train,test}/metadata.jsonl, whose pictures are left out."""
     pictures: int = 12000
     """Scenes, spread evenly over their styles."""
     size: Size = Size()
@@ -146,9 +148,22 @@ def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
     if settings.data == "flickr8k":
         photos = flickr8k.load(settings.data_dir, image=size.image, vocabulary=size.vocabulary)
         for split, into in (("train", train), ("valid", valid)):
-            into.append(Captions(np.asarray(photos.splits[split]["image"]), photos.captions[split]))
+            kept = unseen(photos.files[split], settings.without)
+            into.append(Captions(np.asarray(photos.splits[split]["image"])[kept], photos.captions[split][kept]))
     together = lambda parts: Captions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     return together(train), together(valid), asked
+
+
+def unseen(files: Sequence[str], without: str | None) -> np.ndarray:
+    """The rows of pictures, by their files, about which no question of the folder `without` is asked."""
+    asked = vqa.imagefolder(without) if without else {}
+    taken = {
+        pathlib.Path(str(question.image)).name
+        for splits in asked.values()
+        for questions in splits.values()
+        for question in questions
+    }
+    return np.flatnonzero([pathlib.Path(str(file)).name not in taken for file in files])
 
 
 def pretrain(settings: Settings, log=print) -> Trunk:
@@ -219,7 +234,7 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], 
     tokens = model.tokens(params["trunk"], {"image": image, "question": jnp.where(hidden, MASK, text)})
     matches = (jnp.arange(len(text)) >= half).astype(jnp.int32)
     match = (
-        _standard(transformer.pooled(params["trunk"], tokens)) @ params["match"]["kernel"]
+        standardised(transformer.pooled(params["trunk"], tokens)) @ params["match"]["kernel"]
         + params["match"]["bias"][None]
     )
     words = nn.gelu(tokens[half:, : text.shape[1]] @ params["words"]["kernel"])
@@ -231,7 +246,7 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], 
     mute = {**batch, "question": text[:, :2].at[:, 1].set(SEP)}
     blind = {"image": jnp.zeros((len(text), patch, patch, 3), batch["image"].dtype), "question": text}
     seen, read = (model.apply(params["trunk"], view) for view in (mute, blind))
-    contrast = losses.info_nce(_standard(seen) @ params["image"], _standard(read) @ params["text"], 0.1)
+    contrast = losses.info_nce(standardised(seen) @ params["image"], standardised(read) @ params["text"], 0.1)
     scores = {
         "contrast": contrast,
         "words": mean((words.argmax(-1) == text[half:]).astype(jnp.float32)),
@@ -241,7 +256,7 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array], 
     return word_loss + match_loss + contrast, scores
 
 
-def _standard(x: jax.Array) -> jax.Array:
+def standardised(x: jax.Array) -> jax.Array:
     """Each of a batch's features with mean 0 and variance 1: at the start they hardly differ between examples."""
     return (x - x.mean(0)[None]) / (x.std(0)[None] + 1e-6)
 
