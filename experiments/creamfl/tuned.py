@@ -8,20 +8,16 @@ frozen encoders, where a run takes seconds; report.md has them with all their sc
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments.common import jobs, sweeps, tables
+from experiments.common import jobs, sweeps, tables, tuning
 from experiments.creamfl import study, table
-from fedjax_mm import report, run
+from fedjax_mm import report
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
-from fedjax_mm.run.json_files import read_json
-from fedjax_mm.run.sweep_files import Sweep, read_sweep
+from fedjax_mm.run.sweep_files import read_sweep
 
 METRIC = "valid/rsum"
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
@@ -49,7 +45,7 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     tune = functools.partial(_tune, dataclasses.replace(settings, common=valid))
     own, notes = {}, ["## What was tried on the split valid"]
     for name, folders in jobs.trained(tune, searched, valid).items():
-        sweep = _joined([read_sweep(folder) for folder in folders])
+        sweep = tuning.joined([read_sweep(folder) for folder in folders])
         best, said = report.best_setting(sweep, METRIC)
         own[name] = _with(settings, sweep.settings[best])
         tried = report.table(report.sweep_table(sweep), report.sweep_columns(sweep, METRIC))
@@ -74,37 +70,20 @@ def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:
     """
     problem, encoders = study.load(settings, seed), study.models(settings)
     out = pathlib.Path(settings.common.out)
-    folder = tables.folder(dataclasses.replace(settings.common, out=str(out / "tuning")), name, seed)
-    grid, config = grid_of(name, study.variants(settings)[name]), json.loads(json.dumps(tables.of_a_run(settings)))
-    try:
-        kept, about = read_sweep(folder), read_json(folder / "sweep.json")
-    except FileNotFoundError:
-        run.sweep(
-            lambda **values: study.method_of(_with(settings, values), name, problem, encoders),
-            problem.data,
-            grid=grid,
-            seeds=(seed,),
-            rounds=settings.common.rounds,
-            per_round=settings.per_round,
-            valid=problem.test,
-            directory=folder,
-            config=config,
-            log=lambda line: None,
-        )
-        print(f"{name}, seed {seed}: tuned", flush=True)
-        return folder
-    if kept.axes != {key: list(values) for key, values in grid.items()} or about["config"] != config:
-        raise ValueError(f"{folder} has a sweep of other settings; give another --out")
-    return folder
+    return tuning.swept(
+        tables.folder(dataclasses.replace(settings.common, out=str(out / "tuning")), name, seed),
+        lambda **values: study.method_of(_with(settings, values), name, problem, encoders),
+        problem.data,
+        grid=grid_of(name, study.variants(settings)[name]),
+        seed=seed,
+        rounds=settings.common.rounds,
+        per_round=settings.per_round,
+        valid=problem.test,
+        about=tables.of_a_run(settings),
+        name=name,
+    )
 
 
 def _with(settings: study.Settings, values: Mapping[str, Any]) -> study.Settings:
     """The settings with the values of a point of a grid."""
     return functools.reduce(lambda changed, one: sweeps.replace(changed, *one), values.items(), settings)
-
-
-def _joined(same: Sequence[Sweep]) -> Sweep:
-    """Sweeps of one grid, each with a seed of its own, as one."""
-    scores = {key: np.concatenate([one.scores[key] for one in same], axis=1) for key in same[0].scores}
-    seeds = tuple(seed for one in same for seed in one.seeds)
-    return same[0]._replace(seeds=seeds, scores=scores, diverged=np.concatenate([one.diverged for one in same], axis=1))
