@@ -2,6 +2,8 @@
 
 python -m experiments.feddat                                     one run, --mode and --data
 python -m experiments.feddat compare --data vqa --data-dir DIR   all modes, the same steps and rates
+python -m experiments.feddat tuned --data vqa --data-dir DIR --trunk runs/fusion --sizes 30 60 120
+    compare after each mode has chosen its rate and strength on the split valid; and with fewer questions
 python -m experiments.feddat sweep --grid training.lr=.003,.01,.03 --seeds 8
 python -m experiments.feddat costs                               what each mode trains and sends of ViLT-B/32
 
@@ -13,13 +15,13 @@ On 2 shared CPU cores a round of scenes (6 clients of 25 steps, alone on the mac
 from collections.abc import Sequence
 
 from experiments.common import cli, sweeps
-from experiments.feddat import costs, study, table
+from experiments.feddat import costs, study, table, tuned
 from experiments.feddat.modes import modes
 
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("compare", "costs", "sweep"))
+    command, arguments = cli.command(arguments, ("compare", "costs", "sweep", "tuned"))
     if command == "costs":
         return cli.call(costs.main, arguments)
     if command == "sweep":
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str]) -> object:
     settings = cli.parse(study.PRESETS, arguments, __doc__)
     for mode in (settings.mode, *settings.modes):
         cli.one_of("mode", mode, modes(settings.training))
-    return table.compare(settings) if command == "compare" else table.single(settings)
+    return {"compare": table.compare, "tuned": tuned.compare, "": table.single}[command](settings)
 
 
 if __name__ == "__main__":

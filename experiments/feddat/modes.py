@@ -37,9 +37,11 @@ class Mode(NamedTuple):
 
 
 def modes(training: Training) -> dict[str, Mode]:
-    """Every mode by name, all with the same training."""
+    """Every mode by name, all with the same training: as many AdamW steps of heads too, two a batch."""
     dat = lambda **changed: Mode(FedDATConfig(training, **changed))
-    tuned = lambda adds="", trains=adapters.classifier, **changed: Mode(PEFTConfig(training, **changed), adds, trains)
+    tuned = lambda adds="", trains=adapters.classifier, **changed: Mode(
+        PEFTConfig(training, head_steps=2, **changed), adds, trains
+    )
     return {
         "classifier": tuned(),
         "standalone": tuned("adapter", travels=False),
@@ -50,7 +52,7 @@ def modes(training: Training) -> dict[str, Mode]:
         "full": tuned(trains=adapters.full),
         "adapter": tuned("adapter"),
         "adapter+prox": tuned("adapter", prox=0.01),
-        "adapter+adam": tuned("adapter", server_optimizer="adam", server_lr=1e-3),
+        "adapter+adam": tuned("adapter", server_optimizer="adam", server_lr=0.01),
         "adapter+dyn": tuned("adapter", dyn=0.01),
         "dat": dat(),
         "dat, T 1": dat(temperature=1.0),

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
-from experiments import pretrain_vilt
+from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli, sweeps, tables
-from experiments.feddat.modes import Widths, make, modes
-from experiments.pretrain_vilt import Trunk
+from experiments.feddat import frozen
+from experiments.feddat.modes import Mode, Widths, make, modes
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
 from fedjax_mm.methods.feddat.vqa_tuning import Training
@@ -29,22 +30,32 @@ class Settings:
     modes: tuple[str, ...] = ()
     """Modes that compare runs; by default all."""
     trunk: str | None = None
-    """Folder of a pretrained trunk: of experiments.pretrain_vilt, or ViLT-B/32's model.safetensors and vocab.txt."""
+    """Folder of a pretrained trunk: of experiments.pretrain_vilt, of experiments.pretrain_fusion (questions of vqa then
+    go through frozen encoders), or ViLT-B/32's model.safetensors and vocab.txt."""
     train: int = 400
     """Questions that a client learns from, at most."""
     test: int = 300
     """Questions that a client is tested on, at most."""
     valid: int = 100
     """Questions that are kept out of train for validation, picture by picture."""
+    schedule: Literal["whole", "restart"] = "whole"
+    """whole: the rate rises and falls once over all rounds, whatever --training.horizon and restart say; restart: as
+    these say, by default anew in each round, which never comes to its end."""
     training: Training = Training(lr=1e-2, batch_size=16)
     widths: Widths = Widths(adapter=16, prompt=24, rank=4)
+    tuning_seeds: int = 1
+    """Seeds whose split valid chooses a mode's settings in `tuned`."""
+    sizes: tuple[int, ...] = ()
+    """Questions of a client at which `tuned` trains FedDAT, one adapter and clients alone again."""
     common: Annotated[cli.Common, cli.FLAT] = cli.Common(rounds=12, out="runs/feddat_scenes")
 
     def __post_init__(self) -> None:
-        cli.at_least(1, train=self.train, test=self.test, valid=self.valid)
+        cli.at_least(1, train=self.train, test=self.test, valid=self.valid, tuning_seeds=self.tuning_seeds)
+        for size in self.sizes:
+            cli.at_least(1, sizes=size)
 
 
-SWEPT = ["mode", *sweeps.fields(Training, "training."), *sweeps.fields(Widths, "widths.")]
+SWEPT = ["mode", "schedule", *sweeps.fields(Training, "training."), *sweeps.fields(Widths, "widths.")]
 PRESETS = {
     "scenes": Settings(trunk="runs/vilt_scenes"),
     "vqa": Settings("vqa", trunk="runs/vilt_flickr8k", train=240, common=cli.Common(rounds=12, out="runs/feddat_vqa")),
@@ -56,14 +67,22 @@ class Problem(NamedTuple):
 
     tasks: vqa.Tasks
     data: FederatedData
-    trunk: Trunk
+    examples: Callable[[str], Mapping[str, Any]]
+    """From a split to all clients' questions in it."""
+    trunk: pretrain_vilt.Trunk | pretrain_fusion.Trunk
     head: Model
 
 
 @functools.lru_cache(4)
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed, which draws scenes, and questions where there are more than wanted."""
-    trunk = _trunk(settings.trunk, settings.common.dtype)
+    trunk, asked = _trunk(settings.trunk, settings.common.dtype), {"train": settings.train, "valid": settings.valid}
+    asked |= {"test": settings.test, "seed": seed}
+    if isinstance(trunk, pretrain_fusion.Trunk):
+        if settings.data != "vqa":
+            raise ValueError(f"the trunk {settings.trunk} reads frozen features, and {settings.data} has none")
+        tasks, examples = frozen.load(settings.common.data_dir or ".", trunk.known, asked)
+        return _problem(tasks, examples, trunk, settings.common.dtype)
     side, size = trunk.size.image, trunk.size
     if settings.data == "scenes":
         draw = getattr(scene_tasks, settings.benchmark)
@@ -75,19 +94,21 @@ def load(settings: Settings, seed: int) -> Problem:
         (side, side),
         size.patch,
         size.length,
-        train=settings.train,
-        valid=settings.valid,
-        test=settings.test,
         tokenizer=trunk.tokenizer,
-        seed=seed,
+        **asked,
     )
-    data = vqa.federated(tasks)
-    answers = data.cohorts["all"].arrays["target"].shape[1]
-    return Problem(tasks, data, trunk, adapters.answers(answers, settings.common.dtype))
+    return _problem(tasks, functools.partial(vqa.all_examples, tasks), trunk, settings.common.dtype)
+
+
+def _problem(tasks: vqa.Tasks, examples: Callable, trunk: Any, dtype: str) -> Problem:
+    arrays = dict(examples("train"))
+    owner, answers = arrays.pop("client"), arrays["target"].shape[1]
+    data = FederatedData.from_arrays(arrays, owner)
+    return Problem(tasks, data, examples, trunk, adapters.answers(answers, dtype))
 
 
 @functools.lru_cache(1)
-def _trunk(folder: str | None, dtype: str) -> Trunk:
+def _trunk(folder: str | None, dtype: str) -> pretrain_vilt.Trunk | pretrain_fusion.Trunk:
     if folder and folder == PRESETS["scenes"].trunk and not pathlib.Path(folder).is_dir():
         print("There is no pretrained trunk yet; it takes a few minutes to make one.", flush=True)
         pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
@@ -96,12 +117,31 @@ def _trunk(folder: str | None, dtype: str) -> Trunk:
             f"there is no trunk in {folder}; make one with `python -m experiments.pretrain_vilt --data flickr8k "
             "--data-dir DIR`, or give --trunk a folder with ViLT-B/32's model.safetensors and vocab.txt"
         )
+    if (pathlib.Path(folder) / pretrain_fusion.ABOUT).is_file():
+        return pretrain_fusion.load(folder, dtype)
     return pretrain_vilt.load(folder, dtype)
 
 
-def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
-    """The folder of a mode's run of one seed, trained to its end."""
-    problem, mode, common = load(settings, seed), modes(settings.training)[name], settings.common
+def mode_of(settings: Settings, name: str, values: Mapping[str, Any] = {}) -> Mode:
+    """A mode of the study, with values of its own: "lr", "distillation" (FedDAT's alpha and beta), or its settings.
+
+    >>> mode_of(Settings(), "dat", {"distillation": 3.0}).config.alpha
+    3.0
+    """
+    rounds, training = settings.common.rounds, settings.training
+    if settings.schedule == "whole":
+        training = dataclasses.replace(training, restart=False, horizon=float(rounds * training.epochs))
+    own = dict(values)
+    mode = modes(dataclasses.replace(training, lr=own.pop("lr", training.lr)))[name]
+    if "distillation" in own:
+        weight = own.pop("distillation")
+        own |= {key: weight for key in ("alpha", "beta") if getattr(mode.config, key)}  # an ablation keeps its 0
+    return mode._replace(config=dataclasses.replace(mode.config, **own))
+
+
+def train(settings: Settings, own: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> pathlib.Path:
+    """The folder of a mode's run of one seed, trained to its end. own: mode -> values of its own, see `mode_of`."""
+    problem, mode, common = load(settings, seed), mode_of(settings, name, own.get(name, {})), settings.common
     about = {"settings": tables.of_a_run(settings), "mode": name, "method": mode.config, "trunk": problem.trunk.scores}
     directory, _ = tables.finish(
         make(mode, settings.widths, problem.data, problem.trunk.model, problem.trunk.params, problem.head),
@@ -112,7 +152,7 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         seed,
         rounds=common.rounds,
         per_round=problem.data.sizes,
-        test=vqa.all_examples(problem.tasks, common.split),
+        test=problem.examples(common.split),
         evaluate_every=max(1, common.rounds // 5),
         checkpoint_every=common.rounds,
         config=about,
@@ -125,10 +165,10 @@ def subject(settings: Settings) -> sweeps.Subject:
     problem = load(settings, settings.common.all_seeds[0])
     trunk = (problem.trunk.model, problem.trunk.params, problem.head)
     return sweeps.Subject(
-        lambda changed: make(modes(changed.training)[changed.mode], changed.widths, problem.data, *trunk),
+        lambda changed: make(mode_of(changed, changed.mode), changed.widths, problem.data, *trunk),
         problem.data,
         problem.data.sizes,
-        vqa.all_examples(problem.tasks, "valid"),
+        problem.examples("valid"),
         settings.common.rounds,
         "valid/score",
     )

@@ -19,12 +19,17 @@ CURVES = ("standalone", "lora", "full", "adapter", "dat", "dat, no distillation"
 CONTROLS = ("constant", "classifier", "standalone")
 
 
-def compare(settings: study.Settings) -> list[dict[str, Any]]:
-    """A row per mode: scores of all clients and of each, what is trained, what travels."""
+def compare(
+    settings: study.Settings, own: Mapping[str, Mapping[str, Any]] = {}, notes: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """A row per mode: scores of all clients and of each, what is trained, what travels.
+
+    own: mode -> values of its own (see `study.mode_of`); notes: parts of the report after the table.
+    """
     common, names = settings.common, settings.modes or modes(settings.training)
     cli.write(common.out, settings)
     rows = [constant(settings)]  # first: it makes the trunk where there is none, which the processes then find
-    runs = jobs.loaded(functools.partial(study.train, settings), names, common)
+    runs = jobs.loaded(functools.partial(study.train, settings, own), names, common)
     for name, same in runs.items():
         rows += _rows(settings, name, same)
     problem = study.load(settings, common.all_seeds[0])
@@ -39,6 +44,7 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     parts = ["![scores and bytes](bars.png)"]
     if "dat" in runs:
         parts += ["## Differences within a seed (mean and 95 % interval)", report.table(paired(runs, clients))]
+    parts += [*notes]
     parts += ["## Over rounds", "![curves](curves.png)"] if curves else []
     parts += [f"## Who is asked what (seed {common.all_seeds[0]})", report.table(_asked(problem.tasks))]
     parts += [f"Trunk: {problem.trunk.scores}."]
@@ -49,7 +55,7 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 def single(settings: study.Settings) -> None:
     """Runs one mode and prints its rows."""
     rows = [constant(settings)]  # first, as in `compare`
-    runs = jobs.loaded(functools.partial(study.train, settings), [settings.mode], settings.common)
+    runs = jobs.loaded(functools.partial(study.train, settings, {}), [settings.mode], settings.common)
     report.show([*rows, *_rows(settings, settings.mode, runs[settings.mode])])
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import pretrain_vilt
+from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli
-from experiments.feddat import costs, modes, study, table
+from experiments.feddat import costs, frozen, modes, study, table, tuned
+from fedjax_mm.data import vqa, wordpiece
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, vilt
 
@@ -103,3 +104,76 @@ def test_a_mode_with_another_loss_or_server_trains_and_sends_the_same():
         alike = "dat" if name == "mutual" else name.split(",")[0].split("+")[0]
         assert size == counted[alike] and size.trained > 0
     assert counted["full"].trained > counted["adapter"].trained == counted["standalone"].trained
+
+
+def test_pictures_of_clients_questions_are_left_out_of_pretraining(tmp_path):
+    for split, names in (("train", ("a.jpg", "b.jpg")), ("test", ("c.jpg",))):
+        folder = tmp_path / "match" / split
+        folder.mkdir(parents=True)
+        asked = [{"file_name": f"../../photos/{name}", "question": "what?", "answer": "yes"} for name in names]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    files = ["other/c.jpg", "d.jpg", "a.jpg", "e.jpg"]
+    assert pretrain_vilt.unseen(files, str(tmp_path)).tolist() == [1, 3]
+    assert pretrain_vilt.unseen(files, None).tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    """Random projections in the place of the frozen encoders, whose weights are no part of the tests."""
+    draw = np.random.default_rng(0).standard_normal
+
+    def features(name, examples):
+        flat = np.asarray(examples, np.float32).reshape(len(examples), -1)[:, :512]
+        wide = draw((flat.shape[1], frozen.WIDTH * (2 if name == "vit_s14" else 1)))
+        return np.asarray(flat @ wide / 100, np.float32)
+
+    monkeypatch.setattr(frozen, "features", features)
+
+
+@pytest.fixture
+def fused(tmp_path, encoders):
+    draw = np.random.default_rng(1).standard_normal
+    pairs = {"seen": draw((20, 2, frozen.WIDTH)), "read": draw((20, 3, frozen.WIDTH))}
+    pairs = {name: np.asarray(x, np.float32) for name, x in pairs.items()}
+    settings = pretrain_fusion.Settings(
+        size=pretrain_fusion.Size(8, 2, 2), steps=5, batch_size=4, out=str(tmp_path / "fusion")
+    )
+    held = {name: np.repeat(x, 4, axis=0) for name, x in pairs.items()}
+    return pretrain_fusion.pretrain(settings, pairs, held, log=lambda line: None), settings.out
+
+
+def source(kind, answers, number):
+    """Questions of a client about grey pictures of which the brightness is the answer."""
+    asked = [vqa.Question(i, f"how bright is {kind} {i % 3}", (answers[i % len(answers)],)) for i in range(number)]
+    grey = np.arange(number, dtype=np.uint8)[:, None, None, None] * np.ones((1, frozen.SIDE, frozen.SIDE, 3), np.uint8)
+    return vqa.Source(asked[: number - 6], asked[number - 6 :], grey)
+
+
+def test_tuned_chooses_on_valid_for_each_mode_and_ablations_take_feddats_choice(fused, monkeypatch, tmp_path):
+    trunk, folder = fused
+    clients = {"a": source("a", ("low", "high"), 24), "b": source("b", ("yes", "no"), 24)}
+    monkeypatch.setattr(frozen, "asked", lambda folder: clients)
+    monkeypatch.setattr(frozen, "tokenizer", lambda: wordpiece.train(["how bright is a b 0 1 2"], 60))
+    monkeypatch.setattr(tuned, "RATES", (1e-3, 3e-2))
+    monkeypatch.setattr(tuned, "STRENGTHS", {"dat": {"distillation": (0.5, 2.0)}})
+    monkeypatch.setattr(tuned, "THREE", (1e-2,))
+    settings = study.Settings(
+        "vqa", modes=("standalone", "adapter", "dat", "dat, no distillation"), trunk=folder, train=12, test=6, valid=4
+    )
+    common = cli.Common(rounds=2, seeds=2, out=str(tmp_path / "out"), data_dir="nowhere")
+    settings = dataclasses.replace(settings, common=common, sizes=(8,), training=Training(batch_size=6))
+    rows = {row["mode"]: row for row in tuned.compare(settings)}
+    assert {"constant", "standalone", "adapter", "dat", "dat, no distillation"} <= set(rows)
+    own, notes = tuned.chosen(settings, ["dat"])
+    assert own["dat"]["lr"] == 1e-2 and own["dat"]["distillation"] in (0.5, 2.0)
+    config = study.mode_of(settings, "dat", own["dat"]).config
+    assert config.alpha == config.beta == own["dat"]["distillation"] and config.training.horizon == 2
+    assert study.mode_of(settings, "dat, no distillation", own["dat"]).config.alpha == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## What was tried on the split valid" in text and "Questions of a client" in text
+    assert (tmp_path / "out" / "questions.png").stat().st_size < 100_000
+    problem = study.load(settings, 0)
+    valid, task = problem.examples("valid"), problem.tasks.tasks["b"]
+    assert valid["seen"].shape[1:] == (2, frozen.WIDTH) and (valid["answers"] == 2).all()
+    np.testing.assert_array_equal(valid["target"][valid["client"] == 1], task.splits["valid"]["target"])
+    assert trunk.scores["matches"] <= 1
