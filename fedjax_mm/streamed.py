@@ -132,6 +132,7 @@ def of_rows(
     """
     check_callable("read", read, "(number) -> a row")
     number = check_whole("number", number, 1)
+    threads = None if threads is None else check_whole("threads", threads, 1)
     index = np.arange(number) if index is None else np.asarray(index)
     if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < -1 or index.max() >= number:
         raise ValueError(f"index must be [E], whole numbers from -1 to {number - 1}")

@@ -65,11 +65,10 @@ def read(
         int32 tokens [E, length], lists of one length and numbers float32, int32 or bool. The array "label" numbers the
         classes: those of a ClassLabel in their order, texts in that of the alphabet, and whole numbers as they are.
     client: the column that names each example's client; clients are numbered in the order of their names.
-    size: the side of the pictures, which has to be said.
+    size: the side of the pictures, which has to be said. stream: whether they stay where they are, encoded, and are
+        decoded as steps need them (see data.streams).
     tokenizer: a `tokenizers.Tokenizer`, the path of its vocab.txt or tokenizer.json, or a function from texts to tokens
         [E, L]. None: at most `vocabulary` word pieces are fitted to the texts. length: tokens of a text.
-
-    stream: whether pictures stay where they are, encoded, and are decoded as steps need them (see data.streams).
 
     Where a picture or a text is null, its values are 0 and `has_<array>` [E] is False.
 
@@ -88,10 +87,7 @@ def read(
     _check(columns, client)
     arguments.check_limit(size=size)
     arguments.check_whole(1, vocabulary=vocabulary)
-    table, folder = open_table(source, split)
-    wanted = [*columns.values(), *([client] if client else [])]
-    if missing := [name for name in wanted if name not in table.column_names]:
-        raise ValueError(f"columns or client names {missing[0]!r}; the table has {', '.join(table.column_names)}")
+    table, folder = _opened(source, split, [*columns.values(), *([client] if client else [])])
     arrays, classes, tokenizers = {}, (), {}
     for array, name in columns.items():
         column = _Column(table, name)
@@ -107,6 +103,13 @@ def read(
             arrays[f"has_{array}"] = ~column.nulls
     owner, clients = (None, ()) if client is None else _named(_Column(table, client))
     return Table(arrays, owner, clients, classes, tokenizers)
+
+
+def _opened(source: Any, split: str | None, wanted: list[str]) -> tuple[Any, pathlib.Path | None]:
+    table, folder = open_table(source, split)
+    if missing := [name for name in wanted if name not in table.column_names]:
+        raise ValueError(f"columns or client names {missing[0]!r}; the table has {', '.join(table.column_names)}")
+    return table, folder
 
 
 class _Column:
