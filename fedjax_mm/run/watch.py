@@ -16,9 +16,11 @@ from fedjax_mm.checks import say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Evaluation, Method
 from fedjax_mm.run.client_scores import own_scores, summary
+from fedjax_mm.run.job import Job
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.stages import Stage
+from fedjax_mm.streamed import seconds_waited, streams
 from fedjax_mm.types import Arrays, FedState, RoundData
 
 Row = Mapping[str, float]
@@ -105,6 +107,35 @@ class OwnScores:
             plain = {name: {key: _or_none(values) for key, values in of.items()} for name, of in each.items()}
             self.files.write("own_scores.json", {"round": number, "cohorts": plain})
         return each
+
+
+class Waited:
+    """Adds "seconds_waited": how long the devices waited for rows of arrays that are streamed, since the row before.
+
+    It says once that reading is the limit, where they have waited for more than a tenth of the rounds' time.
+    """
+
+    def __init__(self, data: FederatedData, log: Callable[[str], None]):
+        self.arrays = data.public, *(cohort.arrays for cohort in data.cohorts.values())
+        self.log, self.seconds, self.said = log, 0.0, False
+        self.first = self.before = seconds_waited(self.arrays)
+
+    def __call__(self, done: Round, row: Row) -> Row:
+        now, self.seconds = seconds_waited(self.arrays), self.seconds + done.seconds
+        new, self.before = now - self.before, now
+        if done.ends_call and not self.said and now - self.first > self.seconds / 10:
+            self.said = True
+            self.log(
+                f"round {done.number}: {now - self.first:.1f} of {self.seconds:.1f} s were waited for rows, so that "
+                "reading them is the limit (docs/streaming.md)"
+            )
+        return {"seconds_waited": round(new, 4)} if streams(self.arrays) else {}
+
+
+def scoring(job: Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
+    """The watchers that the user's own come after, and find what they add in the row."""
+    scored = Scores(evaluate, test, every, job.log), OwnScores(job.data, every, job.files, job.log)
+    return [Waited(job.data, job.log), *scored]
 
 
 def say_left_out(row: Row, cohorts: Iterable[str], log: Callable[[str], None]) -> None:
