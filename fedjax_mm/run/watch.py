@@ -1,7 +1,9 @@
 """What watches a run: scores, the log, costs, checkpoints, and the user's own.
 
 A watcher is a function `watch(done, row)` of a finished round and the row of the log so far; what it returns is added
-to the row. It may end the run by raising `StopRun`: the round is still logged and saved.
+to the row. It may end the run by raising `StopRun`: the round is still logged and saved. One that has a method
+`reads_state(number)` says whether it may read the state after a round; one without may after every round. Behind a
+round that nobody reads, the device goes on while the round is logged.
 """
 
 import contextlib
@@ -73,6 +75,11 @@ class Scores:
         periods = {name: s if isinstance(s, Every) else Every(every, s) for name, s in evaluate.items()}
         self.evaluate, self.test, self.every, self.log = periods, test, every, log
 
+    def reads_state(self, number: int) -> bool:
+        """Whether a score is due."""
+        periods = [every for every, _ in self.evaluate.values()] + ([] if self.test is None else [self.every])
+        return any(number % every == 0 for every in periods)
+
     def __call__(self, done: Round, row: Row) -> Row:
         scored = {}
         if self.test is not None and is_due(done, self.every):
@@ -91,6 +98,10 @@ class OwnScores:
 
     def __init__(self, data: FederatedData, every: int, files: RunDirectory | None, log: Callable[[str], None]):
         self.data, self.every, self.files, self.log = data, every, files, log
+
+    def reads_state(self, number: int) -> bool:
+        """Whether scores are due."""
+        return number % self.every == 0 and any(cohort.test_rows is not None for cohort in self.data.cohorts.values())
 
     def __call__(self, done: Round, row: Row) -> Row:
         if not is_due(done, self.every):
@@ -164,6 +175,10 @@ class Files:
     def __init__(self, files: RunDirectory, checkpoint_every: int, plan: Sequence[Stage], data: FederatedData):
         self.files, self.checkpoint_every, self.plan, self.data = files, checkpoint_every, plan, data
 
+    def reads_state(self, number: int) -> bool:
+        """Whether a checkpoint is due."""
+        return number % self.checkpoint_every == 0
+
     def __call__(self, done: Round, row: Row) -> None:
         if done.first_of_stage:
             keep_costs(self.files, self.plan, done.stage_number, self.data, done.data, done.whole)
@@ -213,6 +228,16 @@ def close_with(closing: contextlib.ExitStack, watchers: Sequence[Watcher]) -> Se
         if callable(close := getattr(watcher, "close", None)):
             closing.callback(close)
     return watchers
+
+
+def reads_state(watcher: Watcher, number: int) -> bool:
+    """Whether a watcher may read the state after round `number`: it may, where it does not say.
+
+    >>> reads_state(lambda done, row: None, 3)
+    True
+    """
+    says = getattr(watcher, "reads_state", None)
+    return True if says is None else says(number)
 
 
 def is_due(done: Round, every: int) -> bool:
