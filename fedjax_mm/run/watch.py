@@ -131,10 +131,14 @@ class Waited:
         self.log, self.seconds, self.said = log, 0.0, False
         self.first = self.before = seconds_waited(self.arrays)
 
+    def reads_state(self, number: int) -> bool:
+        """Never."""
+        return False
+
     def __call__(self, done: Round, row: Row) -> Row:
         now, self.seconds = seconds_waited(self.arrays), self.seconds + done.seconds
         new, self.before = now - self.before, now
-        if done.ends_call and not self.said and now - self.first > self.seconds / 10:
+        if done.has_state and not self.said and now - self.first > self.seconds / 10:
             self.said = True
             self.log(
                 f"round {done.number}: {now - self.first:.1f} of {self.seconds:.1f} s were waited for rows, so that "
