@@ -51,10 +51,10 @@ from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.run.rounds import rounds as rounds_of
+from fedjax_mm.run.scoring import Every, mend, scoring
 from fedjax_mm.run.signals import Interruption
 from fedjax_mm.run.track import tensorboard as tensorboard_tracker
 from fedjax_mm.run.watch import (
-    Every,
     Files,
     Score,
     StopRun,
@@ -63,10 +63,8 @@ from fedjax_mm.run.watch import (
     divergence,
     finite,
     flat,
-    mend,
     reads_state,
     say_left_out,
-    scoring,
 )
 from fedjax_mm.stages import Stage
 from fedjax_mm.types import Arrays, FedState
