@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from benchmarks import (
     engine,
+    host,
     methods,
     neighbours,
     peak,
@@ -34,6 +35,7 @@ from benchmarks import (
 )
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
+from benchmarks.host import Settings as Host
 from benchmarks.methods import Settings as Methods
 from benchmarks.peak import Settings as Peak
 from benchmarks.peers import comparison
@@ -51,6 +53,7 @@ Section = Literal[
     "handwritten",
     "clients_per_round",
     "population",
+    "host",
     "mapping",
     "processes",
     "skew",
@@ -75,6 +78,7 @@ class Settings:
     price: Price = Price()
     peak: Peak = Peak()
     steps: Steps = Steps()
+    host: Host = Host()
     population: Population = Population()
     processes: Processes = Processes()
     peers: comparison.Settings = comparison.Settings()
@@ -88,6 +92,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "handwritten": lambda settings: engine.handwritten(settings.engine),
     "clients_per_round": lambda settings: engine.clients_per_round(settings.engine),
     "population": lambda settings: population.population(settings.population),
+    "host": lambda settings: host.host(settings.host),
     "mapping": lambda settings: engine.mapping(settings.engine),
     "processes": lambda settings: processes.processes(settings.processes),
     "skew": lambda settings: engine.skew(settings.engine),

@@ -17,7 +17,7 @@ from fedjax_mm.run.job import participation_key
 from fedjax_mm.run.json_files import CHECKSUM
 from fedjax_mm.run.records import check_name
 from fedjax_mm.run.rounds import participants
-from fedjax_mm.run.watch import Every, checked
+from fedjax_mm.run.scoring import Every, checked
 from fedjax_mm.stages import Stage
 from fedjax_mm.streamed import streams
 from fedjax_mm.types import Population
