@@ -52,7 +52,17 @@ def adapted(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
     >>> adapted((times(1.0), times(3.0)), jnp.full((1, 1, 1), 5.0)).item()  # 5 + (5 + 15) / 2
     15.0
     """
-    return h + sum(_bottleneck(tree, h, nn.relu) for tree in adapters) / len(adapters) if adapters else h
+    return h + change(adapters, h) if adapters else h
+
+
+def change(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
+    """The mean of what one layer's adapters make of h [..., D], which `adapted` adds to it.
+
+    >>> bare = lambda value: {"kernel": jnp.full((1, 1), value), "bias": jnp.zeros(1)}
+    >>> change([{"down": bare(1.0), "up": bare(3.0)}], jnp.full((1, 1), 5.0)).item()
+    15.0
+    """
+    return jnp.asarray(sum(_bottleneck(tree, h, nn.relu) for tree in adapters) / len(adapters))
 
 
 def lora(key: Key, depth: int, dim: int, rank: int = 16) -> PyTree:
