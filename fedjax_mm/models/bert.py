@@ -51,10 +51,10 @@ DISTILBERT = configs.Config(
 
 
 class Embeddings(nn.Module):
-    """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0).
+    """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0); `vectors` [B, T, D] take the words' place.
 
-    Parameters: word [vocabulary, D], positions [positions, D], types [types, D] where there are any, and norm (scale,
-    bias).
+    Parameters: word [vocabulary, D] unless vectors take its place, positions [positions, D], types [types, D] where
+    there are any, and norm (scale, bias).
     """
 
     vocabulary: int
@@ -65,13 +65,14 @@ class Embeddings(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, vectors: jax.Array | None = None) -> jax.Array:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] > self.positions:
             wanted = f"integers [B, T] with T at most {self.positions}"
             raise ValueError(f"tokens must be {wanted}, got {tokens.dtype} {tokens.shape}")
         table = lambda name, rows: self.param(name, nn.initializers.normal(0.02), (rows, self.dim))
-        # Ids outside the vocabulary give NaN, not another word's embedding.
-        x = jnp.take(table("word", self.vocabulary), tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        x = vectors
+        if x is None:  # ids outside the vocabulary give NaN, not another word's embedding
+            x = jnp.take(table("word", self.vocabulary), tokens, axis=0, mode="fill", fill_value=jnp.nan)
         x += table("positions", self.positions)[None, : tokens.shape[1]]
         if self.types:
             x += table("types", self.types)[None, :1]
