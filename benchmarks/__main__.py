@@ -18,9 +18,23 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from benchmarks import engine, methods, neighbours, peak, population, price, processes, steps, sweeps, timing, uploads
+from benchmarks import (
+    engine,
+    host,
+    methods,
+    neighbours,
+    peak,
+    population,
+    price,
+    processes,
+    steps,
+    sweeps,
+    timing,
+    uploads,
+)
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
+from benchmarks.host import Settings as Host
 from benchmarks.methods import Settings as Methods
 from benchmarks.peak import Settings as Peak
 from benchmarks.peers import comparison
@@ -37,6 +51,7 @@ Section = Literal[
     "handwritten",
     "clients_per_round",
     "population",
+    "host",
     "mapping",
     "processes",
     "skew",
@@ -60,6 +75,7 @@ class Settings:
     price: Price = Price()
     peak: Peak = Peak()
     steps: Steps = Steps()
+    host: Host = Host()
     population: Population = Population()
     processes: Processes = Processes()
     peers: comparison.Settings = comparison.Settings()
@@ -72,6 +88,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "handwritten": lambda settings: engine.handwritten(settings.engine),
     "clients_per_round": lambda settings: engine.clients_per_round(settings.engine),
     "population": lambda settings: population.population(settings.population),
+    "host": lambda settings: host.host(settings.host),
     "mapping": lambda settings: engine.mapping(settings.engine),
     "processes": lambda settings: processes.processes(settings.processes),
     "skew": lambda settings: engine.skew(settings.engine),

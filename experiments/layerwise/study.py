@@ -146,6 +146,7 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
 def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transformer:
     size = settings.size
     shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    shape["dtype"] = settings.common.dtype
     if modality == "image":
         return vit.encoder(array.shape[1], size.patch, **shape)
     if modality == "audio":

@@ -113,6 +113,7 @@ def build(
         functools.partial(server_init, trunk, adapter_init),
         functools.partial(download, tuple(cohorts)),
         server_update,
+        frozen=("trunk",),
     )
     score_all = functools.partial(scores, predictor, send, config.training)
     evaluate = Evaluation(functools.partial(fitting.check_test, model, head, fit), score_all)

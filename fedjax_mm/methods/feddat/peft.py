@@ -111,6 +111,7 @@ def build(
         functools.partial(server_init, config, init, frozen),
         functools.partial(download, tuple(cohorts)),
         functools.partial(server_update, config, sum(population.sizes.values())),
+        frozen=("frozen",),
     )
     score_all = functools.partial(scores, predictor, send, config.training)
     evaluate = Evaluation(functools.partial(fitting.check_test, model, head, fit), score_all)
