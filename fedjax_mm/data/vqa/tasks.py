@@ -69,11 +69,13 @@ def load(
     vocabulary_size: int = 4000,
     drop_unknown: bool = False,
     seed: int = 0,
+    stretch: bool = False,
 ) -> Tasks:
     """Returns one task per source, all with the same shapes.
 
     sources: client name -> questions.
-    image: the bucket (H, W) in pixels, multiples of `patch`; pictures keep their aspect ratio (see `pictures.fit`).
+    image: the bucket (H, W) in pixels, multiples of `patch`; pictures keep their aspect ratio (see `pictures.fit`), and
+        with `stretch` they fill the bucket instead, as ALBEF takes them.
     length: how many word pieces a question has, L.
     answers: the most answers that a task knows; K is the longest list of any task.
     train, valid, test: at most so many questions of each task, drawn by the seed; None is all. valid is held out of
@@ -106,10 +108,8 @@ def load(
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
         stack = whole[name].pictures
-        if stack is None:
-            fitted = pictures.read_all(cast(list[str], keys), image, patch)
-        else:
-            fitted = pictures.fit_all(stack[cast(list[int], keys)], image, patch)
+        fit, shown = (pictures.read_all, keys) if stack is None else (pictures.fit_all, stack[cast(list[int], keys)])
+        fitted = fit(cast(Any, shown), image, patch, stretch)
         images.append(fitted[0])
         sizes.append(fitted[1])
         arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
@@ -118,43 +118,51 @@ def load(
     return Tasks(tasks, np.concatenate(images), np.concatenate(sizes), tokenizer)
 
 
-def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
+def examples(tasks: Tasks, client: str, split: str, words: int | None = None) -> dict[str, np.ndarray]:
     """Returns one client's split together with its pictures, leaves [E, ...].
 
     The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
-    int32, how many of the K answers are the client's own.
+    int32, how many of the K answers are the client's own. For a model that writes answers, with `words`, there is
+    `choices` [E, K, words] int32 too, the word pieces of the client's answers; 0 is padding.
     """
+    arguments.check_limit(words=words)
     if client not in tasks.tasks:
         raise ValueError(f"client is {client!r}; the tasks are of {', '.join(tasks.tasks)}")
     task = tasks.tasks[client]
     if split not in task.splits:
         raise ValueError(f"split is {split!r}; a task has {', '.join(task.splits)}")
     arrays = task.splits[split]
-    return {
+    total, width = arrays["target"].shape
+    given = {}
+    if words is not None:
+        known = np.zeros((width, words), np.int32)
+        known[: len(task.answers)] = wordpiece.encode(tasks.tokenizer, task.answers, words)
+        given["choices"] = np.repeat(known[None], total, 0)
+    return given | {
         "image": tasks.image[arrays["image_row"]],
         "size": tasks.size[arrays["image_row"]],
         "question": arrays["question"],
         "target": arrays["target"],
-        "answers": np.full(len(arrays["image_row"]), len(task.answers), np.int32),
+        "answers": np.full(total, len(task.answers), np.int32),
     }
 
 
-def all_examples(tasks: Tasks, split: str) -> dict[str, np.ndarray]:
+def all_examples(tasks: Tasks, split: str, words: int | None = None) -> dict[str, np.ndarray]:
     """Returns all clients' examples of a split, one client after the other.
 
     The arrays are those of `examples`, and `client` [E] int32, the place of the client in `tasks.tasks`.
     """
-    parts = [examples(tasks, client, split) for client in tasks.tasks]
+    parts = [examples(tasks, client, split, words) for client in tasks.tasks]
     owner = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["image"]) for part in parts])
     return {"client": owner} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def federated(tasks: Tasks, split: str = "train", on_device: bool = True) -> FederatedData:
+def federated(tasks: Tasks, split: str = "train", on_device: bool = True, words: int | None = None) -> FederatedData:
     """Returns one client per task, in the order of `tasks.tasks`, in the cohort "all"; the arrays are as of `examples`.
 
     A picture is copied for each of its questions, because a step gathers all its arrays by one row number.
     """
-    arrays = all_examples(tasks, split)
+    arrays = all_examples(tasks, split, words)
     owner = arrays.pop("client")
     return FederatedData.from_arrays(arrays, owner, on_device=on_device)
 
