@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_mm.data import wordpiece
+from fedjax_mm.data import arguments, wordpiece
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.data.vqa.tasks import Tasks
 from fedjax_mm.streamed import is_streamed, of_array, picked

@@ -98,8 +98,8 @@ def load(
     _check_bucket(image, patch)
     if not isinstance(sources, Mapping) or not sources:
         raise ValueError("sources is empty or no mapping; give at least one client's questions by its name")
-    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
+    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
     asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
     tokenizer = wordpiece.choose(tokenizer, asked, vocabulary_size)
@@ -110,8 +110,7 @@ def load(
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
         fitted, fitted_sizes = _pictures(whole[name].pictures, keys, (image, patch, resize), stream)
-        images.append(fitted)
-        sizes.append(fitted_sizes)
+        images, sizes = [*images, fitted], [*sizes, fitted_sizes]
         arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
         text = {split: np.array([question.text for question in own], str) for split, own in splits.items()}
         tasks[name] = Task(known, arrays, text, unknown)
