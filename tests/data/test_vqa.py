@@ -255,6 +255,20 @@ def test_pictures_may_have_the_sizes_of_vilts_own_processor(tmp_path):
             read(paths, (32, 32), 4, rule)
 
 
+def test_a_model_that_writes_gets_the_words_of_answers_and_pictures_that_fill_the_bucket(sources):
+    tasks = load(sources, resize=lambda height, width: (32, 32))
+    assert (tasks.size == 32).all() and tasks.image[:, -1].any(axis=(1, 2)).all()
+    arrays = vqa.all_examples(tasks, "test", words=5)
+    for client, (name, task) in enumerate(tasks.tasks.items()):
+        own = arrays["choices"][arrays["client"] == client]
+        known = wordpiece.encode(tasks.tokenizer, task.answers, 5)
+        assert (own[:, : len(known)] == known[None]).all() and not own[:, len(known) :].any()
+        assert "choices" not in vqa.examples(tasks, name, "test")
+    assert vqa.federated(tasks, words=5).cohorts["all"].arrays["choices"].shape[1:] == own.shape[1:]
+    with pytest.raises(ValueError, match="words is 0"):
+        vqa.federated(tasks, words=0)
+
+
 def test_errors(sources, tmp_path):
     with pytest.raises(ValueError, match=r"image is \(32, 30\); give \(height, width\), multiples of patch, 8"):
         load(sources, image=(32, 30))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from fedjax_mm.data import arguments, wordpiece
-from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.data.vqa import pictures
 from fedjax_mm.data.vqa.annotations import Question
 from fedjax_mm.data.vqa.answers import soft_scores, targets, vocabulary
-from fedjax_mm.streamed import concatenated, is_streamed, of_array, picked
+from fedjax_mm.streamed import concatenated, is_streamed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +85,8 @@ def load(
     drop_unknown: whether questions without a known answer are left out of valid and test too, as in FedDAT's released
         code, which flatters. By default they stay, and nobody can score on them.
     resize: how large a picture is in the bucket. With `models.vilt.resized_size` it has as many patches as in ViLT's
-        own batches; a bucket that holds all shapes is then (608, 608). None: it is scaled to touch the bucket.
+        own batches; a bucket that holds all shapes is then (608, 608). `lambda *sides: image` fills it, as ALBEF takes
+        pictures. None: it is scaled to touch the bucket.
     stream: whether pictures in files stay there, and are decoded as steps need them (see data.streams).
 
     What a task gets does not depend on which other tasks there are (except for the tokenizer and K).
@@ -98,8 +98,8 @@ def load(
     _check_bucket(image, patch)
     if not isinstance(sources, Mapping) or not sources:
         raise ValueError("sources is empty or no mapping; give at least one client's questions by its name")
-    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
+    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
     asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
     tokenizer = wordpiece.choose(tokenizer, asked, vocabulary_size)
@@ -110,8 +110,7 @@ def load(
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
         fitted, fitted_sizes = _pictures(whole[name].pictures, keys, (image, patch, resize), stream)
-        images.append(fitted)
-        sizes.append(fitted_sizes)
+        images, sizes = [*images, fitted], [*sizes, fitted_sizes]
         arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
         text = {split: np.array([question.text for question in own], str) for split, own in splits.items()}
         tasks[name] = Task(known, arrays, text, unknown)
@@ -135,52 +134,6 @@ def _pictures(
     if stack is not None:
         return pictures.fit_all(stack[cast(list[int], keys)], *how)
     return (pictures.stream if stream else pictures.read_all)(cast(list[str], keys), *how)
-
-
-def examples(tasks: Tasks, client: str, split: str) -> dict[str, Any]:
-    """Returns one client's split together with its pictures, leaves [E, ...].
-
-    The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
-    int32, how many of the K answers are the client's own.
-    """
-    if client not in tasks.tasks:
-        raise ValueError(f"client is {client!r}; the tasks are of {', '.join(tasks.tasks)}")
-    task = tasks.tasks[client]
-    if split not in task.splits:
-        raise ValueError(f"split is {split!r}; a task has {', '.join(task.splits)}")
-    arrays = task.splits[split]
-    return {
-        "image": picked(tasks.image, arrays["image_row"]),
-        "size": tasks.size[arrays["image_row"]],
-        "question": arrays["question"],
-        "target": arrays["target"],
-        "answers": np.full(len(arrays["image_row"]), len(task.answers), np.int32),
-    }
-
-
-def all_examples(tasks: Tasks, split: str) -> dict[str, Any]:
-    """Returns all clients' examples of a split, one client after the other.
-
-    The arrays are those of `examples`, and `client` [E] int32, the place of the client in `tasks.tasks`.
-    """
-    parts = [examples(tasks._replace(image=tasks.size), client, split) for client in tasks.tasks]
-    owner = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["size"]) for part in parts])
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "image"}
-    rows = np.concatenate([task.splits[split]["image_row"] for task in tasks.tasks.values()])
-    return {"client": owner, "image": picked(tasks.image, rows)} | arrays
-
-
-def federated(tasks: Tasks, split: str = "train", on_device: bool = True, stream: bool = False) -> FederatedData:
-    """Returns one client per task, in the order of `tasks.tasks`, in the cohort "all"; the arrays are as of `examples`.
-
-    A picture is copied for each of its questions, because a step gathers all its arrays by one row number. stream: it
-    lies in memory once, outside of the device, and a step reads it from there; so do pictures that are Streamed.
-    """
-    if stream and not is_streamed(tasks.image):
-        tasks = tasks._replace(image=of_array(tasks.image))
-    arrays = all_examples(tasks, split)
-    owner = arrays.pop("client")
-    return FederatedData.from_arrays(arrays, owner, on_device=on_device)
 
 
 def _arrays(
