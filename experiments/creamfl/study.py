@@ -186,11 +186,11 @@ def _load(settings: Settings, seed: int) -> Problem:
 def _models(settings: Settings) -> Models:
     released = settings.variant == "released"
     if settings.checkpoints:
-        return full(settings.checkpoints, settings.size.dim, settings.side, released)
+        return full(settings.checkpoints, settings.size.dim, settings.side, released, settings.common.dtype)
     problem = _load(settings, settings.common.all_seeds[0])
     if settings.encoders == "frozen":
-        return on_features(settings.size)
-    fresh = small(settings.size, problem.vocabulary, released)
+        return on_features(settings.size, settings.common.dtype)
+    fresh = small(settings.size, problem.vocabulary, released, settings.common.dtype)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 
 

@@ -105,7 +105,7 @@ def method_of(method: Any, config: Any, shape: Shape, problem: Problem) -> Metho
 def autoencoder_of(shape: Shape, problem: Problem) -> AutoEncoder:
     """The autoencoder of a problem's modalities."""
     features = {m: problem.dataset.splits["train"][m].shape[-1] for m in problem.dataset.modalities}
-    return autoencoder.split_lstm(features, **dataclasses.asdict(shape))
+    return autoencoder.split_lstm(features, **dataclasses.asdict(shape), dtype=problem.dtype)
 
 
 def controls(settings: Settings) -> dict[str, Variant]:
