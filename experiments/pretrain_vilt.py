@@ -103,16 +103,19 @@ class Trunk(NamedTuple):
     scores: Mapping[str, float]  # on held-out pictures; empty where they are not known
 
 
-def load(folder: str | pathlib.Path) -> Trunk:
-    """The trunk in a folder that this script wrote, or in one with ViLT-B/32's model.safetensors and vocab.txt."""
+def load(folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Trunk:
+    """The trunk in a folder that this script wrote, or in one with ViLT-B/32's model.safetensors and vocab.txt.
+
+    dtype: precision of the inputs of its matrix products.
+    """
     folder = pathlib.Path(folder)
     about = folder / "model.json"
     if about.is_file():
         told = json.loads(about.read_text())
         size, scores = Size(**told["size"]), told["scores"]
-        model = encoder(size)
+        model = encoder(size, dtype)
     else:
-        size, scores, model = Size(384, 32, 40, 30522, 768, 12, 12), {}, vilt.base()
+        size, scores, model = Size(384, 32, 40, 30522, 768, 12, 12), {}, vilt.base(dtype=dtype)
     return Trunk(model, pretrained.load(model, folder), wordpiece.load(folder / "vocab.txt"), size, scores)
 
 

@@ -127,6 +127,7 @@ CALLS = {
         partition.split_table,
         {"parts": [[0, 1, 2], [3]], "labels": LABEL, "num_classes": 2},
     ),
+    "data.streams.array": (data.streams.array, {"values": X, "threads": 1}),
     "data.pooled": (data.pooled, {"data": DATA}),
     "evaluate.batch_means": (evaluate.batch_means, {"labels": LABEL, "predictions": LABEL, "batch": 2}),
     "evaluate.both_protocols": (
@@ -249,6 +250,7 @@ EXEMPT = {
         for room in ("digits", "flickr8k", "hapt", "images", "mhealth", "opportunity", "prepared")
     },
     **{f"data.{room}.": FILES for room in ("scenes", "tables", "ur_fall", "utd_mhad", "vqa", "windows", "wordpiece")},
+    **{f"data.streams.{name}": FILES for name in ("files", "records")},
     "models.": "tests/models tries wrong sizes and names",
     "clients.on_every_device": "the engine's own: map_reduce checks what it is given",
     "methods.*.build": BUILDS,

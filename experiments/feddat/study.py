@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 @functools.lru_cache(4)
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed, which draws scenes, and questions where there are more than wanted."""
-    trunk = _trunk(settings.trunk)
+    trunk = _trunk(settings.trunk, settings.common.dtype)
     side, size = trunk.size.image, trunk.size
     if settings.data == "scenes":
         draw = getattr(scene_tasks, settings.benchmark)
@@ -82,20 +82,21 @@ def load(settings: Settings, seed: int) -> Problem:
         seed=seed,
     )
     data = vqa.federated(tasks)
-    return Problem(tasks, data, trunk, adapters.answers(data.cohorts["all"].arrays["target"].shape[1]))
+    answers = data.cohorts["all"].arrays["target"].shape[1]
+    return Problem(tasks, data, trunk, adapters.answers(answers, settings.common.dtype))
 
 
 @functools.lru_cache(1)
-def _trunk(folder: str | None) -> Trunk:
+def _trunk(folder: str | None, dtype: str) -> Trunk:
     if folder and folder == PRESETS["scenes"].trunk and not pathlib.Path(folder).is_dir():
         print("There is no pretrained trunk yet; it takes a few minutes to make one.", flush=True)
-        return pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
+        pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
     if folder is None or not pathlib.Path(folder).is_dir():
         raise FileNotFoundError(
             f"there is no trunk in {folder}; make one with `python -m experiments.pretrain_vilt --data flickr8k "
             "--data-dir DIR`, or give --trunk a folder with ViLT-B/32's model.safetensors and vocab.txt"
         )
-    return pretrain_vilt.load(folder)
+    return pretrain_vilt.load(folder, dtype)
 
 
 def train(settings: Settings, name: str, seed: int) -> pathlib.Path:

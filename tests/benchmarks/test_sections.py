@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import engine, methods, one_by_one, peak, population, price, profile, steps, timing
+from benchmarks import engine, host, methods, one_by_one, peak, population, price, profile, steps, timing
 from benchmarks import processes as several
 from benchmarks.engine import Settings
 from benchmarks.one_by_one import by_batch, separate, serial
@@ -74,6 +74,16 @@ def test_a_round_by_hand_that_differs_is_an_error(monkeypatch):
 @pytest.mark.parametrize("chunk, share", [(1, 0), (2, 2 / 8), (3, 3 / 9), (4, 6 / 12)])
 def test_a_step_is_wasted_when_a_client_waits_for_the_longest_of_its_chunk(chunk, share):
     assert engine.wasted([np.array([3, 2, 1])], chunk) == pytest.approx(share)
+
+
+def test_the_hosts_share_is_what_a_run_takes_beyond_its_rounds():
+    settings = host.Settings(networks=((),), calls=(2,), rounds=4, repetitions=1)
+    rows = host.host(settings)
+    assert [(r["network"], r["rounds in a call"], r["directory"]) for r in rows] == [
+        ("784-10", 2, kept) for kept in (False, True)
+    ]
+    assert len({r["alone ms"] for r in rows}) == 1 and all(r["ms"] > 0 for r in rows)
+    assert all(r["host ms"] == r["ms"] - r["alone ms"] for r in rows)
 
 
 def test_timings_start_over_and_leave_the_first_run_out():

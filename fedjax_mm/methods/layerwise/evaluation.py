@@ -12,6 +12,7 @@ from fedjax_mm.methods.layerwise import network
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders, Params
 from fedjax_mm.models import Transformer
+from fedjax_mm.streamed import blocks
 from fedjax_mm.types import Arrays, Download, FedState
 
 Project = Callable[[Params, str, jax.Array], jax.Array]  # parameters, modality, x [B, ...] -> z [B, D]
@@ -141,9 +142,5 @@ def _first_of_several(x: jax.Array, encoder: Transformer) -> jax.Array:
 
 
 def _in_batches(embed: Callable[[jax.Array], jax.Array], x: np.ndarray | jax.Array, size: int = 256) -> np.ndarray:
-    """`embed` of all rows, in batches of one shape; x may be a memory map."""
-    size, parts = min(size, len(x)), []
-    for start in range(0, len(x), size):
-        rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-        parts.append(np.asarray(embed(jnp.asarray(x[rows])))[: len(x) - start])
-    return np.concatenate(parts)
+    """`embed` of all rows, in batches of one shape; x may be a memory map or a Streamed."""
+    return np.concatenate([np.asarray(embed(jnp.asarray(some["x"])))[:real] for some, real in blocks({"x": x}, size)])
