@@ -28,6 +28,7 @@ from benchmarks import (
     price,
     processes,
     steps,
+    streaming,
     sweeps,
     timing,
     uploads,
@@ -42,6 +43,7 @@ from benchmarks.population import Settings as Population
 from benchmarks.price import Settings as Price
 from benchmarks.processes import Settings as Processes
 from benchmarks.steps import Settings as Steps
+from benchmarks.streaming import Settings as Streaming
 from benchmarks.sweeps import Settings as Sweeps
 from experiments.common import cli
 from fedjax_mm import report
@@ -61,6 +63,7 @@ Section = Literal[
     "client_steps",
     "peers",
     "sweep",
+    "streaming",
 ]
 
 
@@ -80,6 +83,7 @@ class Settings:
     processes: Processes = Processes()
     peers: comparison.Settings = comparison.Settings()
     sweeps: Sweeps = Sweeps()
+    streaming: Streaming = Streaming()
     out: str = "runs/throughput"
     """Folder that throughput.json is written to."""
 
@@ -99,6 +103,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "client_steps": lambda settings: timing.in_own_process(steps.client_steps, settings.steps, devices=1),
     "peers": lambda settings: timing.in_own_process(comparison.peers, settings.peers, devices=1),
     "sweep": lambda settings: sweeps.sweep(settings.sweeps),
+    "streaming": lambda settings: streaming.streaming(settings.streaming),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),

@@ -108,8 +108,8 @@ def resized_size(
     at most 12 x 19 patches). Sides are rounded down to whole patches, and to one patch at least. (Hugging Face's
     ViltImageProcessor, which interpolates bicubically)
 
-    The data of this library (data.vqa) follow another rule: an image is scaled to touch a bucket of a fixed size, so
-    that all images of a task have one shape. (section 5)
+    It is a rule that `data.vqa.load` takes. Its own one is another: an image is scaled to touch a bucket of a fixed
+    size. (section 5)
 
     >>> resized_size(480, 640), resized_size(300, 900)
     ((384, 512), (192, 608))

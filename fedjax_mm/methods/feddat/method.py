@@ -33,8 +33,8 @@ Deviations (section 5):
   - The head takes two AdamW steps per batch, as in the released code; the head of a baseline (peft.py) takes one.
   - A client knows 100 answers. Its test questions whose answer is not among them stay in the test; the released code
     drops them. (data.vqa.load, `drop_unknown`)
-  - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), not in the sizes of the reference
-    processor, which `models.vilt.resized_size` gives.
+  - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), scaled to touch it; in the sizes of the
+    reference processor with `data.vqa.load(..., resize=models.vilt.resized_size)`.
   - ViLT's layers are compiled one by one (models.vilt), so that a round of a deep trunk takes minutes to compile.
 """
 
