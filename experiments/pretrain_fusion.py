@@ -113,7 +113,8 @@ def encoder(size: Size, dtype: jax.typing.DTypeLike = jnp.float32) -> vilt.Vilt:
     example = {"read": jax.ShapeDtypeStruct((1, wide), jnp.float32)}
     example |= {"seen": jax.ShapeDtypeStruct((1, 2, wide), jnp.float32)}
     std = 0.5 * size.dim**-0.5
-    return vilt.over(Features(size.dim), example, *size, mlp=4 * size.dim, std=std, dtype=dtype)
+    own = (Features(size.dim), example)
+    return vilt.encoder(**size._asdict(), mlp=4 * size.dim, std=std, dtype=dtype, own=own)
 
 
 def load(folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Trunk:

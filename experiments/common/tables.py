@@ -106,7 +106,9 @@ def finish(
 
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
-    about = "data_dir mode modes sizes plan method rows trunk seed seeds tuning_seeds chunk devices client_state "
+    about = (
+        "data_dir mode modes sizes plan method rows teachers trunk seed seeds tuning_seeds chunk devices client_state "
+    )
     about = f"{about} checkpoint_every jobs out".split()
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value

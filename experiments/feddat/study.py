@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli, sweeps, tables
-from experiments.feddat import frozen
+from experiments.feddat import frozen, trunks
 from experiments.feddat.modes import Mode, Widths, make, modes
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
+from fedjax_mm.methods.feddat import Answers
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import Model, adapters
+from fedjax_mm.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Settings:
     modes: tuple[str, ...] = ()
     """Modes that compare runs; by default all."""
     trunk: str | None = None
-    """Folder of a pretrained trunk: of experiments.pretrain_vilt, of experiments.pretrain_fusion (questions of vqa then
-    go through frozen encoders), or ViLT-B/32's model.safetensors and vocab.txt."""
+    """Folder of a pretrained trunk: of experiments.pretrain_vilt; of experiments.pretrain_fusion (questions of vqa then
+    go through frozen encoders); ViLT-B/32's or ALBEF's model.safetensors and vocab.txt; or folders vilt and bert, whose
+    VAuLT it is."""
     train: int = 400
     """Questions that a client learns from, at most."""
     test: int = 300
@@ -70,7 +72,7 @@ class Problem(NamedTuple):
     examples: Callable[[str], Mapping[str, Any]]
     """From a split to all clients' questions in it."""
     trunk: pretrain_vilt.Trunk | pretrain_fusion.Trunk
-    head: Model
+    head: Model | Answers
 
 
 @functools.lru_cache(4)
@@ -95,16 +97,18 @@ def load(settings: Settings, seed: int) -> Problem:
         size.patch,
         size.length,
         tokenizer=trunk.tokenizer,
+        resize=None if trunk.words is None else lambda *sides: (side, side),
         **asked,
     )
-    return _problem(tasks, functools.partial(vqa.all_examples, tasks), trunk, settings.common.dtype)
+    examples = lambda split: vqa.all_examples(tasks, split, trunk.words)
+    return _problem(tasks, examples, trunk, settings.common.dtype, trunk.head)
 
 
-def _problem(tasks: vqa.Tasks, examples: Callable, trunk: Any, dtype: str) -> Problem:
+def _problem(tasks: vqa.Tasks, examples: Callable, trunk: Any, dtype: str, start: Any = None) -> Problem:
     arrays = dict(examples("train"))
     owner, answers = arrays.pop("client"), arrays["target"].shape[1]
     data = FederatedData.from_arrays(arrays, owner)
-    return Problem(tasks, data, examples, trunk, adapters.answers(answers, dtype))
+    return Problem(tasks, data, examples, trunk, trunks.head(trunk.model, answers, dtype, start))
 
 
 @functools.lru_cache(1)
@@ -115,11 +119,11 @@ def _trunk(folder: str | None, dtype: str) -> pretrain_vilt.Trunk | pretrain_fus
     if folder is None or not pathlib.Path(folder).is_dir():
         raise FileNotFoundError(
             f"there is no trunk in {folder}; make one with `python -m experiments.pretrain_vilt --data flickr8k "
-            "--data-dir DIR`, or give --trunk a folder with ViLT-B/32's model.safetensors and vocab.txt"
+            f"--data-dir DIR`, or give --trunk {' '.join(trunks.KNOWN.split())}"
         )
     if (pathlib.Path(folder) / pretrain_fusion.ABOUT).is_file():
         return pretrain_fusion.load(folder, dtype)
-    return pretrain_vilt.load(folder, dtype)
+    return trunks.load(folder, dtype)
 
 
 def mode_of(settings: Settings, name: str, values: Mapping[str, Any] = {}) -> Mode:

@@ -47,6 +47,10 @@ class Settings:
     """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
     rows: tuple[str, ...] = ()
     """Rows of the command `tuned`, by their names; none given: all."""
+    rates: tuple[float, ...] = (0.002, 0.008, 0.032, 0.128)
+    """Learning rates that `tuned` tries for a server alone, a central autoencoder and FedAvg."""
+    weights: tuple[float, ...] = (30.0, 300.0, 3000.0, 30000.0)
+    """Weights of the distillation that `tuned` tries for the rows of FedMEKT."""
 
 
 SWEPT = [*sweeps.fields(FedMEKTConfig, "method."), *sweeps.fields(Shape, "autoencoder.")]

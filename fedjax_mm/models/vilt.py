@@ -24,7 +24,7 @@ from fedjax_mm.models.vilt_embeddings import Embeddings, ImageEmbeddings, Starte
 from fedjax_mm.types import Arrays, Key, PyTree
 
 __all__ = ["Embeddings", "ImageEmbeddings", "Started", "Vilt", "base", "encoder", "from_pretrained", "interpolation"]
-__all__ += ["over", "resized_size"]
+__all__ += ["resized_size"]
 
 CONFIG = configs.Config(
     "vilt",
@@ -100,6 +100,7 @@ def encoder(
     std: float = 0.02,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
+    own: tuple[nn.Module, Mapping[str, jax.ShapeDtypeStruct]] | None = None,
 ) -> Vilt:
     """A ViLT whose positions are learned on images [image, image]; those of other images are interpolated.
 
@@ -107,6 +108,8 @@ def encoder(
     lora_alpha: low-rank changes are scaled by it, divided by their rank.
     std: standard deviation of the layers' first kernels.
     repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+    own: in place of ViLT's, a module (batch, prompts) -> (tokens [B, T, dim], mask [B, T]), and a batch of one, in
+        shapes. Such a ViLT has no checkpoint and no vocabulary.
 
     Raises ValueError where `patch` does not divide `image`, `heads` does not divide `dim`, or `depth` is below 1.
     """
@@ -118,7 +121,10 @@ def encoder(
     if image % patch or dim % heads or depth < 1:
         sizes = f"image {image}, patch {patch}, dim {dim}, heads {heads}, depth {depth}"
         raise ValueError(f"patch must divide image, heads dim, and depth be at least 1; got {sizes}")
-    embeddings = Embeddings(vocabulary, text_length, image // patch, patch, dim, dtype=dtype)
+    embeddings: nn.Module = Embeddings(vocabulary, text_length, image // patch, patch, dim, dtype=dtype)
+    layer = transformer.Layer(heads, mlp, std=std, dtype=dtype)
+    norm = nn.LayerNorm(layer.epsilon, use_fast_variance=False)
+    pieces = _Pieces(own[0] if own else embeddings, layer, norm, depth, dim, lora_alpha)
     example = {
         "image": jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),
         "question": jax.ShapeDtypeStruct((1, text_length), jnp.int32),
@@ -127,45 +133,6 @@ def encoder(
     sizes = {"image": image, "patch": patch, "vocabulary": vocabulary, "text_length": text_length, "dim": dim}
     config = configs.stated(CONFIG, depth=depth, heads=heads, mlp=mlp, **sizes)
     checkpoint = Checkpoint(_names(depth), "vilt.", others, repository, stacked=True, config=config)
-    model = over(embeddings, example, dim, depth, heads, mlp, lora_alpha, std, dtype)
-    return model._replace(checkpoint=checkpoint, vocabulary=vocabulary)
-
-
-def over(
-    embeddings: nn.Module,
-    example: Mapping[str, jax.ShapeDtypeStruct],
-    dim: int,
-    depth: int,
-    heads: int,
-    mlp: int,
-    lora_alpha: float = 16.0,
-    std: float = 0.02,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-) -> Vilt:
-    """ViLT's layers over embeddings of your own, such as what frozen encoders say of pictures and questions.
-
-    embeddings: a module (batch, prompts) -> (tokens [B, T, dim], mask [B, T], True at real tokens), token 0 of which is
-        the one that is read. prompts: None, or {"text", "image"}, tokens [length, dim] to insert.
-    example: a batch of one, in shapes. The other arguments are those of `encoder`.
-
-    It has no checkpoint. Raises ValueError where `heads` does not divide `dim`, or `depth` is below 1.
-
-    >>> class Given(nn.Module):
-    ...     @nn.compact
-    ...     def __call__(self, batch, prompts=None):
-    ...         return nn.Dense(4)(batch["seen"]), jnp.ones(batch["seen"].shape[:2], bool)
-    >>> model = over(Given(), {"seen": jax.ShapeDtypeStruct((1, 3, 5), jnp.float32)}, dim=4, depth=1, heads=2, mlp=8)
-    >>> params = jax.eval_shape(model.init, jax.random.key(0), model.example)
-    >>> jax.eval_shape(model.apply, params, model.example).shape
-    (1, 4)
-    """
-    check_sizes(dim=dim, depth=depth, heads=heads, mlp=mlp)
-    check_dtype(dtype)
-    if dim % heads:
-        raise ValueError(f"heads must divide dim; got heads {heads}, dim {dim}")
-    layer = transformer.Layer(heads, mlp, std=std, dtype=dtype)
-    norm = nn.LayerNorm(layer.epsilon, use_fast_variance=False)
-    pieces = _Pieces(embeddings, layer, norm, depth, dim, lora_alpha)
     return Vilt(
         depth,
         dim,
@@ -174,8 +141,9 @@ def over(
         tokens=functools.partial(_tokens, pieces),
         start=functools.partial(_start, pieces),
         finish=functools.partial(_finish, pieces),
-        example=example,
-        checkpoint=Checkpoint({}, "", ()),
+        example=own[1] if own else example,
+        checkpoint=Checkpoint({}, "", ()) if own else checkpoint,
+        vocabulary=None if own else vocabulary,
     )
 
 

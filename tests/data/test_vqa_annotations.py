@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedjax_mm.data import vqa
-from fedjax_mm.data.vqa import Question, annotations, benchmarks
+from fedjax_mm.data.vqa import Question, annotations, benchmarks, folders
 
 TEN = ["Yes.", "yes", "no", "yes", "maybe", "no", "yes", "the dog", "yes", "no"]
 
@@ -284,10 +284,10 @@ def test_null_is_no_type_and_no_answer(tmp_path, folder):
     path = folder / "own" / "train" / "metadata.jsonl"
     line = '{"file_name": "b.jpg", "question": "x", "answer": "y", "type": null}'
     write(path, line)
-    assert annotations.metadata(path)[0].type == ""
+    assert folders.metadata(path)[0].type == ""
     write(path, line.replace("null", "3"))
     with pytest.raises(ValueError, match="line 1 of .* has a `type` that is no text"):
-        annotations.metadata(path)
+        folders.metadata(path)
 
 
 def test_json_nested_without_end_is_named(tmp_path, folder):
@@ -297,7 +297,7 @@ def test_json_nested_without_end_is_named(tmp_path, folder):
         path = folder / "own" / "train" / "metadata.jsonl"
         write(path, deep)
         with pytest.raises(ValueError, match="line 1 of .* is cut off or no JSON"):
-            annotations.metadata(path)
+            folders.metadata(path)
 
 
 def test_a_csv_beside_the_pictures_is_not_passed_over(folder):

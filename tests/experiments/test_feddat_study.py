@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli
-from experiments.feddat import costs, frozen, modes, study, table, tuned
+from experiments.feddat import costs, curve, frozen, modes, study, table, trunks, tuned
 from fedjax_mm.data import vqa, wordpiece
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import adapters, vilt
+from fedjax_mm.models import adapters, albef, bert, pretrained, vilt
 
 SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)
 
@@ -149,31 +150,89 @@ def source(kind, answers, number):
     return vqa.Source(asked[: number - 6], asked[number - 6 :], grey)
 
 
-def test_tuned_chooses_on_valid_for_each_mode_and_ablations_take_feddats_choice(fused, monkeypatch, tmp_path):
+def test_tuned_chooses_on_valid_over_frozen_features(fused, monkeypatch, tmp_path):
     trunk, folder = fused
     clients = {"a": source("a", ("low", "high"), 24), "b": source("b", ("yes", "no"), 24)}
     monkeypatch.setattr(frozen, "asked", lambda folder: clients)
     monkeypatch.setattr(frozen, "tokenizer", lambda: wordpiece.train(["how bright is a b 0 1 2"], 60))
     monkeypatch.setattr(tuned, "RATES", (1e-3, 3e-2))
-    monkeypatch.setattr(tuned, "STRENGTHS", {"dat": {"distillation": (0.5, 2.0)}})
-    monkeypatch.setattr(tuned, "THREE", (1e-2,))
-    settings = study.Settings(
-        "vqa", modes=("standalone", "adapter", "dat", "dat, no distillation"), trunk=folder, train=12, test=6, valid=4
-    )
+    settings = study.Settings("vqa", trunk=folder, train=12, test=6, valid=4, training=Training(batch_size=6))
     common = cli.Common(rounds=2, seeds=2, out=str(tmp_path / "out"), data_dir="nowhere")
-    settings = dataclasses.replace(settings, common=common, sizes=(8,), training=Training(batch_size=6))
-    rows = {row["mode"]: row for row in tuned.compare(settings)}
-    assert {"constant", "standalone", "adapter", "dat", "dat, no distillation"} <= set(rows)
-    own, notes = tuned.chosen(settings, ["dat"])
-    assert own["dat"]["lr"] == 1e-2 and own["dat"]["distillation"] in (0.5, 2.0)
-    config = study.mode_of(settings, "dat", own["dat"]).config
-    assert config.alpha == config.beta == own["dat"]["distillation"] and config.training.horizon == 2
-    assert study.mode_of(settings, "dat, no distillation", own["dat"]).config.alpha == 0
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert "## What was tried on the split valid" in text and "Questions of a client" in text
-    assert (tmp_path / "out" / "questions.png").stat().st_size < 100_000
+    settings = dataclasses.replace(settings, common=common)
+    own, notes = tuned.chosen(settings, ["classifier"])
+    assert own["classifier"]["lr"] in (1e-3, 3e-2) and "valid score" in notes[-1]
+    assert tuned.chosen(settings, ["classifier"])[0] == own  # from its folder
     problem = study.load(settings, 0)
     valid, task = problem.examples("valid"), problem.tasks.tasks["b"]
     assert valid["seen"].shape[1:] == (2, frozen.WIDTH) and (valid["answers"] == 2).all()
     np.testing.assert_array_equal(valid["target"][valid["client"] == 1], task.splits["valid"]["target"])
     assert trunk.scores["matches"] <= 1
+
+
+def test_a_mode_has_its_own_rate_and_an_ablation_keeps_what_it_leaves_out():
+    settings = dataclasses.replace(study.PRESETS["scenes"], common=cli.Common(rounds=7, out="nowhere"))
+    config = study.mode_of(settings, "dat", {"lr": 0.5, "distillation": 2.0}).config
+    assert (config.alpha, config.beta, config.training.lr, config.training.horizon) == (2, 2, 0.5, 7)
+    assert not config.training.restart
+    ablation = study.mode_of(settings, "dat, no teacher", {"distillation": 2.0}).config
+    assert (ablation.alpha, ablation.beta) == (0, 2)
+    again = dataclasses.replace(settings, schedule="restart")
+    assert study.mode_of(again, "adapter+dyn", {"dyn": 0.3}).config.training == again.training
+    assert len({np.prod([len(values) for values in tuned.grid_of(name).values()]) for name in modes.modes(Training())}) == 1
+
+
+def test_a_curve_sets_the_leading_modes_beside_each_other_at_each_size(monkeypatch, tmp_path):
+    def loaded(train, names, common):
+        base = train.args[0].train
+        score = lambda name, seed: {"test/score": base + len(name) + seed}
+        return {name: [types.SimpleNamespace(rows=[score(name, seed)]) for seed in range(2)] for name in names}
+
+    monkeypatch.setattr(curve.jobs, "loaded", loaded)
+    settings = study.Settings(sizes=(10, 20), train=40, common=cli.Common(seeds=2, out=str(tmp_path)))
+    _, text, picture = curve.parts(settings, {})
+    assert [line.split(" | ")[0].strip("| ") for line in text.splitlines()[2:]] == ["10", "20", "40"]
+    assert "-4" in text and "-7" in text  # dat minus adapter, dat minus standalone
+    assert picture == "![Scores against questions](questions.png)"
+    assert 0 < (tmp_path / "questions.png").stat().st_size < 100_000
+
+
+def write(folder, model, vocabulary):
+    """A folder of a model with random weights, as published models have one."""
+    folder.mkdir(parents=True)
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), model.example), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    pretrained.save(params, model, folder / "model.safetensors")
+    kind = {"Albef": "albef", "Vilt": "vilt", "Transformer": "bert"}[type(model).__name__]
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, **model.checkpoint.config}))
+    (folder / "vocab.txt").write_text(vocabulary.read_text())
+    return params
+
+
+def test_a_trunk_is_what_its_folder_holds(trunk, tmp_path):
+    vocabulary = trunk[0] / "vocab.txt"
+    words = len(vocabulary.read_text().split())
+    small = {"vocabulary": words, "dim": 8, "heads": 2, "mlp": 12}
+    pictures = {"image": 32, "patch": 8, **small}
+    given = write(tmp_path / "albef", albef.encoder(length=32, depths=(1, 2, 1), **pictures), vocabulary)
+    write(tmp_path / "vault" / "vilt", vilt.encoder(text_length=24, depth=1, **pictures), vocabulary)
+    write(tmp_path / "vault" / "bert", bert.encoder(depth=1, positions=24, types=2, **small), vocabulary)
+    few = {"train": 8, "test": 4, "valid": 2, "training": Training()}
+    seen = {}
+    for name in ("albef", "vault"):
+        settings = dataclasses.replace(study.PRESETS["scenes"], trunk=str(tmp_path / name), **few)
+        problem = study.load(settings, 0)
+        over = problem.data, problem.trunk.model, problem.trunk.params, problem.head
+        counted = modes.size(modes.modes(settings.training)["dat"], settings.widths, *over)
+        sites = {"albef": 4, "vault": 1}[name]
+        assert counted.mb == pytest.approx(4e-6 * sites * (2 * 8 * 16 + 16 + 8))
+        seen[name] = problem.data.cohorts["all"].arrays
+    assert seen["albef"].keys() - seen["vault"].keys() == {"choices"}
+    own = problem.head.init(jax.random.key(0), np.zeros((1, 8), np.float32))
+    assert own["dense_1"]["bias"].shape == (seen["vault"]["target"].shape[1],)
+    problem = study.load(dataclasses.replace(settings, trunk=str(tmp_path / "albef")), 0)
+    jax.tree.map(np.testing.assert_array_equal, problem.head.init(jax.random.key(0), None), given["head"])
+    with pytest.raises(ValueError, match="over ALBEF there is no lora"):
+        over = problem.data, problem.trunk.model, problem.trunk.params, problem.head
+        modes.make(modes.modes(settings.training)["lora"], settings.widths, *over)
+    with pytest.raises(FileNotFoundError, match="holds no trunk; give a folder of experiments.pretrain_vilt; of ViLT"):
+        trunks.load(tmp_path)

@@ -6,10 +6,12 @@ makes a `FederatedData` in which each client owns its task.
 """
 
 from fedjax_mm.data.vqa import annotations
-from fedjax_mm.data.vqa.annotations import Question, imagefolder
+from fedjax_mm.data.vqa.annotations import Question
 from fedjax_mm.data.vqa.answers import normalise, soft_scores
+from fedjax_mm.data.vqa.as_arrays import all_examples, examples, federated
 from fedjax_mm.data.vqa.benchmarks import official
-from fedjax_mm.data.vqa.tasks import Source, Task, Tasks, all_examples, examples, federated, load
+from fedjax_mm.data.vqa.folders import imagefolder
+from fedjax_mm.data.vqa.tasks import Source, Task, Tasks, load
 
 __all__ = [
     "Question",

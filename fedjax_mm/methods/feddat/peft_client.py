@@ -9,23 +9,18 @@ import optax
 
 from fedjax_mm import trees
 from fedjax_mm.local import Batch, local_steps, masked_mean
+from fedjax_mm.methods.feddat.answers import Answers, answers_of
 from fedjax_mm.methods.feddat.config import PEFTConfig
-from fedjax_mm.methods.feddat.vqa_tuning import (
-    TrainState,
-    adamw,
-    answer,
-    descend,
-    points,
-    schedule,
-    task_loss,
-)
+from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, descend, dropping, schedule
 from fedjax_mm.methods.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import ClientData, Download, Key, Mean, Metrics, PyTree, Upload
 
 
-def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Key], PyTree], key: Key) -> PyTree:
+def client_init(
+    config: PEFTConfig, model: Vilt, head: Model | Answers, init: Callable[[Key], PyTree], key: Key
+) -> PyTree:
     """A client's state before its first round: its head and rounds, FedDyn's g_k ("pull"), and w where it is its own.
 
     init: key -> w, {"tuning": what is tuned besides the trunk, "trunk": tuned leaves of the trunk}.
@@ -45,7 +40,7 @@ def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Ke
 
 
 def apply_tuned(
-    model: Vilt, head: Model, tuned: PyTree, frozen: PyTree, head_params: PyTree, batch: Batch
+    model: Vilt, head: Model | Answers, tuned: PyTree, frozen: PyTree, head_params: PyTree, batch: Batch
 ) -> jax.Array:
     """f(x; w, h_k), logits [B, K].
 
@@ -58,21 +53,27 @@ def apply_tuned(
     >>> apply_tuned(model, head, tuned, frozen, 2.0, {"x": jnp.array([[0.0, 1.0]])}).tolist()
     [[2.0, 12.0]]
     """
-    pooled = model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
-    return answer(head, head_params, pooled, batch)
+    return answers_of(head).logits(head_params, _features(model, tuned, frozen, batch), batch)
+
+
+def _features(model: Vilt, tuned: PyTree, frozen: PyTree, batch: Batch) -> PyTree:
+    return model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
 
 
 def client_loss(
     config: PEFTConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     received: PyTree,
     frozen: PyTree,
     state: PyTree,
     params: tuple[PyTree, PyTree],
     batch: Batch,
+    key: Key | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """A client's loss [] on a batch, and {"score"}. params: (w, h_k); received: w_0; state: it holds FedDyn's g_k.
+
+    key: turns on the dropout of a model that has one.
 
     >>> import types
     >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] + tuning)
@@ -87,29 +88,33 @@ def client_loss(
     2.8201
     """
     tuned, head_params = params
-    z = apply_tuned(model, head, tuned, frozen, head_params, batch)
-    value = task_loss(config.training, z, batch)
+    answers = answers_of(head)
+    batch = answers.prepare(batch)
+    z = apply_tuned(dropping(model, key), head, tuned, frozen, head_params, batch)
+    value = answers.loss(config.training, z, batch)
     mu = config.prox + config.dyn
     if is_used(mu):
         value += proximal_term(mu, tuned, received)
     if is_used(config.dyn):
         value -= pull_term(state["pull"], tuned)
-    return value, {"score": masked_mean(points(z, batch), batch["mask"])}
+    return value, {"score": masked_mean(answers.points(z, batch), batch["mask"])}
 
 
 def step_head(
     config: PEFTConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     frozen: PyTree,
     tuned: PyTree,
     own: TrainState,
     batch: Batch,
     rate: jax.Array | float,
+    key: Key | None = None,
 ) -> TrainState:
     """One more AdamW step of h_k on a batch's task loss, for `head_steps` above 1: the head and its AdamW after it.
 
-    tuned: w before the batch's first step. Its features were computed for that step, and XLA does not do so again.
+    tuned: w before the batch's first step, and key that step's. Their features were computed for that step, and XLA
+    does not do so again.
 
     >>> import types
     >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] + tuning)
@@ -121,14 +126,45 @@ def step_head(
     1.5
     """
 
+    answers = answers_of(head)
+    batch = answers.prepare(batch)
+
     def loss(params: PyTree) -> jax.Array:
-        return task_loss(config.training, apply_tuned(model, head, tuned, frozen, params, batch), batch)
+        z = apply_tuned(dropping(model, key), head, tuned, frozen, params, batch)
+        return answers.loss(config.training, z, batch)
 
     return descend(adamw(config.training), rate, jax.grad(loss)(own.params), own)
 
 
+def _step_apart(
+    config: PEFTConfig,
+    model: Vilt,
+    head: Model | Answers,
+    frozen: PyTree,
+    loss: Callable,
+    rate: Callable[[jax.Array], jax.Array],
+    carry: tuple[tuple[TrainState, TrainState], jax.Array],
+    batch: Batch,
+    key: Key,
+) -> tuple[tuple, Metrics]:
+    """A batch with `head_steps` above 1: a step of w and several of h_k, each with an AdamW of its own."""
+    (tuned, own), i = carry
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)((tuned.params, own.params), batch, key)
+    tx = adamw(config.training)
+    after, own = (descend(tx, rate(i), d, part) for d, part in zip(grads, (tuned, own), strict=True))
+    for _ in range(config.head_steps - 1):
+        own = step_head(config, model, head, frozen, tuned.params, own, batch, rate(i), key)
+    return ((after, own), i + 1), {"loss": value, **metrics}
+
+
 def client_update(
-    config: PEFTConfig, model: Vilt, head: Model, download: Download, state: PyTree, data: ClientData, key: Key
+    config: PEFTConfig,
+    model: Vilt,
+    head: Model | Answers,
+    download: Download,
+    state: PyTree,
+    data: ClientData,
+    key: Key,
 ) -> tuple[Upload, PyTree, Metrics]:
     """A client's part of a round, its step 2: (upload, its new state, metrics).
 
@@ -153,22 +189,14 @@ def client_update(
 
     def step(carry: tuple[TrainState, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
         train_state, i = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch, key)
         return (descend(tx, rate(i), grads, train_state), i + 1), {"loss": value, **metrics}
-
-    def step_more(carry: tuple[tuple[TrainState, TrainState], jax.Array], batch: Batch, key: Key) -> tuple:
-        (tuned, own), i = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)((tuned.params, own.params), batch)
-        after, own = (descend(tx, rate(i), d, part) for d, part in zip(grads, (tuned, own), strict=True))
-        for _ in range(config.head_steps - 1):
-            own = step_head(config, model, head, download.held, tuned.params, own, batch, rate(i))
-        return ((after, own), i + 1), {"loss": value, **metrics}
 
     parts = received, state["head"]
     apart = config.head_steps > 1  # then w and h_k each have an AdamW of their own
     begin = tuple(TrainState(part, tx.init(part)) for part in parts) if apart else TrainState(parts, tx.init(parts))
     (end, _), metrics = local_steps(
-        step_more if apart else step,
+        functools.partial(_step_apart, config, model, head, download.held, loss, rate) if apart else step,
         (begin, jnp.int32(0)),
         data,
         key,
@@ -184,7 +212,9 @@ def client_update(
     return {"tuned": Mean(tuned, data.weight if config.weights == "size" else jnp.asarray(1.0))}, new, metrics
 
 
-def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
+def predict(
+    model: Vilt, head: Model | Answers, download: Download, state: PyTree, batch: Batch
+) -> dict[str, jax.Array]:
     """A client's logits {"score": [B, K]}. download, state: as for `client_update`.
 
     >>> import types
@@ -195,4 +225,5 @@ def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: 
     [[3.0, 6.0]]
     """
     tuned = state["tuned"] if "tuned" in state else download.sent["tuned"]
-    return {"score": apply_tuned(model, head, tuned, download.held, state["head"], batch)}
+    features = _features(model, tuned, download.held, batch)
+    return {"score": answers_of(head).scores(state["head"], features, batch)}
