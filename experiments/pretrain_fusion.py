@@ -125,7 +125,7 @@ def load(folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32) 
     return Trunk(encoder(Size(**told["size"]), dtype), kept["trunk"], known, told["scores"])
 
 
-def pretrain(settings: Settings, train: Arrays, valid: Arrays, log=print) -> Trunk:
+def pretrain(settings: Settings, train: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray], log=print) -> Trunk:
     """Trains, writes the folder and returns what `load` would.
 
     train, valid: "seen" [I, 2, W] of pictures, and "read" [I, Q, W] of their captions.
@@ -133,7 +133,7 @@ def pretrain(settings: Settings, train: Arrays, valid: Arrays, log=print) -> Tru
     model, key = encoder(settings.size), jax.random.key(settings.seed)
     known = {"seen": _moments(train["seen"]), "read": _moments(train["read"].reshape(-1, frozen.WIDTH))}
     train, valid = frozen.standardised(train, known), frozen.standardised(valid, known)
-    trunk = model.init(key, {"read": train["read"][:1, 0], "seen": train["seen"][:1]})
+    trunk = model.init(key, {"read": jnp.asarray(train["read"][:1, 0]), "seen": jnp.asarray(train["seen"][:1])})
     params = {"trunk": trunk, "match": 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (model.width, 2))}
     rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, max(1, settings.steps // 20), settings.steps)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
@@ -167,7 +167,7 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), x.std(0)
 
 
-def _batch(arrays: Arrays, size: int, key: jax.Array) -> dict[str, jax.Array]:
+def _batch(arrays: Mapping[str, jax.Array], size: int, key: jax.Array) -> dict[str, jax.Array]:
     rows, captions = jax.random.split(key)
     row = jax.random.randint(rows, (size,), 0, len(arrays["seen"]))
     caption = jax.random.randint(captions, (size,), 0, arrays["read"].shape[1])
@@ -190,7 +190,7 @@ def objective(model: vilt.Vilt, params: PyTree, batch: Mapping[str, jax.Array]) 
     return match_loss + contrast, {"contrast": contrast, "matches": (match.argmax(-1) == matches).mean()}
 
 
-def held_out(model: vilt.Vilt, params: PyTree, valid: Arrays) -> dict[str, float]:
+def held_out(model: vilt.Vilt, params: PyTree, valid: Mapping[str, np.ndarray]) -> dict[str, float]:
     """How many matches are told on held-out pictures, in batches of 64."""
     score = jax.jit(functools.partial(objective, model))
     order = np.random.default_rng(0).permutation(len(valid["seen"]))

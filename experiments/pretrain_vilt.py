@@ -16,7 +16,7 @@ settings, and how well the tasks are done on held-out pictures.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -156,7 +156,7 @@ def captioned(settings: Settings) -> tuple[Captions, Captions, list[str]]:
     return together(train), together(valid), asked
 
 
-def unseen(files: Sequence[str], without: str | None) -> np.ndarray:
+def unseen(files: Iterable[str], without: str | None) -> np.ndarray:
     """The rows of pictures, by their files, about which no question of the folder `without` is asked."""
     asked = vqa.imagefolder(without) if without else {}
     taken = {

@@ -6,6 +6,7 @@ experiments.pretrain_fusion makes the trunk that sees them together.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def standardised(
 
 
 def load(
-    folder: str, known: Mapping[str, tuple[np.ndarray, np.ndarray]], asked_for: Mapping[str, int]
+    folder: str, known: Mapping[str, tuple[np.ndarray, np.ndarray]], asked_for: Mapping[str, Any]
 ) -> tuple[vqa.Tasks, Callable[[str], dict[str, np.ndarray]]]:
     """(the tasks, without their pictures; from a split to all clients' questions through the frozen encoders).
 

@@ -78,8 +78,9 @@ class Problem(NamedTuple):
 @functools.lru_cache(4)
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed, which draws scenes, and questions where there are more than wanted."""
-    trunk, asked = _trunk(settings.trunk, settings.common.dtype), {"train": settings.train, "valid": settings.valid}
-    asked |= {"test": settings.test, "seed": seed}
+    trunk = _trunk(settings.trunk, settings.common.dtype)
+    numbers = {"train": settings.train, "valid": settings.valid, "test": settings.test}
+    asked: dict[str, Any] = {**numbers, "seed": seed}
     if isinstance(trunk, pretrain_fusion.Trunk):
         if settings.data != "vqa":
             raise ValueError(f"the trunk {settings.trunk} reads frozen features, and {settings.data} has none")
