@@ -113,8 +113,8 @@ def step_head(
 ) -> TrainState:
     """One more AdamW step of h_k on a batch's task loss, for `head_steps` above 1: the head and its AdamW after it.
 
-    tuned: w before the batch's first step, and key that step's. Their features were computed for that step, and XLA
-    does not do so again.
+    tuned: w before the batch's first step, and key that step's. Their features are those of that step, which XLA
+    computes again in part.
 
     >>> import types
     >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] + tuning)
