@@ -166,8 +166,7 @@ def client_loss(
     1.0
     """
     embedded = embed(encoders, params, batch)
-    # Of what is embedded already, so that no encoder runs twice.
-    known = {**batch, **{m: h for m, (h, _) in embedded.items()}}
+    known = {**batch, **{m: h for m, (h, _) in embedded.items()}}  # so that no encoder runs twice
     task, metrics = local_loss(config.fedavg, dict.fromkeys(encoders, SAME), head, params, start, known)
     totals = {
         m: class_totals(h, there, batch["label"], len(received[m]["known"])) for m, (h, there) in embedded.items()
