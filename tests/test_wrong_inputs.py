@@ -255,7 +255,7 @@ EXEMPT = {
     "clients.on_every_device": "the engine's own: map_reduce checks what it is given",
     "methods.*.build": BUILDS,
     "methods.": JITTED,
-    **{f"stages.{name}": RUNS for name in ("kept", "joined", "check_caches", "with_shapes")},
+    **{f"stages.{name}": RUNS for name in ("frozen", "kept", "joined", "check_caches", "with_shapes")},
     "federate": "it ties functions of the caller together, and runs none",
     "gradient_step": "it ties functions of the caller together, and runs none",
     "on_change": "it ties functions of the caller together, and runs none",

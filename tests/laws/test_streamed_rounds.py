@@ -119,7 +119,7 @@ def test_a_run_is_the_same_wherever_its_arrays_are_and_goes_on_with_either(tmp_p
 
 
 @pytest.mark.parametrize(
-    "how", [{"chunk": 3}, {"devices": 2}, {"devices": 2, "client_state": "host"}, {"rounds_per_call": 3}]
+    "how", [{"chunk": 3, "rounds_per_call": 3}, {"devices": 2}, {"devices": 2, "client_state": "host"}]
 )
 def test_chunks_devices_and_calls_read_the_same_rows(how):
     method, data, away = problem()
