@@ -34,7 +34,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
 }
 """Of a server that distils nothing, of averaged weights by row, of distillation with a state of its own from clients
 that contrast and from others, and of distillation in a shared state. Each was moved until it held its best inside, but
-FedIoT's, whose scores hardly differ."""
+that of a server alone, which is best with the fewest passes there are."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
