@@ -91,11 +91,12 @@ class Reader:
 
     def _fill(self, rows: np.ndarray, numbers: np.ndarray, part: Sequence[np.ndarray]) -> None:
         for places in part:
-            rows[places] = self._row(int(numbers[places[0]]))
+            rows[places] = self.row(int(numbers[places[0]]))
 
-    def _row(self, number: int) -> np.ndarray | int:
+    def row(self, number: int) -> np.ndarray:
+        """The row of a number, as it was kept or read anew; in the thread that asks for it."""
         if number == NOBODY:
-            return 0
+            return np.zeros(self.shape, self.dtype)
         if (kept := self._kept.get(number)) is not None:
             return kept
         row = np.asarray(self.read(number), self.dtype)

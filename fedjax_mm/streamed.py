@@ -8,6 +8,7 @@ examples is drawn on the device as always: a loader that iterates in an order of
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -164,9 +165,12 @@ def concatenated(parts: Sequence[Any]) -> Streamed:
 
     def read(number: int) -> np.ndarray:
         at = int(np.searchsorted(starts, number, "right")) - 1
-        return parts[at][number - int(starts[at])]
+        part, row = parts[at], number - int(starts[at])
+        return part.reader.row(int(part.index[row])) if is_streamed(part) else part[row]
 
-    return of_rows(read, int(starts[-1]), like.shape[1:], like.dtype, kept_bytes=0)
+    known = all(is_streamed(x) and x.version for x in parts)
+    version = " ".join(f"{x.version} {zlib.crc32(x.index)}" for x in parts) if known else ""
+    return of_rows(read, int(starts[-1]), like.shape[1:], like.dtype, version=version, kept_bytes=0)
 
 
 def lengthened(arrays: Arrays, rows: jax.Array, size: int) -> jax.Array:

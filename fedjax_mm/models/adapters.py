@@ -141,12 +141,14 @@ def bias(path: str) -> bool:
 def norm(path: str) -> bool:
     """Whether a leaf belongs to a layer's norm or to the last one: 38,400 parameters train.
 
-    The norm of the text embeddings is not among them, as in the released code. (section 4)
+    The norm of the text embeddings is not among them, and of ALBEF the norms of the ViT alone are, as in the released
+    code. (section 4)
 
     >>> norm("layers/norm_1/scale"), norm("embeddings/text/norm/scale")
     (True, False)
     """
-    return path.startswith(("layers/norm_", "norm/"))
+    of_image = path.startswith("image/") and ("/norm_" in path or path.startswith("image/norm/"))
+    return path.startswith(("layers/norm_", "norm/")) or of_image
 
 
 def every_norm(path: str) -> bool:

@@ -9,8 +9,6 @@ from flax import linen as nn
 from fedjax_mm.models.attention import attention, dropout
 from fedjax_mm.types import Key
 
-Mask = jax.Array | None
-
 
 class Layer(nn.Module):
     """One encoder layer [B, T, D] -> [B, T, D] in `dtype`; mask [B, T] is True at real tokens; `key` turns dropout on.
@@ -52,7 +50,7 @@ class Layer(nn.Module):
     ) -> jax.Array:
         shape, width = x.shape, x.shape[-1]
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        drops = {"": keys[:2], "cross_": keys[:2]}
+        drops = {"": keys, "cross_": keys}
         if key is not None and memory is not None:
             drops["cross_"] = jax.random.split(jax.random.fold_in(key, 3))
         normal = nn.initializers.normal(self.std)
@@ -67,9 +65,8 @@ class Layer(nn.Module):
         ) -> jax.Array:
             split = lambda part, x: dense(name + part, width)(x).reshape(rows, -1, self.heads, width // self.heads)
             query, key, value = split("query", x), split("key", to), split("value", to)
-            one, two = drops[name]
-            y = attention(query, key, value, mask, self.dropout[0], one, causal)
-            return dropout(dense(f"{name}out", width)(y.reshape(x.shape)), self.dropout[1], two)
+            y = attention(query, key, value, mask, self.dropout[0], drops[name][0], causal)
+            return dropout(dense(f"{name}out", width)(y.reshape(x.shape)), self.dropout[1], drops[name][1])
 
         def mlp(x: jax.Array) -> jax.Array:
             hidden = nn.gelu(dense("fc_1", self.mlp)(x), approximate=False)

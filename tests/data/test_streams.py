@@ -87,7 +87,7 @@ def test_batches_are_read_ahead_and_no_row_twice_in_a_batch():
         asked.append(number)
         if len(asked) == 3 * (1 + AHEAD):
             gate.set()
-        assert gate.wait(60)
+        assert gate.wait(20)
         return np.full(1, number, np.float32)
 
     x = streamed.of_rows(read, 10, (1,), np.float32, threads=16, kept_bytes=0)

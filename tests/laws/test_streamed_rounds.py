@@ -50,6 +50,33 @@ def test_public_examples_are_the_same_but_for_rounding():
     chex.assert_trees_all_close(*first_rounds("creamfl", public=True), atol=1e-5)
 
 
+def made_test_set(name):
+    """Test arrays of a method, of more rows than are read at once."""
+    rng, total = np.random.default_rng(1), 300
+    a, b = (rng.normal(size=(total, *shape)).astype(np.float32) for shape in ((4,), (3, 2)))
+    label = rng.integers(0, 3, total).astype(np.int32)
+    if name == "creamfl":
+        return {"image": a, "text": b[:, 0], "B/text": b[:, 0], "B/label": label}
+    if name == "feddat":
+        arrays = {k: np.asarray(x)[:40] for k, x in case_of(name).data.cohorts["AB"].arrays.items()}
+        return {**arrays, "client": np.arange(40, dtype=np.int32) % 2}
+    return {"a": a, "b": b} if name == "layerwise" else {"a": a, "b": b, "label": label}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ("fedavg", "layerwise", "creamfl", "feddat")]
+)
+def test_scores_are_the_same(name):
+    case, arrays = case_of(name), made_test_set(name)
+    scores = case.method.evaluate(case.state, arrays)
+    assert scores and case.method.evaluate(case.state, {**arrays, **_in_part(arrays)}) == scores
+
+
+def _in_part(arrays):
+    """The arrays of models' inputs, streamed."""
+    return outside({k: x for k, x in arrays.items() if k not in ("label", "B/label", "client", "target")}, {})
+
+
 RNG = np.random.default_rng(0)
 ARRAYS = {"x": RNG.integers(0, 256, (60, 5, 4, 3), np.uint8), "label": RNG.integers(0, 3, 60).astype(np.int32)}
 OWNERS = [np.arange(0, 9), np.arange(9, 30), np.arange(30, 31), np.arange(28, 50)]
@@ -92,7 +119,7 @@ def test_a_run_is_the_same_wherever_its_arrays_are_and_goes_on_with_either(tmp_p
 
 
 @pytest.mark.parametrize(
-    "how", [{"chunk": 3}, {"devices": 2}, {"devices": 2, "client_state": "host"}, {"rounds_per_call": 3}]
+    "how", [{"chunk": 3, "rounds_per_call": 3}, {"devices": 2}, {"devices": 2, "client_state": "host"}]
 )
 def test_chunks_devices_and_calls_read_the_same_rows(how):
     method, data, away = problem()

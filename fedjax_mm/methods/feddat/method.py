@@ -18,8 +18,8 @@ One round (section 1):
   3. It sends back A_s. The server takes the plain mean. (`server_update`)
 
 Between (0) and (2) only the head moves, so one pass through the trunk serves both: the features are kept, the head is
-applied again, and a batch costs two passes forward and two backward, not three and two. What no adapter changes (the
-embeddings, the first layer) is computed once.
+applied again, and a batch costs two passes forward and two backward, not three and two, unless the model has dropout
+(ALBEF). What no adapter changes (the embeddings, the first layer) is computed once.
 
 Two defects of the released code change the algorithm (section 1b), and each is a setting: A_c stops training after the
 first round (`compat_freeze_local`), and the schedule advances twice per batch, so that FedDAT's mean rate is almost

@@ -92,7 +92,8 @@ def contrastive_scores(encoders: Encoders, project: Project, params: Params, arr
     if text in arrays:
         captions = arrays[text]
         several = captions.shape[1] if captions.ndim > encoders[text].example.ndim else 1
-        captions = captions.reshape(-1, *captions.shape[captions.ndim - encoders[text].example.ndim + 1 :])
+        if several > 1:
+            captions = captions[:].reshape(-1, *captions.shape[2:])
         image_of_caption = np.repeat(np.arange(len(captions) // several), several)
         texts = _in_batches(functools.partial(project, params, text), captions)
         result |= evaluate.retrieval_recall(images, texts, image_of_caption, (1, 5, 10, 50))

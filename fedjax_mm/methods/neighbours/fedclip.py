@@ -45,7 +45,7 @@ class FedCLIPConfig:
     """How the adapters are trained and averaged."""
 
 
-def build(config: FedCLIPConfig, data: HasPopulation, modalities: Sequence[str], text: jax.Array) -> Method:
+def build(config: FedCLIPConfig, data: HasPopulation, modalities: Sequence[str], text: jax.typing.ArrayLike) -> Method:
     """The method for the cohorts of `data`, whose arrays of these modalities are features [E, D].
 
     text: [K, D], the features of each class's text. Scores and errors are those of `fedavg.build`. Raises ValueError
@@ -57,10 +57,10 @@ def build(config: FedCLIPConfig, data: HasPopulation, modalities: Sequence[str],
         raise ValueError("text holds NaN or infinity; give the finite features of every class's text")
     for name, cohort in data.population.cohorts.items():
         for m in check_names("modalities", modalities):
-            if m in cohort.arrays and cohort.arrays[m].shape[1:] != text.shape[1:]:
+            if m in cohort.arrays and cohort.arrays[m].shape[1:] != given.shape[1:]:
                 found = f"array {m!r} of cohort {name} is {[*cohort.arrays[m].shape]}"
-                raise ValueError(f"{found}; it must be [E, {text.shape[1]}], as text has features of this width")
-    return fedavg.build(config.fedavg, data, {m: ADAPTER for m in modalities}, text_head(text, config.scale))
+                raise ValueError(f"{found}; it must be [E, {given.shape[1]}], as text has features of this width")
+    return fedavg.build(config.fedavg, data, {m: ADAPTER for m in modalities}, text_head(given, config.scale))
 
 
 def init_adapter(key: Key, features: jax.Array) -> dict[str, PyTree]:
@@ -98,7 +98,7 @@ def adapt(adapter: PyTree, features: jax.Array) -> jax.Array:
 ADAPTER = Model(init_adapter, adapt)
 
 
-def text_head(text: jax.Array, scale: float) -> Model:
+def text_head(text: jax.typing.ArrayLike, scale: float) -> Model:
     """A head without parameters: s cos(x, T_j), logits [B, K] of features [B, D]. text: T [K, D].
 
     >>> head = text_head(jnp.array([[2.0, 0.0], [0.0, 5.0]]), scale=10.0)
