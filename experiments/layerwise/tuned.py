@@ -129,13 +129,8 @@ def train(settings: Settings, name: str, head_rate: float, rate: float, seed: in
     config = config_of(settings, row, head_rate, rate) if row.trunk else config_of(settings, row, rate, 0.0)
     before = None if row.heads is None else (row.heads, head_rate)
     folder = tables.folder(common, f"{name} {rate:g}", seed)
-    about = {
-        "data": tables.of_a_run(settings),
-        "row": row._asdict(),
-        "method": dataclasses.asdict(config),
-        "before": before,
-    }
-    about = json.loads(json.dumps({**about, "data": {k: v for k, v in about["data"].items() if "rates" not in k}}))
+    about = {"data": _of_a_run(settings), "row": row._asdict(), "method": dataclasses.asdict(config), "before": before}
+    about = json.loads(json.dumps(about))
     kept = Folder(folder).read("point.json")
     if kept is None:
         point = _trained(settings, row, config, before, f"{name} {rate:g}", seed)
@@ -144,6 +139,13 @@ def train(settings: Settings, name: str, head_rate: float, rate: float, seed: in
     if kept["settings"] != about:
         raise ValueError(f"{folder / 'point.json'} is of a run with other settings; give another --out")
     return kept["point"]
+
+
+def _of_a_run(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what a run gives: another grid changes no run."""
+    return {
+        name: value for name, value in tables.of_a_run(settings).items() if name not in ("head_rates", "encoder_rates")
+    }
 
 
 def _trained(
@@ -177,7 +179,7 @@ def _trained(
         evaluate_every=settings.every,
         checkpoint_every=sum(row.rounds),
         watch=list(kept.values()),
-        config={"settings": tables.of_a_run(settings), "method": config},
+        config={"settings": _of_a_run(settings), "method": config},
     )
     done, labels = report.load(folder), {}
     for label, best in kept.items():
@@ -188,14 +190,8 @@ def _trained(
     return {"labels": labels, "curve": curve, "loss": done.rows[-1]["all/loss"]}
 
 
-def warm_heads(settings: Settings, layers: int, rate: float, seed: int) -> dict[str, PyTree]:
-    """{part: the head that it begins with}: clients have trained heads alone on what so many upper layers give."""
-    return {part: own["head"] if "head" in own else own for part, own in _warm(settings, layers, rate, seed)[0].items()}
-
-
-@functools.lru_cache(16)
-def _warm(settings: Settings, layers: int, rate: float, seed: int) -> tuple[PyTree, float]:
-    """(the server's parameters after the rounds of the heads alone, its score on valid)."""
+def train_heads(settings: Settings, layers: int, rate: float, seed: int) -> float:
+    """Trains heads alone on what so many upper layers give, if that is not done; the score of the last on valid."""
     problem = pretrained.load(settings, seed)
     trunk, row = problem.frozen[layers], Row("end-to-end", (settings.warm,), {}, False)
     data, config = problem.federated(trunk), config_of(settings, row, rate, 0.0)
@@ -205,14 +201,24 @@ def _warm(settings: Settings, layers: int, rate: float, seed: int) -> tuple[PyTr
         data,
         settings.common,
         settings,
-        f"heads of {layers} {rate:g}",
+        _heads_name(layers, rate),
         seed,
         per_round=settings.per_round,
         checkpoint_every=settings.warm,
-        config={"settings": tables.of_a_run(settings), "method": config},
+        config={"settings": _of_a_run(settings), "method": config},
     )
     state = recalibration(stages, data, settings.per_round, seed)(state)
-    return state.server, _scores(stages, state, trunk.splits["valid"])["chosen_by"]
+    return _scores(stages, state, trunk.splits["valid"])["chosen_by"]
+
+
+def warm_heads(settings: Settings, layers: int, rate: float, seed: int) -> dict[str, PyTree]:
+    """{part: the head that it begins with}, as `train_heads` left it."""
+    server = run.load(tables.folder(settings.common, _heads_name(layers, rate), seed), clients=False).server
+    return {part: own["head"] if "head" in own else own for part, own in server.items()}
+
+
+def _heads_name(layers: int, rate: float) -> str:
+    return f"heads of {layers} {rate:g}"
 
 
 def with_heads(stages: Sequence[Stage], heads: Mapping[str, PyTree]) -> list[Stage]:
@@ -265,9 +271,12 @@ def compare(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     cli.write(common.out, settings)
     names = [cli.one_of("row of --rows", name, known) for name in settings.rows] or list(known)
     first, head_rates = common.all_seeds[0], settings.head_rates
-    warm = jobs.done_all(_warm, [(settings, LAYERS, rate, first) for rate in head_rates], common.jobs)
-    before = {rate: value for rate, (_, value) in zip(head_rates, warm, strict=True)}
+    warm = jobs.done_all(train_heads, [(settings, LAYERS, rate, first) for rate in head_rates], common.jobs)
+    before = dict(zip(head_rates, warm, strict=True))
     head_rate = max(before, key=lambda rate: before[rate])
+    depths = {known[name].heads for name in names} - {None}
+    given = [(settings, layers, head_rate, seed) for seed in common.all_seeds for layers in depths]
+    jobs.done_all(train_heads, given, common.jobs)
     tried = _tune(settings, names, head_rate)
     labels = {label: name for name in names for label in known[name].labels}
     picked = {label: chosen(tried[name], label) for label, name in labels.items()}

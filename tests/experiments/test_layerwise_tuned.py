@@ -126,9 +126,10 @@ def test_rates_and_rounds_are_chosen_on_validation(tmp_path, study):
         tuned.compare(dataclasses.replace(study, rows=("head",)))
 
 
-def test_a_row_begins_with_the_heads_that_were_trained_before(study):
+def test_a_row_begins_with_the_heads_that_were_trained_before(tmp_path, study):
     given = problem()
-    heads, _ = tuned._warm(study, 2, 0.1, 0)
+    assert 0 < tuned.train_heads(study, 2, 0.1, 0) <= 100
+    heads = run.load(tmp_path / "heads_of_2_0.1" / "seed0").server
     row = tuned.rows(study)["layer-wise"]
     config = tuned.config_of(study, row, 0.1, 0.1)
     data = given.federated(given.trained)
