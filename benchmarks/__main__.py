@@ -18,9 +18,24 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from benchmarks import engine, methods, neighbours, peak, population, price, processes, steps, sweeps, timing, uploads
+from benchmarks import (
+    engine,
+    host,
+    methods,
+    neighbours,
+    peak,
+    population,
+    price,
+    processes,
+    steps,
+    streaming,
+    sweeps,
+    timing,
+    uploads,
+)
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
+from benchmarks.host import Settings as Host
 from benchmarks.methods import Settings as Methods
 from benchmarks.peak import Settings as Peak
 from benchmarks.peers import comparison
@@ -28,6 +43,7 @@ from benchmarks.population import Settings as Population
 from benchmarks.price import Settings as Price
 from benchmarks.processes import Settings as Processes
 from benchmarks.steps import Settings as Steps
+from benchmarks.streaming import Settings as Streaming
 from benchmarks.sweeps import Settings as Sweeps
 from experiments.common import cli
 from fedjax_mm import report
@@ -37,6 +53,7 @@ Section = Literal[
     "handwritten",
     "clients_per_round",
     "population",
+    "host",
     "mapping",
     "processes",
     "skew",
@@ -46,6 +63,7 @@ Section = Literal[
     "client_steps",
     "peers",
     "sweep",
+    "streaming",
 ]
 
 
@@ -60,10 +78,12 @@ class Settings:
     price: Price = Price()
     peak: Peak = Peak()
     steps: Steps = Steps()
+    host: Host = Host()
     population: Population = Population()
     processes: Processes = Processes()
     peers: comparison.Settings = comparison.Settings()
     sweeps: Sweeps = Sweeps()
+    streaming: Streaming = Streaming()
     out: str = "runs/throughput"
     """Folder that throughput.json is written to."""
 
@@ -72,6 +92,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "handwritten": lambda settings: engine.handwritten(settings.engine),
     "clients_per_round": lambda settings: engine.clients_per_round(settings.engine),
     "population": lambda settings: population.population(settings.population),
+    "host": lambda settings: host.host(settings.host),
     "mapping": lambda settings: engine.mapping(settings.engine),
     "processes": lambda settings: processes.processes(settings.processes),
     "skew": lambda settings: engine.skew(settings.engine),
@@ -82,6 +103,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "client_steps": lambda settings: timing.in_own_process(steps.client_steps, settings.steps, devices=1),
     "peers": lambda settings: timing.in_own_process(comparison.peers, settings.peers, devices=1),
     "sweep": lambda settings: sweeps.sweep(settings.sweeps),
+    "streaming": lambda settings: streaming.streaming(settings.streaming),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),

@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.common import cli, data, jobs, tables
@@ -25,9 +26,23 @@ from experiments.common.data import Problem
 from fedjax_mm import evaluate, report, run
 from fedjax_mm.data import FederatedData, partition, pooled
 from fedjax_mm.federate import Method
-from fedjax_mm.methods import ditto, fedavg, feddyn, fednova, fedrep, ifca, pfedme, scaffold
+from fedjax_mm.methods import (
+    carmfl,
+    ditto,
+    fedavg,
+    fedclip,
+    feddyn,
+    fednova,
+    fedproto,
+    fedrep,
+    fesem,
+    ifca,
+    mfedmc,
+    pfedme,
+    scaffold,
+)
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.models import heads
+from fedjax_mm.models import Model, heads
 from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.run.sweep_files import Sweep
@@ -70,7 +85,8 @@ class Row(NamedTuple):
     personal: bool = False
     """Whether it is tuned for clients' own rows, and not for the server's model."""
     world: str = "clients"
-    """Whose examples train: "clients", "alone" (all clients in every round), "pooled" (one client) or "server"."""
+    """Whose examples train: "clients", "alone" (all clients in every round), "pooled" (one client), "server",
+    "borrowing" (clients that see the server's labelled pairs too) or "features" (of a network of the server's)."""
 
 
 def of_fedavg(module: Any, **fixed: Any) -> Callable[..., Method]:
@@ -85,6 +101,19 @@ def of_own(module: Any, kind: Any, **fixed: Any) -> Callable[..., Method]:
         return module.build(kind(fedavg=dataclasses.replace(BASE, client_lr=client_lr), **fixed, **chosen), *models)
 
     return build
+
+
+def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
+    """FedCLIP on features. models: (data, modalities, features of the classes)."""
+    fedavg_config = dataclasses.replace(BASE, client_lr=client_lr)
+    return fedclip.build(fedclip.FedCLIPConfig(scale, fedavg_config), *models)
+
+
+def of_frozen(models: tuple, /, scale: float = 10.0) -> Method:
+    """The features themselves, without an adapter: nothing is trained, and nothing travels."""
+    held, modalities, text = models
+    same = Model(lambda key, x: {}, lambda params, x: x)
+    return fedavg.build(BASE, held, dict.fromkeys(modalities, same), fedclip.text_head(text, scale))
 
 
 RATES = {"client_lr": [0.1, 0.3, 1.0, 3.0]}
@@ -120,6 +149,29 @@ ROWS = {
         {"personal_lr": [0.01, 0.03, 0.1], "prox": [10.0, 20.0, 40.0]},
         *("2006.08848", pfedme, "model", True),
     ),
+    "FeSEM": Row(
+        of_own(fesem, fesem.FeSEMConfig), RATES | {"centres": [2, 3, 4]}, "2005.01026", fesem, "model, its centre"
+    ),
+    "FedProto": Row(
+        of_own(fedproto, fedproto.FedProtoConfig),
+        RATES | {"strength": [0.01, 0.1, 1.0]},
+        *("2105.00243", fedproto, "model", True),
+    ),
+    "MFedMC": Row(
+        of_own(mfedmc, mfedmc.MFedMCConfig),
+        RATES | {"sent_share": [0.2, 0.5, 1.0]},
+        *("2401.16685", mfedmc, "fusion", True),
+    ),
+    "CAR-MFL": Row(
+        of_own(carmfl, carmfl.CARMFLConfig),
+        RATES | {"borrowed_weight": [0.1, 0.3, 1.0]},
+        *("2407.08648", carmfl),
+        world="borrowing",
+    ),
+    "FedCLIP": Row(
+        of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, "features", world="features"
+    ),
+    "frozen features": Row(of_frozen, {"scale": [10.0]}, keeps="features", world="features"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),
     "centralised": Row(of_fedavg(fedavg), RATES, world="pooled"),
@@ -147,22 +199,62 @@ def world(settings: Settings, seed: int, tuned: bool) -> Problem:
     return problem._replace(data=FederatedData.from_arrays(arrays, train, test=test))
 
 
+def world_of(settings: Settings, row: Row, seed: int, tuned: bool) -> Problem:
+    """The problem of a row: that of all, or its features."""
+    problem = world(settings, seed, tuned)
+    if row.world == "features":
+        return featured(settings, problem, seed)
+    if row.world == "borrowing":
+        return problem._replace(data=dataclasses.replace(problem.data, public=labelled(problem)))
+    return problem
+
+
+def labelled(problem: Problem) -> dict[str, np.ndarray]:
+    """The pairs of which the server has labels."""
+    arrays = problem.dataset.splits["labelled"]
+    return {key: arrays[key] for key in (*problem.dataset.modalities, "label")}
+
+
+def featured(settings: Settings, problem: Problem, seed: int) -> Problem:
+    """The problem with embeddings in place of examples, and the features of the classes as its split "text".
+
+    In place of CLIP stands what the server alone learns of its labelled pairs, with the settings of "server only":
+    encoders into one space, in which the rows of the linear head stand for the classes.
+    """
+    held, taken = given(settings, ROWS["server only"], problem)
+    _, encoders, head = models_of(problem, held)
+    method = fedavg.build(dataclasses.replace(BASE, client_lr=1.0), held, encoders, head)
+    rounds = settings.problem.common.rounds
+    params = run.train(method, held, rounds=rounds, per_round=taken, seed=seed, progress=False).server["params"]
+    embed = {m: jax.jit(functools.partial(encoders[m].apply, params[m])) for m in encoders}
+    swap = lambda arrays: {k: np.asarray(embed[k](x)) if k in embed else np.asarray(x) for k, x in arrays.items()}
+    cohorts = {
+        name: dataclasses.replace(one, arrays=swap({k: np.asarray(x) for k, x in one.arrays.items()}))
+        for name, one in problem.data.cohorts.items()
+    }
+    splits = {split: swap(arrays) for split, arrays in problem.dataset.splits.items()}
+    text = {"features": np.asarray(params["head"]["Dense_0"]["kernel"]).T}
+    data = dataclasses.replace(problem.data, cohorts=cohorts, public=None)
+    return Problem(data, problem.dataset._replace(splits={**splits, "text": text}))
+
+
 def given(settings: Settings, row: Row, problem: Problem) -> tuple[FederatedData, dict[str, int]]:
     """(whose examples train, who takes part in a round)."""
     if row.world == "pooled":
         held = pooled(problem.data)
     elif row.world == "server":
-        labelled = problem.dataset.splits["labelled"]
-        arrays = {key: labelled[key] for key in (*problem.dataset.modalities, "label")}
-        held = FederatedData.from_arrays(arrays, [np.arange(len(labelled["label"]))])
+        arrays = labelled(problem)
+        held = FederatedData.from_arrays(arrays, [np.arange(len(arrays["label"]))])
     else:
         held = problem.data
-    share = settings.problem.fraction if row.world == "clients" else 1.0
+    share = 1.0 if row.world in ("alone", "pooled", "server") else settings.problem.fraction
     return held, data.taking_part(problem._replace(data=held), share)
 
 
 def models_of(problem: Problem, held: FederatedData) -> tuple:
-    """What every method is built from."""
+    """What every method is built from: (data, encoders, head), or of features (data, modalities, classes' features)."""
+    if "text" in problem.dataset.splits:
+        return held, problem.dataset.modalities, problem.dataset.splits["text"]["features"]
     return held, data.encoders(problem.dataset), heads.linear(len(problem.dataset.classes))
 
 
@@ -174,7 +266,7 @@ def score_of(row: Row, problem: Problem, split: str) -> str:
 def tune(settings: Settings, name: str) -> Sweep:
     """The grid of a row: read where --out has it, else trained and written there."""
     row, common = ROWS[name], settings.problem.common
-    problem = world(settings, common.all_seeds[0], True)
+    problem = world_of(settings, row, common.all_seeds[0], True)
     folder = pathlib.Path(common.out) / "tuning" / name.replace(" ", "_")
     if (folder / "sweep.json").exists():
         found = report.read_sweep(folder)
@@ -215,7 +307,8 @@ def choose(settings: Settings, name: str) -> tuple[dict[str, Any], list[str]]:
 
 def train(settings: Settings, chosen: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> pathlib.Path:
     """The folder of a row's run of one seed, trained to its end."""
-    row, common, problem = ROWS[name], settings.problem.common, world(settings, seed, False)
+    row, common = ROWS[name], settings.problem.common
+    problem = world_of(settings, row, seed, False)
     held, taken = given(settings, row, problem)
     method = row.build(models_of(problem, held), **chosen[name])
     how = {"test": data.tested(problem, common.split), "evaluate_every": common.rounds, "per_round": taken}
@@ -257,7 +350,7 @@ def result(
             shown |= {heading: over_seeds(values), f"{heading}, each seed": values}
             if name != BASELINE and len(values) > 1:
                 shown[ahead] = _cell(np.subtract(values, others))
-    if row.world in ("clients", "alone"):
+    if row.world not in ("pooled", "server"):
         (about,) = report.summary(runs)
         costs = [cost for one in runs for cost in one.costs.values()]
         shown |= {f"kB {way}": max(cost[f"bytes_{way}"] for cost in costs) / 1e3 for way in ("down", "up")}

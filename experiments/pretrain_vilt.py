@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from experiments.common import cli
 from fedjax_mm import losses
 from fedjax_mm.data import flickr8k, scenes, wordpiece
-from fedjax_mm.models import pretrained, transformer, vilt
+from fedjax_mm.models import albef, pretrained, transformer, vilt
 from fedjax_mm.run import records
 from fedjax_mm.types import PyTree
 
@@ -94,25 +94,30 @@ PRESETS = {
 
 
 class Trunk(NamedTuple):
-    """A pretrained ViLT and what is needed to feed it."""
+    """A pretrained trunk, here a ViLT, and what is needed to feed it."""
 
-    model: vilt.Vilt
+    model: vilt.Vilt | albef.Albef
     params: PyTree
     tokenizer: Tokenizer
     size: Size
     scores: Mapping[str, float]  # on held-out pictures; empty where they are not known
+    head: PyTree | None = None  # of a model that writes answers, what every client's head starts from
+    words: int | None = None  # how many word pieces its answers have
 
 
-def load(folder: str | pathlib.Path) -> Trunk:
-    """The trunk in a folder that this script wrote, or in one with ViLT-B/32's model.safetensors and vocab.txt."""
+def load(folder: str | pathlib.Path, dtype: jax.typing.DTypeLike = jnp.float32) -> Trunk:
+    """The trunk in a folder that this script wrote, or in one with ViLT-B/32's model.safetensors and vocab.txt.
+
+    dtype: precision of the inputs of its matrix products.
+    """
     folder = pathlib.Path(folder)
     about = folder / "model.json"
     if about.is_file():
         told = json.loads(about.read_text())
         size, scores = Size(**told["size"]), told["scores"]
-        model = encoder(size)
+        model = encoder(size, dtype)
     else:
-        size, scores, model = Size(384, 32, 40, 30522, 768, 12, 12), {}, vilt.base()
+        size, scores, model = Size(384, 32, 40, 30522, 768, 12, 12), {}, vilt.base(dtype=dtype)
     return Trunk(model, pretrained.load(model, folder), wordpiece.load(folder / "vocab.txt"), size, scores)
 
 

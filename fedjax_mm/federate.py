@@ -193,9 +193,10 @@ def cohort_pass(
         sent = transforms.encode(method.upload, sent, download.sent, jax.random.fold_in(key, 1))
         sent = transforms.decode(method.upload, sent, download.sent)
         present = (index < cohort.size) & (weight > 0)
-        summed = {slot: _scaled(*one) if isinstance(one, Mean) else one.value for slot, one in sent.items()}
         weights = {slot: one.weight for slot, one in sent.items()}
-        counts = present & trees.all_finite((summed, weights, new))
+        summed = [one for one in sent.values() if isinstance(one, Mean)]
+        apart = [one.value for one in sent.values() if not isinstance(one, Mean)]
+        counts = present & trees.all_finite((apart, weights, new), summed)
         for slot_weight in weights.values():
             counts &= slot_weight >= 0
         w = jnp.where(counts, weight, 0.0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_mm import trees
+from fedjax_mm import streamed, trees
 from fedjax_mm.checks import (
     check_callable,
     check_flag,
@@ -27,6 +27,7 @@ from fedjax_mm.checks import (
     say,
 )
 from fedjax_mm.split_rows import in_step, is_split, read_rows
+from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 where a row is padding
@@ -87,8 +88,10 @@ def whole(arrays: Arrays) -> ClientData:
     return ClientData(arrays, rows, jnp.int32(total), jnp.float32(1), public=None, uniform=True)
 
 
-def take(arrays: Arrays, rows: jax.Array) -> Arrays:
-    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]. An array may be a SplitRows.
+def take(arrays: Arrays, rows: jax.Array, coming: jax.Array | None = None) -> Arrays:
+    """Rows of every array: leaves [E, ...], [B] -> leaves [B, ...]. An array may be a SplitRows or a Streamed.
+
+    coming: [n B] int, the rows of the next n batches, -1 for none, which a Streamed is to have ready.
 
     >>> take({"x": jnp.array([10, 20, 30])}, jnp.array([2, 0]))["x"].tolist()
     [30, 10]
@@ -96,9 +99,22 @@ def take(arrays: Arrays, rows: jax.Array) -> Arrays:
     if arrays:
         _count(arrays)
     check_traced("rows", rows)
-    return jax.tree.map(
-        lambda x: read_rows(x, rows, _rows) if is_split(x) else _rows(x, rows), arrays, is_leaf=is_split
-    )
+
+    def taken(x):
+        if is_streamed(x):
+            return x.rows(rows, coming)
+        return read_rows(x, rows, _rows) if is_split(x) else _rows(x, rows)
+
+    return jax.tree.map(taken, arrays, is_leaf=_is_array)
+
+
+def _take_batch(arrays: Arrays, rows: jax.Array, start: jax.Array, size: int) -> Arrays:
+    here = jax.lax.dynamic_slice(rows, (start,), (size,))
+    return take(arrays, here, streamed.coming(arrays, rows, start, size))
+
+
+def _is_array(x: Any) -> bool:
+    return is_split(x) or is_streamed(x)
 
 
 def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -144,11 +160,12 @@ def local_steps(
     full = drop_last or (data.uniform and most % batch_size == 0)
     padding = -most % batch_size  # so that no slice of the last batch is clamped
     client_step = _named(step)
+    padded = lambda rows: streamed.lengthened(data.arrays, jnp.pad(rows, (0, padding)), batch_size)
 
     def batch_at(rows, i):
         start = i * batch_size
         mask = jnp.ones(batch_size) if full else (start + jnp.arange(batch_size) < count).astype(jnp.float32)
-        return {**take(data.arrays, jax.lax.dynamic_slice(rows, (start,), (batch_size,))), "mask": mask}
+        return {**_take_batch(data.arrays, rows, start, batch_size), "mask": mask}
 
     def one(rows, epoch_key, here, i, before):
         carry, metrics = client_step(before[0], batch_at(rows, i), jax.random.fold_in(epoch_key, 1 + i))
@@ -160,13 +177,12 @@ def local_steps(
         if shuffle:  # a random key per own row, the padding rows last
             draw = jax.random.uniform(jax.random.fold_in(epoch_key, 0), (most,))
             rows = rows[jnp.argsort(jnp.where(jnp.arange(most) < count, draw, 2.0))]
-        rows = jnp.pad(rows, (0, padding))
         here = steps if data.work is None else jnp.clip(taken - e * steps, 0, steps)
         trips = in_step(here, (data.arrays, data.public))
-        body = functools.partial(one, rows, epoch_key, None if trips is here else here)
+        body = functools.partial(one, padded(rows), epoch_key, None if trips is here else here)
         return jax.lax.fori_loop(0, trips, body, carry_and_total)
 
-    shapes = jax.eval_shape(client_step, carry, batch_at(jnp.pad(data.rows, (0, padding)), 0), key)[1]
+    shapes = jax.eval_shape(client_step, carry, batch_at(padded(data.rows), 0), key)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     carry, total = jax.lax.fori_loop(0, epochs, epoch, (carry, zeros))
     return carry, jax.tree.map(lambda x: x / jnp.maximum(taken, 1), total)
@@ -189,7 +205,7 @@ def _check_steps(batch_size: Any, epochs: Any) -> tuple[int, int]:
 
 def _count(arrays: Arrays) -> int:
     return check_length(
-        "arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array"), is_leaf=is_split), "[M, ...]"
+        "arrays", jax.tree.leaves(check_mapping("arrays", arrays, "name to array"), is_leaf=_is_array), "[M, ...]"
     )
 
 

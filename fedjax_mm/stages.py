@@ -43,6 +43,12 @@ def kept(stage: Stage, server: PyTree, data: RoundData) -> dict[str, Arrays]:
     return {name: stage.cache(server, taken.arrays) for name, taken in data.cohorts.items()}
 
 
+def frozen(plan: Sequence[Stage]) -> tuple[str, ...]:
+    """The entries of the server's state that no round of any stage changes (`Server.frozen`)."""
+    first, *others = (stage.method.server.frozen for stage in plan)
+    return tuple(name for name in first if all(name in names for names in others))
+
+
 def joined(data: RoundData, kept: Mapping[str, Arrays]) -> RoundData:
     """The data of a round with the arrays that its clients keep."""
     add = lambda name, taken: dataclasses.replace(taken, arrays={**taken.arrays, **kept[name]}) if kept else taken

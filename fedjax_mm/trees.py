@@ -1,6 +1,6 @@
 """Splitting, joining and growing parameter trees, and counting their bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,24 +101,33 @@ def size_bytes(tree: PyTree) -> int:
     return sum(x.size * jnp.dtype(x.dtype).itemsize for x in _arrays(tree))
 
 
-def all_finite(tree: PyTree) -> jax.Array:
+def all_finite(tree: PyTree, weighted: Sequence[tuple[PyTree, jax.Array]] = ()) -> jax.Array:
     """[] bool: whether no floating leaf holds a NaN or an infinity, nor a row whose sum overflows.
+
+    weighted: (tree, weight []) pairs whose leaves, integers too, are tested after they are multiplied by the weight.
 
     >>> bool(all_finite({"w": jnp.ones(3)})), bool(all_finite({"w": jnp.array([1.0, jnp.nan])}))
     (True, False)
+    >>> bool(all_finite((), [({"w": jnp.array([1e38, -1e38])}, jnp.float32(10))]))
+    False
     """
-    floats = [jnp.asarray(x) for x in _arrays(tree, whole=True) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
-    if not floats:
+    floats = [(x, None) for x in _arrays(tree, whole=True) if jnp.issubdtype(x.dtype, jnp.floating)]
+    both = floats + [(x, weight) for leaves, weight in weighted for x in _arrays(leaves, whole=True)]
+    both = [(jnp.asarray(x), weight) for x, weight in both if x.size]
+    if not both:
         return jnp.array(True)
 
     # Row sums as a matrix-vector product: XLA's reductions are not vectorised on CPU, measured 3.5 times slower. In
     # single precision at least, because a sum of finite float16 numbers soon overflows. One test of all the sums:
     # a reduction per leaf is a kernel to compile each, an eighth of the compile time of a round of many small leaves.
-    def row_sums(x):
+    # The weight is the vector, so that no weighted leaf is written: 3 % of a small round on a CPU.
+    def row_sums(x, weight):
         rows, wide = x.reshape(-1, x.shape[-1] if x.ndim else 1), jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.matmul(rows, jnp.ones(rows.shape[1], x.dtype), preferred_element_type=wide)
+        if weight is None:
+            return jnp.matmul(rows, jnp.ones(rows.shape[1], x.dtype), preferred_element_type=wide)
+        return jnp.matmul(rows.astype(wide), jnp.full(rows.shape[1], weight, wide))
 
-    return jnp.isfinite(jnp.concatenate([row_sums(x) for x in floats])).all()
+    return jnp.isfinite(jnp.concatenate([row_sums(*one) for one in both])).all()
 
 
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:

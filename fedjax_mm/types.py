@@ -1,8 +1,8 @@
 """The nouns of a federated round, and the shape of every field.
 
-Letters used in every docstring: `N` clients of a cohort, `C` clients that take part in a round (padded), `M` examples
-of a client, `R` the most examples that any client of the cohort owns, `E` examples of the cohort's arrays, `S` local
-steps, `B` examples of a batch, `P` public (proxy) examples, `D` embedding width, `K` classes, `T` time steps.
+Letters: `N` clients of a cohort, `C` clients that take part in a round (padded), `M` examples of a client,
+`R` the most of any client of the cohort, `E` examples of the cohort's arrays, `S` local steps, `B` examples of a batch,
+`P` public (proxy) examples, `D` embedding width, `K` classes, `T` time steps.
 """
 
 import dataclasses
@@ -202,9 +202,8 @@ class Cohort(NamedTuple):
     """`update(download, state, data, key)` is a client's part of a round: what it sends, its new state, its metrics. A
     metric counts with the client's weight; a Mean with its own, 0 where the client has no such number."""
     score: Callable[[Download, PyTree, Arrays, jax.Array], Mapping[str, jax.Array]] | None = None
-    """`score(download, state, arrays, mask)` gives {name: [B]}: how well the client's model does on each of its own
-    test rows, which are leaves [B, ...]. `mask` [B] is 0 where a row is padding. More is better, unless the name ends
-    in "loss", "error" or "medr". None where the method has no such score."""
+    """`score(download, state, arrays, mask)` gives {name: [B]}: how well its model does on each of its own test
+    rows [B, ...]; `mask` [B] is 0 for padding. More is better, unless the name ends in "loss", "error" or "medr"."""
 
 
 class Server(NamedTuple):
@@ -227,8 +226,9 @@ class Server(NamedTuple):
     update: Callable[[PyTree, Mapping[str, Upload], Arrays | None, Key], tuple[PyTree, Metrics]]
     """`update(state, uploads, public, key)` gives the new state and metrics. uploads: {cohort: {slot: Mean | Each}}."""
     begin: Callable[[PyTree, Arrays | None, Key], tuple[PyTree, Metrics]] | None = None
-    """`begin(state, public, key)` is what the server does before it sends anything, such as training on the public
-    examples; it gives the new state and metrics. None where it does nothing."""
+    """`begin(state, public, key)` gives state and metrics of what the server does before it sends. None: nothing."""
+    frozen: tuple[str, ...] = ()
+    """Entries of the state, a dict, that no round changes: a checkpoint has their digests alone."""
 
 
 @jax.tree_util.register_dataclass

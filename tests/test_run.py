@@ -28,7 +28,7 @@ from fedjax_mm.methods.fedavg import FedAvgConfig, build
 from fedjax_mm.models import Model
 from fedjax_mm.run import compilation, json_files, records, tune
 from fedjax_mm.stages import Stage
-from fedjax_mm.types import Cohort, Download, Mean, Server
+from fedjax_mm.types import Cohort, Download, Each, Mean, Server
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -106,6 +106,30 @@ def test_a_chunk_for_which_there_is_no_memory_is_not_run(monkeypatch):
     monkeypatch.setattr(tune, "free_bytes", lambda: 1000)  # the round's own temporaries take more
     train(rounds=1, chunk="auto", log=lines.append)
     assert any("chunk of all is 1 (ms per round at each chunk: )" in line for line in lines)
+
+
+def test_what_other_cohorts_have_sent_is_in_memory_too(monkeypatch):
+    """There is room for each of two like cohorts, whose clients send 4 kB each, and none beside what the first sent."""
+
+    def update(download, state, data, key):
+        return {"w": Each(data.weight + jax.numpy.zeros(1000), 1.0)}, state, {}
+
+    download = lambda w, public: dict.fromkeys("ab", Download(w))
+    server = Server(lambda key: jax.numpy.zeros(2), download, lambda w, uploads, public, key: (w, {}))
+    method = federate(server, {cohort: Cohort(3, lambda key: (), update) for cohort in "ab"})
+    data = FederatedData.from_arrays({"x": X[:3]}, {cohort: np.arange(3) for cohort in "ab"})
+    state, key, needs = method.init(jax.random.key(0)), jax.random.key(1), []
+    taken = data.round({cohort: np.arange(3) for cohort in "ab"})
+    more_bytes = tune.more_bytes
+    monkeypatch.setattr(tune, "more_bytes", lambda compiled: needs.append(more_bytes(compiled)) or needs[-1])
+    tried = lambda: {cohort: list(times) for cohort, times in tune.tune_chunks(method, state, taken, key).items()}
+    assert tried() == {"a": ["1", "2", "3"], "b": ["1", "2", "3"]} and min(needs) >= 3 * 4000
+    metrics = 200  # bytes, more than there are
+    room = max(needs) + 3 * 4000 + metrics
+    monkeypatch.setattr(tune, "free_bytes", lambda: room)
+    assert tried() == {"a": ["1", "2", "3"], "b": ["1", "2", "3"]}
+    room -= 2 * metrics
+    assert tried()["a"] == ["1", "2", "3"] and tried()["b"] != ["1", "2", "3"]
 
 
 def test_devices_give_the_single_device_numbers(tmp_path):

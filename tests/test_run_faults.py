@@ -1,5 +1,6 @@
 """What goes wrong with a run from outside: damaged files, other programs and data, two starts, signals, divergence."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -56,6 +57,43 @@ def test_without_one_before_a_damaged_checkpoint_is_an_error_that_names_it(tmp_p
     with pytest.raises(OSError, match="checkpoints/1 is damaged .*none before it; bring it back"):
         train(tmp_path)
     assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def with_trunk(trunk, w=0.0, round=0):
+    server = {"trunk": np.full(1000, trunk, np.float32), "w": np.full(2, w, np.float32)}
+    return FedState(server, {"all": np.ones((3, 2), np.float32)}, jnp.int32(round))
+
+
+@contextlib.contextmanager
+def checkpoints(folder, *frozen):
+    opened = Checkpoints(folder, frozen=frozen)
+    yield opened
+    opened.close()
+
+
+def test_what_no_round_changes_is_in_no_checkpoint_and_comes_from_the_method(tmp_path):
+    like = lambda trunk: lambda round: with_trunk(trunk)
+    with checkpoints(tmp_path, "trunk") as saving:
+        saving.save(with_trunk(5, w=1, round=2))
+    with checkpoints(tmp_path, "trunk") as reading:
+        chex.assert_trees_all_equal(reading.restore(like(5), print), with_trunk(5, w=1, round=2))
+        assert sorted(reading.read_plain(True, print)["server"]) == ["w"]
+    with checkpoints(tmp_path, "trunk") as reading, pytest.raises(ValueError, match="another run: trunk differs"):
+        reading.restore(like(4), print)
+    assert (tmp_path / "checkpoints" / "2").is_dir()  # not taken for a damaged one
+    text = (tmp_path / "checkpoints" / "2.sha256").read_text()
+    (tmp_path / "checkpoints" / "2.sha256").write_text(text.replace("a", "b", 1))
+    with checkpoints(tmp_path, "trunk") as reading, pytest.raises(OSError, match="is damaged"):
+        reading.restore(like(5), print)
+
+
+def test_a_checkpoint_of_before_that_has_what_no_round_changes_is_read(tmp_path):
+    with checkpoints(tmp_path) as saving:
+        saving.save(with_trunk(5, w=1, round=2))
+    with checkpoints(tmp_path, "trunk") as reading:
+        chex.assert_trees_all_equal(reading.restore(lambda _: with_trunk(4), print), with_trunk(5, w=1, round=2))
+    with checkpoints(tmp_path, "tronk") as saving, pytest.raises(ValueError, match="names .'tronk'.; the server's"):
+        saving.save(with_trunk(5, round=3))
 
 
 def test_no_flipped_bit_is_taken_for_a_value(tmp_path):

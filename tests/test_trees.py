@@ -65,6 +65,19 @@ def test_size_bytes_counts_each_dtype():
     assert trees.size_bytes(tree) == 24 + 10 + 7
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32])
+@pytest.mark.parametrize("weight", [0.0, 3.0, 1e38, np.nan])
+@pytest.mark.parametrize("bad", [5, np.inf, np.nan])
+def test_weighted_leaves_are_tested_as_they_are_summed(dtype, weight, bad):
+    """In a row that adds up to 0, and in one without a bad number before it."""
+    if not np.isfinite(bad) and dtype == np.int32:
+        pytest.skip("an integer is finite")
+    x = np.array([[2, -2, bad, -bad], [1, 0, 0, 1]]).astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(x.astype(np.float32) * np.float32(weight)).all()
+    assert bool(trees.all_finite({"other": jnp.ones(2)}, [({"w": jnp.asarray(x)}, jnp.float32(weight))])) == finite
+
+
 def test_all_finite_sees_one_bad_number_and_ignores_integers():
     assert trees.all_finite({"a": jnp.ones(3), "n": jnp.arange(3)})
     assert not trees.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.inf])})

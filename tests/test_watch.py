@@ -72,6 +72,58 @@ def test_a_watcher_may_end_the_run_which_is_saved_and_goes_on_later(tmp_path):
     assert len(records.read_metrics(tmp_path / "run")) == 4
 
 
+class Quiet:
+    """A watcher that never reads a state, and may end the run."""
+
+    def __init__(self, tell=lambda number: None, stop_after=None):
+        self.tell, self.stop_after, self.states = tell, stop_after, []
+
+    def reads_state(self, number):
+        return False
+
+    def __call__(self, done, row):
+        self.tell(done.number)
+        self.states.append(done.number if done.has_state else None)
+        if done.number == self.stop_after:
+            raise run.StopRun("enough")
+
+
+def order_of_events(**watched):
+    """(what a run with checkpoints behind every third of seven rounds does, in order; the rounds that have a state; the
+    last one). "f3": the data of round 3 are made; "t3": its watchers are told."""
+    events = []
+
+    def choose(key, r):
+        events.append(f"f{r + 1}")
+        return {"all": np.array([r % 3])}
+
+    quiet = Quiet(lambda number: events.append(f"t{number}"))
+    watch = [quiet, *watched.pop("watch", [])]
+    state = train(rounds=7, per_round=None, choose=choose, watch=watch, checkpoint_every=3, **watched)
+    first = len(events) - events[::-1].index("f1") - 1  # what is checked before the run makes data too
+    return " ".join(events[first:]), quiet.states, state
+
+
+def test_the_device_goes_on_behind_a_round_whose_state_nobody_reads(tmp_path):
+    """The data of a round are made while the round before computes: where f4 stands before t2, round 3 has begun."""
+    events, states, late = order_of_events(directory=tmp_path / "late")
+    waited, all_states, state = order_of_events(directory=tmp_path / "all", watch=[lambda done, row: None])
+    assert (waited, all_states) == ("f1 f2 t1 f3 t2 f4 t3 f5 t4 f6 t5 f7 t6 t7", [1, 2, 3, 4, 5, 6, 7])
+    # Behind 3, 6 and 7 the state is saved.
+    assert (events, states) == ("f1 f2 f3 t1 f4 t2 t3 f5 f6 t4 f7 t5 t6 t7", [None, None, 3, None, None, 6, 7])
+    chex.assert_trees_all_equal(late, state)
+    rows = [records.read_metrics(tmp_path / name) for name in ("late", "all")]
+    kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in of] for of in rows]
+    assert kept[0] == kept[1] and all(row["seconds"] >= 0 for row in rows[0])
+
+
+def test_a_run_that_a_quiet_watcher_ends_is_saved_behind_the_next_round(tmp_path):
+    state = train(tmp_path / "run", rounds=6, watch=[Quiet(stop_after=2)], checkpoint_every=100)
+    assert int(state.round) == 3 and len(records.read_metrics(tmp_path / "run")) == 3
+    whole = train(tmp_path / "whole", rounds=6, watch=[lambda done, row: None])
+    chex.assert_trees_all_equal(train(tmp_path / "run", rounds=6), whole)
+
+
 def test_scores_go_by_their_names_and_have_their_own_periods(tmp_path):
     method, _ = problem()
     evaluate = {

@@ -96,6 +96,19 @@ CALLS = {
         partition.dirichlet,
         {"labels": LABEL, "num_clients": 2, "alpha": 1.0, "seed": 0, "min_size": 1, "balanced": True},
     ),
+    "data.partition.erroneous_labels": (
+        partition.erroneous_labels,
+        {"labels": LABEL, "num_classes": 2, "rate": 0.5, "seed": 0, "transition": np.ones((2, 2))},
+    ),
+    "data.partition.missing_labels": (partition.missing_labels, {"num_examples": 6, "rate": 0.5, "seed": 0}),
+    "data.partition.with_labels": (
+        partition.with_labels,
+        {"parts": [[0, 1, 2], [3]], "labelled": np.array([True, False, True, True])},
+    ),
+    "data.partition.within_groups": (
+        partition.within_groups,
+        {"groups": LABEL, "labels": LABEL, "per_group": 2, "alpha": 1.0, "seed": 0},
+    ),
     "data.partition.hold_out": (partition.hold_out, {"parts": [[0, 1, 2], [3]], "fraction": 0.5, "seed": 0}),
     "data.partition.iid": (partition.iid, {"labels_or_num": 6, "num_clients": 2, "seed": 0}),
     "data.partition.missing_examples": (
@@ -114,6 +127,7 @@ CALLS = {
         partition.split_table,
         {"parts": [[0, 1, 2], [3]], "labels": LABEL, "num_classes": 2},
     ),
+    "data.streams.array": (data.streams.array, {"values": X, "threads": 1}),
     "data.pooled": (data.pooled, {"data": DATA}),
     "evaluate.batch_means": (evaluate.batch_means, {"labels": LABEL, "predictions": LABEL, "batch": 2}),
     "evaluate.both_protocols": (
@@ -231,8 +245,12 @@ BUILDS = "tests/methods/test_fit and test_settings try wrong data, models and se
 RUNS = "a step of the run, which has checked its stages and its data"
 EXEMPT = {
     **{f"data.{room}.": FILES for room in ("advance", "arrays", "audio", "av_digits", "captions", "coco_captions")},
-    **{f"data.{room}.": FILES for room in ("digits", "flickr8k", "images", "mhealth", "opportunity", "prepared")},
+    **{
+        f"data.{room}.": FILES
+        for room in ("digits", "flickr8k", "hapt", "images", "mhealth", "opportunity", "prepared")
+    },
     **{f"data.{room}.": FILES for room in ("scenes", "tables", "ur_fall", "utd_mhad", "vqa", "windows", "wordpiece")},
+    **{f"data.streams.{name}": FILES for name in ("files", "records")},
     "models.": "tests/models tries wrong sizes and names",
     "clients.on_every_device": "the engine's own: map_reduce checks what it is given",
     "methods.*.build": BUILDS,

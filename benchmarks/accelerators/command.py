@@ -41,6 +41,9 @@ class Settings:
     """Types of arithmetic; a row whose models have but one is compiled with it."""
     devices: tuple[int, ...] = (1, 4, 8)
     """Numbers of devices that the clients are spread over; "here" it is one."""
+    effort: float = 0.0
+    """Of the compiler for speed, from -1 to 1. At -1 a TPU's needs a fifth of the time: memory and collectives are then
+    nearly those of the usual program, times are several times as long."""
     limit: float = 3600.0
     """Seconds that one row may take."""
     top: int = 8
@@ -75,6 +78,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
             check_whole(f"a number of {name}", number, 1)
     check_whole("top", settings.top)
     check_number("limit", settings.limit, above=0)
+    check_number("effort", settings.effort, least=-1, most=1)
     if settings.chip != HERE:
         chip, topology = chips.find(settings.chip)
         if topology:
@@ -131,7 +135,7 @@ def outcome(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         keep = str(pathlib.Path(settings.out).absolute() / f"{named}.txt")
     from benchmarks.accelerators.compiling import compiled
 
-    line = command(compiled, *(row[key] for key in KEY), keep, settings.top)
+    line = command(compiled, *(row[key] for key in KEY), keep, settings.top, settings.effort)
     return _in_a_process(line, settings, chips.WITHOUT_A_TPU)
 
 
@@ -152,10 +156,11 @@ def _in_a_process(line: Sequence[str], settings: Settings, environment: Mapping[
 
 def compared(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each that both have: numbers before and after, and how many times as long the later one takes."""
-    earlier = {tuple(row[key] for key in KEY): row for row in before}
+    which = lambda row: (*(row[key] for key in KEY), row.get("effort", 0.0))
+    earlier = {which(row): row for row in before}
     rows = []
     for now in after:
-        then = earlier.get(tuple(now[key] for key in KEY))
+        then = earlier.get(which(now))
         if then is None:
             continue
         row = {key: now[key] for key in KEY}

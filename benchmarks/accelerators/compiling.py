@@ -18,7 +18,9 @@ from fedjax_mm.clients import AXIS
 from fedjax_mm.types import OverClients, PyTree, RoundData
 
 
-def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, keep: str, top: int) -> dict[str, Any]:
+def compiled(
+    name: str, chip_name: str, dtype: str, chunk: int, devices: int, keep: str, top: int, effort: float
+) -> dict[str, Any]:
     """The numbers of a row, or {"skipped": why} beside those that need no compiler where it refuses the program.
 
     keep: file that the program's text is written to; "" keeps none.
@@ -34,10 +36,11 @@ def compiled(name: str, chip_name: str, dtype: str, chunk: int, devices: int, ke
     begun = time.perf_counter()
     lowered = jax.jit(round, donate_argnums=0).lower(*laid)
     middle = time.perf_counter()
-    row = {"topology": topology, "lower s": middle - begun, "TFLOP a device": flops / 1e12}
+    row = {"topology": topology, "effort": effort, "lower s": middle - begun, "TFLOP a device": flops / 1e12}
+    options = {**chip.options, **({"exec_time_optimization_effort": effort} if effort else {})}
     row |= {"least ms": flops / (1e9 * chip.tflops), "arguments GB": held(laid) / 1e9}
     try:
-        program = lowered.compile(compiler_options=dict(chip.options))
+        program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         said = " ".join(str(error).splitlines()[0].split())
         return row | {"skipped": said, "compile s": time.perf_counter() - middle}

@@ -1,4 +1,4 @@
-"""A round of ours compared with peers': fedjax, pfl, DrJAX, Flower, a PyTorch loop and a JAX round written by hand.
+"""A round of ours compared with peers': fedjax, pfl, BlazeFL, DrJAX, Flower, a PyTorch loop, and one by hand in JAX.
 
     python -m benchmarks --only peers
     python -m benchmarks --only peers --peers.workloads mlp --peers.peers fedjax pfl
@@ -43,10 +43,12 @@ PEERS: Mapping[str, Peer] = {
         ),
     ),
     "torch": Peer(HERE / "torch_round.py", TORCH),
+    # 3.0 needs Python 3.14.
+    "blazefl": Peer(HERE / "blazefl_round.py", ("blazefl==2.0.3", "tqdm", *TORCH), python="3.13"),
     "pfl": Peer(HERE / "pfl_round.py", ("pfl[pytorch]==0.6.0", *TORCH)),
     "flower": Peer(
         HERE / "flower_round.py",
-        ("flwr[simulation]==1.20.0", "ray==2.31.0", *TORCH),
+        ("flwr[simulation]==1.42.0", *TORCH),
         without=dict.fromkeys(("femnist_cnn", "cifar_cnn"), "a supernode for each of thousands of clients"),
         repetitions=3,
     ),

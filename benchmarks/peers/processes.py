@@ -27,6 +27,7 @@ class Peer(NamedTuple):
     requirements: tuple[str, ...] = ()
     without: Mapping[str, str] = {}  # workload -> why this peer leaves it out
     repetitions: int | None = None  # at most, where a timing takes minutes
+    python: str = ""  # "3.13", where it does not run with this Python
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +142,12 @@ def environment(name: str, peer: Peer, settings: Settings) -> str:
         return sys.executable
     folder = pathlib.Path(settings.cache).expanduser() / name
     python, kept = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = "\n".join(peer.requirements)
+    wanted = "\n".join((*peer.requirements, *([f"# Python {peer.python}"] if peer.python else [])))
     if kept.exists() and kept.read_text() == wanted:
         return str(python)
     print(f"installing {', '.join(peer.requirements)} in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
+    _make(folder, peer.python)
     pip = [python, "-m", "pip", "install", "--quiet", "--retries", "1"]
     if any(r.startswith("torch==") for r in peer.requirements) and settings.torch_wheels:
         pip += ["--find-links", settings.torch_wheels]
@@ -156,3 +157,16 @@ def environment(name: str, peer: Peer, settings: Settings) -> str:
         raise PeerError(f"cannot be installed: {problems[0]}")
     kept.write_text(wanted)
     return str(python)
+
+
+def _make(folder: pathlib.Path, version: str) -> None:
+    """An empty environment of this Python or of another version of it, where pyenv or the PATH has one."""
+    if not version:
+        venv.create(folder, with_pip=True)
+        return
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    found = [*sorted(pyenv.glob(f"versions/{version}.*/bin/python")), shutil.which(f"python{version}")]
+    for python in (str(path) for path in found if path):
+        if not subprocess.run([python, "-m", "venv", folder], capture_output=True).returncode:
+            return
+    raise PeerError(f"it needs Python {version}, which is not on this machine")

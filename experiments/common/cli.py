@@ -50,6 +50,8 @@ class Common:
     """Clients that are vmapped at a time; auto times a few numbers in the first round and keeps the fastest."""
     devices: int | None = None
     """Devices that the clients of a round are spread over."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the inputs of the models' matrix products. Parameters, sums, norms and losses are float32."""
     client_state: Literal["device", "host", "folder"] = "device"
     """Where clients' states are kept between rounds; folder is one in the run's own. It changes no result."""
     checkpoint_every: int | None = None

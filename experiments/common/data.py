@@ -87,12 +87,14 @@ class Problem(NamedTuple):
 
     data: FederatedData
     dataset: Dataset
+    dtype: str = "float32"  # precision of the inputs of its models' matrix products
 
 
 def load_problem(settings: Settings, seed: int) -> Problem:
     """The problem of one seed."""
     folder = settings.common.data_dir
-    return load(settings.data, folder, settings.cohorts, settings.alpha, seed, settings.proxy, settings.cutting)
+    found = load(settings.data, folder, settings.cohorts, settings.alpha, seed, settings.proxy, settings.cutting)
+    return found._replace(dtype=settings.common.dtype)
 
 
 @functools.lru_cache(8)
@@ -166,17 +168,17 @@ def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...],
     return holders
 
 
-def encoders(dataset: Dataset, dim: int = 32) -> dict[str, Model]:
+def encoders(dataset: Dataset, dim: int = 32, dtype: str = "float32") -> dict[str, Model]:
     """A small encoder for each modality, by its shape: tokens [L], sequences [T, F], images [H, W, C]."""
     found = {}
     for name in dataset.modalities:
         array = dataset.splits["train"][name]
         if array.dtype.kind == "i":
-            found[name] = text.encoder(int(array.max()) + 1, dim, 64)
+            found[name] = text.encoder(int(array.max()) + 1, dim, 64, dtype=dtype)
         elif array.ndim == 3:
-            found[name] = lstm.encoder(32, dim)
+            found[name] = lstm.encoder(32, dim, dtype=dtype)
         elif array.shape[1] >= 16:
-            found[name] = cnn.encoder((16, 32, 64), dim)
+            found[name] = cnn.encoder((16, 32, 64), dim, dtype=dtype)
         else:
-            found[name] = mlp.encoder((64,), dim)
+            found[name] = mlp.encoder((64,), dim, dtype=dtype)
     return found

@@ -45,8 +45,8 @@ def fedavg_variant(config: fedavg.FedAvgConfig, **settings: Any) -> Variant:
     """A row of federated averaging."""
 
     def build(problem: Problem) -> Method:
-        head = heads.linear(len(problem.dataset.classes))
-        return fedavg.build(config, problem.data, encoders(problem.dataset), head)
+        head = heads.linear(len(problem.dataset.classes), problem.dtype)
+        return fedavg.build(config, problem.data, encoders(problem.dataset, dtype=problem.dtype), head)
 
     return Variant(build, config, **settings)
 
@@ -106,7 +106,7 @@ def finish(
 
 def of_a_run(settings: Any) -> dict[str, Any]:
     """The settings that decide what a run gives, for its config.json: more seeds or a moved folder change no run."""
-    about = "data_dir mode modes plan method rows trunk seed seeds tuning_seeds chunk devices client_state "
+    about = "data_dir mode modes plan method rows teachers trunk seed seeds tuning_seeds chunk devices client_state "
     about = f"{about} checkpoint_every jobs out".split()
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value
@@ -119,7 +119,8 @@ def _row(name: str, variant: Variant, folders: Sequence[pathlib.Path], settings:
         return {"method": name} | {f"test/{key}": over_seeds([one[key] for one in scores]) for key in scores[0]}
     if variant.build is None:
         scores = []
-        for _, dataset in (load_problem(settings, seed) for seed in settings.common.all_seeds):
+        for seed in settings.common.all_seeds:
+            dataset = load_problem(settings, seed).dataset
             train, test = (dataset.splits[split]["label"] for split in ("train", settings.common.split))
             scores.append(evaluate.constant(train, test, len(dataset.classes)))
         return {"method": name, "constant": {key: [score[key] for score in scores] for key in scores[0]}}

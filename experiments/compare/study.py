@@ -35,6 +35,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         cli.without_runs(self.common)
+        if self.common.dtype != "float32":
+            raise ValueError("--dtype says nothing here: the comparison's networks compute in float32; leave it out")
         cli.at_least(3, rounds=self.common.rounds)  # each of LW-FedMML's stages needs one
 
 

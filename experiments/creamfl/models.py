@@ -45,19 +45,19 @@ class Models(NamedTuple):
     equal: Encoders  # of all, where weights are averaged
 
 
-def small(size: Size, vocabulary: int, released: bool) -> Models:
+def small(size: Size, vocabulary: int, released: bool, dtype: str = "float32") -> Models:
     """Encoders into one space; released: those of image-only and text-only clients have the released code's form."""
-    trunk = cnn.trunk(size.client_channels)
+    trunk = cnn.trunk(size.client_channels, dtype=dtype)
     server = {
-        "image": embedding.pie_image(cnn.trunk(size.server_channels), size.dim),
-        "text": embedding.pie_text(vocabulary, size.dim, size.server_width),
+        "image": embedding.pie_image(cnn.trunk(size.server_channels, dtype=dtype), size.dim, dtype),
+        "text": embedding.pie_text(vocabulary, size.dim, size.server_width, dtype=dtype),
     }
-    return _with_clients(server, trunk, size.dim, vocabulary, size.client_width, None, released)
+    return _with_clients(server, trunk, size.dim, vocabulary, size.client_width, None, released, dtype)
 
 
-def on_features(size: Size) -> Models:
+def on_features(size: Size, dtype: str = "float32") -> Models:
     """A linear map of each modality's features into the joint space, of the same form at the server and at clients."""
-    both = {m: mlp.encoder((), size.dim) for m in ("image", "text")}
+    both = {m: mlp.encoder((), size.dim, dtype) for m in ("image", "text")}
     return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
 
 
@@ -68,7 +68,7 @@ def frozen(m: str, examples: np.ndarray) -> np.ndarray:
     return features(name, examples.reshape(-1, *own)).reshape(*outer, -1)
 
 
-def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Models:
+def full(folder: str | pathlib.Path, dim: int, side: int, released: bool, dtype: str = "float32") -> Models:
     """The paper's: ResNet-101 and BERT at the server, ResNet-18 and a bi-GRU on vectors 300 wide at clients.
 
     folder: resnet-101, resnet-18 and bert-base-uncased as Hugging Face has them, the last with its vocab.txt, and, if
@@ -79,7 +79,7 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool) -> Mod
     words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
     words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
     table = embedding.glove(vectors, words) if vectors.is_file() else None
-    return fresh(dim, side, released, len(words), table, lambda model, name: _start(model, folder / name))
+    return fresh(dim, side, released, len(words), table, lambda model, name: _start(model, folder / name), dtype)
 
 
 def fresh(
@@ -94,11 +94,11 @@ def fresh(
     """The paper's, which start at random unless `start(model, name of its checkpoint)` gives another `init`."""
     of = lambda model, name: Model(start(model, name), model.apply, getattr(model, "vocabulary", None))
     server = {
-        "image": embedding.pie_image(of(resnet.resnet101(side, dtype=dtype), "resnet-101"), dim),
+        "image": embedding.pie_image(of(resnet.resnet101(side, dtype=dtype), "resnet-101"), dim, dtype),
         "text": embedding.linear(of(bert.base(dropout=0.0, dtype=dtype), "bert-base-uncased"), dim),
     }
     trunk = of(resnet.resnet18(side, dtype=dtype), "resnet-18")
-    return _with_clients(server, trunk, dim, vocabulary, 300, table, released)
+    return _with_clients(server, trunk, dim, vocabulary, 300, table, released, dtype)
 
 
 def _start(model, path: pathlib.Path):
@@ -107,10 +107,10 @@ def _start(model, path: pathlib.Path):
     return lambda key, x: trees.grow(start, model.init(key, x))
 
 
-def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool):
+def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool, dtype):
     backward = "last" if released else "full"
-    text = functools.partial(embedding.pie_text, vocabulary, dim, width, table=table)
-    both = {"image": embedding.pie_image(trunk, dim), "text": text(backward=backward)}
+    text = functools.partial(embedding.pie_text, vocabulary, dim, width, table=table, dtype=dtype)
+    both = {"image": embedding.pie_image(trunk, dim, dtype), "text": text(backward=backward)}
     image = embedding.mean_image(trunk, dim, 128.0 if released else 1.0)
     form = {"scale": 128.0, "relu": True} if released else {}
     return Models(

@@ -39,6 +39,8 @@ class Settings:
     rows: tuple[str, ...] = ()
     """Rows of compare and tuned, by their names; none given: all."""
     numbers: Numbers = Numbers()
+    teachers: tuple[int, ...] = (100, 500, 1000)
+    """Examples of a client in the tables of the command teachers."""
     tuning_seeds: int = 1
     """Seeds on whose split valid the command tuned chooses."""
     alpha: float = 0.1
@@ -61,6 +63,8 @@ class Settings:
     does, or the one that its row says."""
     weighing_temperature: float = 1.0
     """Temperature of the contrastive weights."""
+    public_batch: int | None = None
+    """Public pairs in a step of a client, with which it contrasts; None takes the variant's."""
     at_once: int | None = None
     """Examples of a batch whose activations are in memory at once (see creamfl's Training); None: all."""
     size: Size = Size()
@@ -71,6 +75,7 @@ class Settings:
     def __post_init__(self) -> None:
         cli.at_least(1, side=self.side, per_round=self.per_round, epochs=self.epochs, at_once=self.at_once or 1)
         cli.at_least(1, server_passes=self.server_passes or 1, tuning_seeds=self.tuning_seeds)
+        cli.at_least(1, public_batch=1 if self.public_batch is None else self.public_batch)
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
@@ -115,7 +120,7 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     )
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
     state = settings.kd_state or ("own" if settings.encoders == "frozen" else None)
-    chosen = {"kd_rate": settings.kd_rate, "kd_state": state}
+    chosen = {"kd_rate": settings.kd_rate, "kd_state": state, "public_batch": settings.public_batch}
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
     cream = functools.partial(dataclasses.replace, config)
     plain = functools.partial(cream, inter=False, intra=False)
@@ -158,8 +163,8 @@ def models(settings: Settings) -> Models:
 
 def _about_all_rows(settings: Settings) -> Settings:
     """The settings with None for those that rows may have of their own, so that all rows find one problem in memory."""
-    rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes"))
-    same = {"method": "", "rows": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
+    rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes", "public_batch"))
+    same = {"method": "", "rows": (), "teachers": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
     return dataclasses.replace(settings, **same, **rates)
 
 
@@ -181,11 +186,11 @@ def _load(settings: Settings, seed: int) -> Problem:
 def _models(settings: Settings) -> Models:
     released = settings.variant == "released"
     if settings.checkpoints:
-        return full(settings.checkpoints, settings.size.dim, settings.side, released)
+        return full(settings.checkpoints, settings.size.dim, settings.side, released, settings.common.dtype)
     problem = _load(settings, settings.common.all_seeds[0])
     if settings.encoders == "frozen":
-        return on_features(settings.size)
-    fresh = small(settings.size, problem.vocabulary, released)
+        return on_features(settings.size, settings.common.dtype)
+    fresh = small(settings.size, problem.vocabulary, released, settings.common.dtype)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 
 

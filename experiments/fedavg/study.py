@@ -55,8 +55,9 @@ def compare(settings: Settings) -> list[dict[str, Any]]:
 def subject(settings: Settings) -> sweeps.Subject:
     """What a sweep trains."""
     problem = data.load_problem(settings.problem, settings.problem.common.all_seeds[0])
-    built = data.encoders(problem.dataset)  # the same models for all runs, so that they are scored by one program
-    head = heads.linear(len(problem.dataset.classes))
+    # The same models for all runs, so that they are scored by one program.
+    built = data.encoders(problem.dataset, dtype=problem.dtype)
+    head = heads.linear(len(problem.dataset.classes), problem.dtype)
     return sweeps.Subject(
         lambda changed: fedavg.build(changed.method, problem.data, built, head),
         problem.data,

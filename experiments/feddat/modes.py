@@ -10,11 +10,13 @@ from fedjax_mm import trees
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import feddat
-from fedjax_mm.methods.feddat import FedDATConfig, peft
+from fedjax_mm.methods.feddat import Answers, FedDATConfig, peft
 from fedjax_mm.methods.feddat.peft import PEFTConfig
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import Model, adapters, vilt
+from fedjax_mm.models import Albef, Model, Vilt, adapters, albef
 from fedjax_mm.types import PyTree
+
+Head = Model | Answers
 
 
 class Widths(NamedTuple):
@@ -60,16 +62,23 @@ def modes(training: Training) -> dict[str, Mode]:
     }
 
 
-def make(mode: Mode, widths: Widths, data: FederatedData, model: vilt.Vilt, trunk: PyTree, head: Model) -> Method:
-    """The mode's method over one trunk."""
-    adapter = functools.partial(adapters.adapter, depth=model.depth, dim=model.width, hidden=widths.adapter)
+def make(mode: Mode, widths: Widths, data: FederatedData, model: Vilt | Albef, trunk: PyTree, head: Head) -> Method:
+    """The mode's method over one trunk. Raises ValueError for a mode that there is not over ALBEF."""
+    if isinstance(model, Albef):
+        if mode.adds not in ("", "adapter"):
+            raise ValueError(f"over ALBEF there is no {mode.adds}; give --modes without it")
+        adapter = functools.partial(albef.adapter, model=model, hidden=widths.adapter)
+        starts = {"adapter": adapter}
+    else:
+        of_layers = {"depth": model.depth, "dim": model.width}
+        adapter = functools.partial(adapters.adapter, **of_layers, hidden=widths.adapter)
+        starts = {
+            "adapter": adapter,
+            "lora": functools.partial(adapters.lora, **of_layers, rank=widths.rank),
+            "prompt": functools.partial(adapters.prompt, dim=model.width, hidden=widths.prompt),
+        }
     if isinstance(mode.config, FedDATConfig):
         return feddat.build(mode.config, data, model, trunk, adapter, head)
-    starts = {
-        "adapter": adapter,
-        "lora": functools.partial(adapters.lora, depth=model.depth, dim=model.width, rank=widths.rank),
-        "prompt": functools.partial(adapters.prompt, dim=model.width, hidden=widths.prompt),
-    }
     added = {mode.adds: starts[mode.adds]} if mode.adds else {}
     init = lambda key: {name: start(key) for name, start in added.items()}
     return peft.build(mode.config, data, model, trunk, head, tuning_init=init, trains=mode.trains)
@@ -80,7 +89,7 @@ class Size(NamedTuple):
     mb: float  # sent to it, and back, in every round
 
 
-def size(mode: Mode, widths: Widths, data: FederatedData, model: vilt.Vilt, trunk: PyTree, head: Model) -> Size:
+def size(mode: Mode, widths: Widths, data: FederatedData, model: Vilt | Albef, trunk: PyTree, head: Head) -> Size:
     """What a mode trains and sends. Shapes are enough: leaves of the trunk may be jax.ShapeDtypeStruct."""
 
     def shapes(trunk):

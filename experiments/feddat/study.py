@@ -7,12 +7,14 @@ from typing import Annotated, Literal, NamedTuple
 
 from experiments import pretrain_vilt
 from experiments.common import cli, sweeps, tables
+from experiments.feddat import trunks
 from experiments.feddat.modes import Widths, make, modes
 from experiments.pretrain_vilt import Trunk
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
+from fedjax_mm.methods.feddat import Answers
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import Model, adapters
+from fedjax_mm.models import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Settings:
     modes: tuple[str, ...] = ()
     """Modes that compare runs; by default all."""
     trunk: str | None = None
-    """Folder of a pretrained trunk: of experiments.pretrain_vilt, or ViLT-B/32's model.safetensors and vocab.txt."""
+    """Folder of a pretrained trunk: of experiments.pretrain_vilt; ViLT-B/32's or ALBEF's model.safetensors and
+    vocab.txt; or folders vilt and bert, whose VAuLT it is."""
     train: int = 400
     """Questions that a client learns from, at most."""
     test: int = 300
@@ -57,13 +60,13 @@ class Problem(NamedTuple):
     tasks: vqa.Tasks
     data: FederatedData
     trunk: Trunk
-    head: Model
+    head: Model | Answers
 
 
 @functools.lru_cache(4)
 def load(settings: Settings, seed: int) -> Problem:
     """The problem of one seed, which draws scenes, and questions where there are more than wanted."""
-    trunk = _trunk(settings.trunk)
+    trunk = _trunk(settings.trunk, settings.common.dtype)
     side, size = trunk.size.image, trunk.size
     if settings.data == "scenes":
         draw = getattr(scene_tasks, settings.benchmark)
@@ -80,22 +83,24 @@ def load(settings: Settings, seed: int) -> Problem:
         test=settings.test,
         tokenizer=trunk.tokenizer,
         seed=seed,
+        stretch=trunk.words is not None,
     )
-    data = vqa.federated(tasks)
-    return Problem(tasks, data, trunk, adapters.answers(data.cohorts["all"].arrays["target"].shape[1]))
+    data = vqa.federated(tasks, words=trunk.words)
+    answers = data.cohorts["all"].arrays["target"].shape[1]
+    return Problem(tasks, data, trunk, trunks.head(trunk.model, answers, settings.common.dtype, trunk.head))
 
 
 @functools.lru_cache(1)
-def _trunk(folder: str | None) -> Trunk:
+def _trunk(folder: str | None, dtype: str) -> Trunk:
     if folder and folder == PRESETS["scenes"].trunk and not pathlib.Path(folder).is_dir():
         print("There is no pretrained trunk yet; it takes a few minutes to make one.", flush=True)
-        return pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
+        pretrain_vilt.pretrain(dataclasses.replace(pretrain_vilt.PRESETS["scenes"], out=folder))
     if folder is None or not pathlib.Path(folder).is_dir():
         raise FileNotFoundError(
             f"there is no trunk in {folder}; make one with `python -m experiments.pretrain_vilt --data flickr8k "
-            "--data-dir DIR`, or give --trunk a folder with ViLT-B/32's model.safetensors and vocab.txt"
+            f"--data-dir DIR`, or give --trunk {' '.join(trunks.KNOWN.split())}"
         )
-    return pretrain_vilt.load(folder)
+    return trunks.load(folder, dtype)
 
 
 def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
@@ -111,7 +116,7 @@ def train(settings: Settings, name: str, seed: int) -> pathlib.Path:
         seed,
         rounds=common.rounds,
         per_round=problem.data.sizes,
-        test=vqa.all_examples(problem.tasks, common.split),
+        test=vqa.all_examples(problem.tasks, common.split, problem.trunk.words),
         evaluate_every=max(1, common.rounds // 5),
         checkpoint_every=common.rounds,
         config=about,
@@ -127,7 +132,7 @@ def subject(settings: Settings) -> sweeps.Subject:
         lambda changed: make(modes(changed.training)[changed.mode], changed.widths, problem.data, *trunk),
         problem.data,
         problem.data.sizes,
-        vqa.all_examples(problem.tasks, "valid"),
+        vqa.all_examples(problem.tasks, "valid", problem.trunk.words),
         settings.common.rounds,
         "valid/score",
     )

@@ -47,6 +47,10 @@ class Settings:
     """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
     rows: tuple[str, ...] = ()
     """Rows of the command `tuned`, by their names; none given: all."""
+    rates: tuple[float, ...] = (0.002, 0.008, 0.032, 0.128)
+    """Learning rates that `tuned` tries for a server alone, a central autoencoder and FedAvg."""
+    weights: tuple[float, ...] = (30.0, 300.0, 3000.0, 30000.0)
+    """Weights of the distillation that `tuned` tries for the rows of FedMEKT."""
 
 
 SWEPT = [*sweeps.fields(FedMEKTConfig, "method."), *sweeps.fields(Shape, "autoencoder.")]
@@ -101,7 +105,7 @@ def method_of(method: Any, config: Any, shape: Shape, problem: Problem) -> Metho
 def autoencoder_of(shape: Shape, problem: Problem) -> AutoEncoder:
     """The autoencoder of a problem's modalities."""
     features = {m: problem.dataset.splits["train"][m].shape[-1] for m in problem.dataset.modalities}
-    return autoencoder.split_lstm(features, **dataclasses.asdict(shape))
+    return autoencoder.split_lstm(features, **dataclasses.asdict(shape), dtype=problem.dtype)
 
 
 def controls(settings: Settings) -> dict[str, Variant]:

@@ -37,7 +37,6 @@ READOUTS: Mapping[str, Probe] = {
     "h mean, std": Probe(unit="window", own=True, readout="hidden_mean_std"),
 }
 """What is read of an encoder; with a classifier for each modality, but for the first."""
-RATES, WEIGHTS = (0.002, 0.008, 0.032), (30.0, 300.0, 3000.0)
 SPLITS, LEADER = ("labelled", "valid", "test"), "FedMEKT"
 Points = Sequence[Mapping[str, Any]]  # "value", "readout", "share" and the scores "valid" and "test" of each
 
@@ -64,17 +63,17 @@ def rows(settings: study.Settings) -> dict[str, Row]:
     learn, share = settings.method, settings.baseline
     silent = dataclasses.replace(learn, eta=0.0, gamma=0.0, epochs=0)
     weighted = lambda **fields: Row(
-        fedmekt, dataclasses.replace(learn, **fields), ("alpha", "beta", "eta", "gamma"), WEIGHTS
+        fedmekt, dataclasses.replace(learn, **fields), ("alpha", "beta", "eta", "gamma"), settings.weights
     )
     return {
         "random encoder": Row(fedmekt, silent, (), (0.0,), frozen=True),
-        "server only": Row(fedmekt, silent, ("server_lr",), RATES, fraction=0.0),
+        "server only": Row(fedmekt, silent, ("server_lr",), settings.rates, fraction=0.0),
         "central autoencoder": Row(
-            mmfl, dataclasses.replace(share, epochs=1), ("client_lr",), RATES, fraction=1.0, central=True
+            mmfl, dataclasses.replace(share, epochs=1), ("client_lr",), settings.rates, fraction=1.0, central=True
         ),
-        "FedAvg": Row(mmfl, share, ("client_lr",), RATES),
-        "FedProx": Row(mmfl, share, ("prox",), (0.01, 0.1, 1.0)),
-        "MOON": Row(mmfl, share, ("moon",), (0.1, 1.0, 10.0)),
+        "FedAvg": Row(mmfl, share, ("client_lr",), settings.rates),
+        "FedProx": Row(mmfl, share, ("prox",), (0.01, 0.1, 1.0, 10.0)),
+        "MOON": Row(mmfl, share, ("moon",), (0.1, 1.0, 10.0, 100.0)),
         LEADER: weighted(),
         "FedMEKT, cosine": weighted(kd="cosine"),
         "FedMEKT, MSE": weighted(kd="mse"),

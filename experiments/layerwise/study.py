@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.common import cli, sweeps, tables
 from fedjax_mm import stages
-from fedjax_mm.data import FederatedData, advance, av_digits, flickr8k, partition, scenes
+from fedjax_mm.data import FederatedData, advance, av_digits, coco_captions, flickr8k, partition, scenes
 from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
 from fedjax_mm.models import Transformer, ast, bert, vit
@@ -30,6 +30,8 @@ class Size:
     """Attention heads of a layer."""
     patch: int = 16
     """Side of a patch: pixels of an image, frames and bands of a sound."""
+    image: int | None = None
+    """Side of the images that the encoder takes, if it is less than that of the photos: crops are cut from these."""
     projection_hidden: int = 256
     """Hidden units of the projection heads."""
     projection_dim: int = 64
@@ -40,8 +42,9 @@ class Size:
 class Settings:
     """What is trained on, by whom and for how long."""
 
-    data: Literal["scenes", "flickr8k", "av_digits", "advance"] = "scenes"
-    """Dataset: scenes are embedded, and the others are read from --data-dir."""
+    data: Literal["scenes", "flickr8k", "av_digits", "advance", "coco"] = "scenes"
+    """Dataset: scenes are embedded, and the others are read from --data-dir. COCO's photos stay there, and are decoded
+    as steps need them."""
     plan: Plan = "layer-wise"
     """Plan of a single run; compare runs all three."""
     stages: int = 3
@@ -66,6 +69,8 @@ class Settings:
     begin to learn sooner with 0.1."""
     dropout: float = 0.0
     """Dropout rate in text encoders and heads."""
+    photo: int = 224
+    """Side that COCO's photos are decoded at."""
     crop: float | None = None
     """Least share of an image's area that a random crop keeps; None takes no crops."""
     statistics: Literal["averaged", "recalibrated"] = "averaged"
@@ -95,6 +100,9 @@ PRESETS = {
         encoder_lr=1.6e-2,
         head_lr=1.6e-2,
         common=cli.Common(rounds=30, out="runs/layerwise_av_digits"),
+    ),
+    "coco": Settings(
+        "coco", size=Size(192, 12, 3), epochs=1, crop=0.08, common=cli.Common(split="valid", out="runs/layerwise_coco")
     ),
     "advance": Settings(
         "advance", clients=40, per_round=30, batch_size=16, common=cli.Common(out="runs/layerwise_advance")
@@ -137,6 +145,11 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
         return {name: cut(arrays) for name, arrays in dataset.splits.items()}, None
     if settings.data == "flickr8k":
         return flickr8k.load(settings.common.data_dir, length=24, vocabulary=4000).splits, None
+    if settings.data == "coco":
+        folder = settings.common.data_dir or "."
+        if settings.common.split == "test":
+            raise ValueError("--split test: COCO's official files have train and valid; give --split valid")
+        return coco_captions.load(folder, image=settings.photo, length=24, stream=True).splits, None
     dataset = (av_digits if settings.data == "av_digits" else advance).load(settings.common.data_dir or ".", seed=seed)
     colour = lambda x: np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
     splits = {name: {**arrays, "image": colour(arrays["image"])} for name, arrays in dataset.splits.items()}
@@ -146,8 +159,9 @@ def _dataset(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str, n
 def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transformer:
     size = settings.size
     shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
+    shape["dtype"] = settings.common.dtype
     if modality == "image":
-        return vit.encoder(array.shape[1], size.patch, **shape)
+        return vit.encoder(size.image or array.shape[1], size.patch, **shape)
     if modality == "audio":
         return ast.encoder(array.shape[2], array.shape[1], 16, 16, **shape)
     return bert.encoder(int(array.max()) + 1, positions=array.shape[-1], dropout=settings.dropout, **shape)

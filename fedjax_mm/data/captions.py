@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,15 +17,15 @@ PER_IMAGE = 5
 class Captioned(NamedTuple):
     """Captioned pictures in disjoint splits: a `Dataset` together with the strings and their tokenizer.
 
-    splits: name -> `image` [I, H, W, 3] uint8 (perhaps a memory map) and `text` [I, 5, L] int32, the tokens of its
-        captions: [CLS] pieces [SEP], padded with 0. A client trains on one of the five captions in a step; `queries`
-        gives all of them, for retrieval.
+    splits: name -> `image` [I, H, W, 3] uint8 (perhaps a memory map, or a Streamed) and `text` [I, 5, L] int32, the
+        tokens of its captions: [CLS] pieces [SEP], padded with 0. A client trains on one of the five captions in a
+        step; `queries` gives all of them, for retrieval.
     captions: name -> [I, 5] str.
     files: name -> [I] str, the file name of each picture.
     """
 
     name: str
-    splits: Mapping[str, Mapping[str, np.ndarray]]
+    splits: Mapping[str, Mapping[str, Any]]
     captions: Mapping[str, np.ndarray]
     files: Mapping[str, np.ndarray]
     tokenizer: "Tokenizer"
@@ -35,7 +35,7 @@ class Captioned(NamedTuple):
 
 def tokenized(
     name: str,
-    images: Mapping[str, np.ndarray],
+    images: Mapping[str, Any],
     captions: Mapping[str, np.ndarray],
     files: Mapping[str, np.ndarray],
     tokenizer: "Tokenizer | str | os.PathLike | None",

@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_mm.data import arguments, captions, images, prepared, stored
 from fedjax_mm.data.captions import PER_IMAGE, Captioned
 from fedjax_mm.data.text_files import parse_json
+from fedjax_mm.streamed import of_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,8 +29,9 @@ def load(
     vocabulary: int = 8000,
     limit: int | None = None,
     cache_dir: str | os.PathLike | None = None,
+    stream: bool = False,
 ) -> Captioned:
-    """Returns COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, for `on_device=False`.
+    """Returns COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, or as Streamed arrays.
 
     data_dir: the folder with train2017, val2017 and annotations of the official files, or else the one that holds
     TFDS's prepared `coco_captions` (array_record; its splits are Karpathy's of 2014, with `test` and `restval` too).
@@ -37,7 +39,8 @@ def load(
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
     first split named. limit: at most so many photos of each split, from the first on in the order of COCO's ids.
     cache_dir: where the decoded photos are kept, written at the first call (None: the user's cache); 224 x 224 pixels
-    of train2017 take 17.8 GB.
+    of train2017 take 17.8 GB. stream: whether nothing is kept, and photos are decoded from their files as steps need
+    them. A memory map is streamed with `data.streams.array`, and is not decoded again in each epoch.
 
     A photo has five to seven captions; `text` [I, 5, length] int32 holds the first five.
     Raises FileNotFoundError, KeyError (no such split) or ValueError naming the file that is missing or damaged.
@@ -54,9 +57,12 @@ def load(
     for split in splits:
         photos = read(data_dir, split, limit)
         arguments.say_fewer(f"split {split!r} of {data_dir}", len(photos.names), limit=limit)
-        path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
         row = functools.partial(_decode, photos, image)
-        pictures[split] = images.memory_map(path, len(photos.names), row)
+        path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
+        if stream:
+            pictures[split] = of_rows(row, len(photos.names), (image, image, 3), np.uint8, version=path.name)
+        else:
+            pictures[split] = images.memory_map(path, len(photos.names), row)
         texts[split] = np.array(photos.captions)
         names[split] = np.array(photos.names)
     fit_on = texts[splits[0]].reshape(-1).tolist()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from fedjax_mm.data.incoming import check_arrays, value_ranges
 from fedjax_mm.data.ownership import Owners
 from fedjax_mm.data.participants import Participants
 from fedjax_mm.data.partition import split_table
+from fedjax_mm.streamed import concatenated, is_streamed, picked
 from fedjax_mm.types import Arrays, ClientData, CohortPopulation, CohortRound, Population, RoundData
 
 LEAST_PLACES = 128  # row numbers that a ragged cohort's client has room for: they cost nothing, a compilation does
@@ -49,7 +50,8 @@ class FederatedData:
     """The examples of a federation by cohort and client, and the public examples.
 
     on_device: True keeps the arrays on the accelerator, where each step gathers its batch. False leaves them where
-        they are (NumPy arrays, memory-mapped ones too), and `round` takes only the participants' rows.
+        they are (NumPy arrays, memory-mapped ones too), and `round` takes only the participants' rows. An array that is
+        a Streamed (see data.streams) is read batch by batch with either.
 
     >>> arrays = {"x": np.arange(6.0), "label": np.array([0, 1, 0, 1, 1, 0])}
     >>> data = FederatedData.from_arrays(arrays, np.array([0, 0, 1, 1, 1, 0]))  # the client of each example
@@ -78,7 +80,8 @@ class FederatedData:
     ) -> "FederatedData":
         """Returns the federation of anyone's own arrays, with leaves [E, ...].
 
-        arrays: name -> array, or nested list, of booleans, integers or floats. A name is a text without a slash.
+        arrays: name -> array, nested list or Streamed, of booleans, integers or floats. A name is a text without a
+            slash.
         clients: a client number per example [E], as an array or a plain list; or a list of row numbers per client; or,
             for several cohorts, a mapping from cohort to either. Then `arrays` may be a mapping from cohort to its
             arrays (what a cohort lacks is simply not in it), or one mapping for all. A row may stand twice in one
@@ -242,9 +245,10 @@ def pooled(data: FederatedData) -> FederatedData:
         for key in keys:
             has = key in cohort.arrays
             shape = (len(cohort.rows), *like[key].shape[1:])
-            parts[key].append(np.asarray(cohort.arrays[key])[cohort.rows] if has else np.zeros(shape, like[key].dtype))
+            parts[key].append(picked(cohort.arrays[key], cohort.rows) if has else np.zeros(shape, like[key].dtype))
             parts[f"has_{key}"].append(np.full(len(cohort.rows), has))
-    arrays = {key: np.concatenate(part) for key, part in parts.items()}
+    join = lambda part: concatenated(part) if any(map(is_streamed, part)) else np.concatenate(part)
+    arrays: dict[str, Any] = {key: join(part) for key, part in parts.items()}
     arrays = {k: v for k, v in arrays.items() if not (k.startswith("has_") and v.all())}
     everything = {"pooled": [np.arange(len(next(iter(arrays.values()))))]}
     return FederatedData.from_arrays(arrays, everything, public=data.public, on_device=data.on_device)

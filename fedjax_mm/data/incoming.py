@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mm.checks import check_array, check_mapping, say
+from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import Arrays
 
 RESERVED = "mask"  # local_steps adds it to every batch
@@ -35,12 +36,14 @@ def check_arrays(owner: str, arrays: Any, num_classes: int | None, on_device: bo
 
 
 def check_values(key: Any, value: Any, num_classes: int | None, on_device: bool) -> jax.Array:
-    """Returns one array, on the device or where it lies. A nested list becomes an array.
+    """Returns one array, on the device or where it lies. A nested list becomes an array; a Streamed stays as it is.
 
     Raises ValueError, naming the array and its first wrong row, for what is no number, not finite, or too large for
     the dtype that it has on the device, and for labels that are no classes.
     """
     _check_name(key)
+    if is_streamed(value):
+        return _check_streamed(key, value)
     if isinstance(value, Mapping):
         raise ValueError(f"array {key!r} is a mapping; to give each cohort its own, name the same cohorts in clients")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
@@ -67,7 +70,8 @@ def value_ranges(arrays: Arrays, rows: np.ndarray | slice) -> dict[str, tuple[fl
         pictures = array.dtype == np.uint8 and array.ndim > 3
         few = jnp.issubdtype(array.dtype, jnp.floating) and array.ndim < 3
         if few or np.issubdtype(array.dtype, np.integer) and not pictures:
-            ends = [(part.min(), part.max()) for part in _parts(np.asarray(array), rows)]
+            host: Any = array if is_streamed(array) else np.asarray(array)
+            ends = [(part.min(), part.max()) for part in _parts(host, rows)]
             if ends:
                 found[key] = (min(least for least, _ in ends).item(), max(most for _, most in ends).item())
     return found
@@ -86,6 +90,14 @@ def _check_name(key: Any) -> None:
         raise ValueError(f"an array may not be called {RESERVED!r}: every batch has one of that name; rename yours")
     if not isinstance(key, str) or not key or "/" in key:
         raise ValueError(f"an array is called {say(key)}; give it a name of letters, without a slash")
+
+
+def _check_streamed(key: str, value: Any) -> Any:
+    """Rows of an array that is streamed are not looked at before they are used, and the host needs those it counts."""
+    if key == "label" or key.startswith("has_") or value.ndim < 2:
+        raise ValueError(f"array {key!r} is streamed, a number of each example; give it as an array in memory")
+    _check_dtype(key, value.dtype)
+    return value
 
 
 def _check_dtype(key: str, dtype: np.dtype) -> None:

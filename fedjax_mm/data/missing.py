@@ -1,10 +1,10 @@
-"""Which modalities clients and examples lack. Pure functions of a seed, in NumPy."""
+"""Which modalities and labels clients and examples lack, and which labels are wrong. Functions of a seed, in NumPy."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedjax_mm.checks import check_mapping, check_names, check_number, check_whole
+from fedjax_mm.checks import check_array, check_mapping, check_names, check_number, check_whole
 
 Seed = int | np.random.Generator
 
@@ -87,3 +87,45 @@ def missing_examples(
     empty = ~present.any(axis=1)
     present[empty, spared[empty]] = True
     return dict(zip(modalities, present.T.copy(), strict=True))
+
+
+def missing_labels(num_examples: int, rate: float, seed: Seed) -> np.ndarray:
+    """Returns bool [M], True where an example has a label. rate: the chance, 0..1, that it has none.
+
+    A method that learns from labels leaves the others out (`partition.with_labels`). (FedMultimodal, arXiv 2306.09486)
+
+    >>> missing_labels(6, 0.5, seed=1).astype(int).tolist()
+    [1, 1, 0, 1, 0, 0]
+    """
+    num_examples, rate = check_whole("num_examples", num_examples), check_number("rate", rate, 0, 1)
+    return draws(seed).random(num_examples) >= rate
+
+
+def erroneous_labels(
+    labels: np.ndarray, num_classes: int, rate: float, seed: Seed, transition: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns labels [M] int32, of which some are wrong. rate: the chance, 0..1, that a label becomes another one.
+
+    labels: [M] in 0..num_classes - 1, two classes or more. transition: [K, K], in row k the chances of what a wrong
+    label of class k becomes, of which that of k itself is not used; None: all other classes alike. (FedMultimodal,
+    arXiv 2306.09486, draws them from a matrix too)
+
+    >>> erroneous_labels(np.zeros(6, int), 3, 0.5, seed=1).tolist()
+    [0, 0, 2, 0, 2, 2]
+    """
+    num_classes = check_whole("num_classes", num_classes, 2)
+    labels = check_array("labels", labels, (np.integer,), "[M]")
+    rate, rng = check_number("rate", rate, 0, 1), draws(seed)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels holds {labels.min()}..{labels.max()}; they must be within 0..{num_classes - 1}")
+    chances = np.ones((num_classes, num_classes)) if transition is None else transition
+    chances = check_array("transition", chances, shape="[K, K]").astype(np.float64)
+    if chances.shape != (num_classes, num_classes):
+        raise ValueError(f"transition is {chances.shape}; it must be {(num_classes, num_classes)}, a row a class")
+    others = np.where(np.eye(num_classes, dtype=bool), 0.0, chances)
+    if not (np.isfinite(others) & (others >= 0)).all() or not (others.sum(1) > 0).all():
+        raise ValueError("transition must hold finite chances of at least 0, in each row one above 0 of another class")
+    wrong = rng.random(len(labels)) < rate
+    steps = np.cumsum(others / others.sum(1, keepdims=True), 1)[labels]
+    drawn = np.minimum((rng.random((len(labels), 1)) > steps).sum(1), num_classes - 1)
+    return np.where(wrong, drawn, labels).astype(np.int32)

@@ -9,9 +9,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_mm.checks import check_array, check_flag, check_number, check_whole, say
-from fedjax_mm.data.missing import Seed, draws, missing_examples, missing_modality
+from fedjax_mm.data.missing import (
+    Seed,
+    draws,
+    erroneous_labels,
+    missing_examples,
+    missing_labels,
+    missing_modality,
+)
 
-__all__ = ["by_group", "dirichlet", "hold_out", "iid", "missing_examples", "missing_modality", "shards", "split_table"]
+__all__ = [
+    "by_group",
+    "dirichlet",
+    "erroneous_labels",
+    "hold_out",
+    "iid",
+    "missing_examples",
+    "missing_labels",
+    "missing_modality",
+    "shards",
+    "split_table",
+    "with_labels",
+    "within_groups",
+]
 
 Parts = list[np.ndarray]
 
@@ -134,6 +154,39 @@ def by_group(groups: np.ndarray, num_clients: int, seed: Seed) -> Parts:
         client[group] = load.argmin()
         load[client[group]] += sizes[group]
     return _owned(rng.permutation(num_clients)[client][member], num_clients)
+
+
+def within_groups(groups: np.ndarray, labels: np.ndarray, per_group: int, alpha: float, seed: Seed) -> Parts:
+    """Returns a partition that shares each group out among `per_group` clients of its own, by `dirichlet`.
+
+    groups: [M], such as subjects, and labels: [M] int >= 0. The clients of the first group come first. Each client owns
+    a row at least. (FedMultimodal, arXiv 2306.09486: five clients of each of 21 subjects)
+
+    >>> groups, labels = np.repeat([7, 3], 6), np.tile([0, 1], 6)
+    >>> [part.tolist() for part in within_groups(groups, labels, 2, alpha=100.0, seed=0)]
+    [[6, 7, 10], [8, 9, 11], [1, 2, 3, 4], [0, 5]]
+    """
+    groups, labels = check_array("groups", groups, (np.generic,), "[M]"), _labels(labels)
+    if len(groups) != len(labels):
+        raise ValueError(f"groups has {len(groups)} rows and labels {len(labels)}; give both of each example")
+    rng, parts = draws(seed), []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        parts += [rows[part] for part in dirichlet(labels[rows], per_group, alpha, rng, min_size=1)]
+    return _parts(parts)
+
+
+def with_labels(parts: Sequence[np.ndarray], labelled: np.ndarray) -> Parts:
+    """Returns the rows of each client that have a label. labelled: bool [M], such as of `missing_labels`.
+
+    >>> [part.tolist() for part in with_labels([np.array([0, 2]), np.array([1])], np.array([True, False, False]))]
+    [[0], []]
+    """
+    parts, labelled = _check_parts(parts), check_array("labelled", labelled, (np.bool_,), "[M]")
+    rows = np.concatenate([*parts, np.zeros(0, np.int32)])
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(labelled):
+        raise ValueError(f"parts name rows {rows.min()}..{rows.max()}; labelled says of {len(labelled)}")
+    return _parts(part[labelled[part]] for part in parts)
 
 
 def hold_out(parts: Sequence[np.ndarray], fraction: float, seed: Seed) -> tuple[Parts, Parts]:

@@ -48,11 +48,7 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Returns what `load` does as one dict per example: for recordings and other examples whose shapes differ."""
     arguments.check_limit(limit=limit)
-    if not all(isinstance(text, str) and text for text in (name, split)):
-        raise ValueError(f"name is {name!r} and split {split!r}; give the names of a prepared dataset and of its split")
-    builder = stored.open_folder(_version_folder(arguments.check_folder("data_dir", data_dir), name))
-    if split not in builder.info.splits:
-        raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
+    builder = opened(name, data_dir, split)
     features = cast(Mapping[str, Any], builder.info.features)
     if columns is not None:
         arguments.check_names("columns", columns)
@@ -74,6 +70,16 @@ def examples(
     if not rows:
         raise ValueError(f"split {split!r} of {name} in {builder.data_path} has no examples; prepare it again")
     return [{column: row[column] for column in columns} for row in rows]
+
+
+def opened(name: str, data_dir: str | os.PathLike, split: str) -> Any:
+    """Returns TFDS's builder of a prepared dataset that has this split. Raises what `load` raises."""
+    if not all(isinstance(text, str) and text for text in (name, split)):
+        raise ValueError(f"name is {name!r} and split {split!r}; give the names of a prepared dataset and of its split")
+    builder = stored.open_folder(_version_folder(arguments.check_folder("data_dir", data_dir), name))
+    if split not in builder.info.splits:
+        raise KeyError(f"{name} has no split {split!r}; it has {sorted(builder.info.splits)}")
+    return builder
 
 
 def source(builder: Any, split: str, decoders: Mapping[str, Any] | None = None) -> Any:

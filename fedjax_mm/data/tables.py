@@ -21,6 +21,8 @@ from fedjax_mm.checks import check_array, check_mapping, say
 from fedjax_mm.data import arguments, images, wordpiece
 from fedjax_mm.data.arrays import as_int32
 from fedjax_mm.data.arrow_files import EXTRA, open_table
+from fedjax_mm.readers import NOBODY
+from fedjax_mm.streamed import Streamed, of_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +33,7 @@ Tokenize = Callable[[list[str]], Any]  # E texts -> whole numbers [E, L], 0 for 
 class Table(NamedTuple):
     """The examples of a table, as `FederatedData.from_arrays` takes them."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray | Streamed]
     """Leaves [E, ...]; `has_<name>` [E] bool where an example lacks its picture or text."""
     client: np.ndarray | None
     """[E] int32: the number of each example's client. None where no column names it."""
@@ -53,6 +55,7 @@ def read(
     tokenizer: "Tokenizer | str | os.PathLike | Tokenize | None" = None,
     vocabulary: int = 8000,
     length: int = 64,
+    stream: bool = False,
 ) -> Table:
     """The examples of a table as arrays, in the order of its rows.
 
@@ -62,7 +65,8 @@ def read(
         int32 tokens [E, length], lists of one length and numbers float32, int32 or bool. The array "label" numbers the
         classes: those of a ClassLabel in their order, texts in that of the alphabet, and whole numbers as they are.
     client: the column that names each example's client; clients are numbered in the order of their names.
-    size: the side of the pictures, which has to be said.
+    size: the side of the pictures, which has to be said. stream: whether they stay where they are, encoded, and are
+        decoded as steps need them (see data.streams).
     tokenizer: a `tokenizers.Tokenizer`, the path of its vocab.txt or tokenizer.json, or a function from texts to tokens
         [E, L]. None: at most `vocabulary` word pieces are fitted to the texts. length: tokens of a text.
 
@@ -83,10 +87,7 @@ def read(
     _check(columns, client)
     arguments.check_limit(size=size)
     arguments.check_whole(1, vocabulary=vocabulary)
-    table, folder = open_table(source, split)
-    wanted = [*columns.values(), *([client] if client else [])]
-    if missing := [name for name in wanted if name not in table.column_names]:
-        raise ValueError(f"columns or client names {missing[0]!r}; the table has {', '.join(table.column_names)}")
+    table, folder = _opened(source, split, [*columns.values(), *([client] if client else [])])
     arrays, classes, tokenizers = {}, (), {}
     for array, name in columns.items():
         column = _Column(table, name)
@@ -96,12 +97,19 @@ def read(
         if column.kind == "text":
             values, tokenizers[array] = _tokens(column, tokenizer, vocabulary, length)
         else:
-            values = _pictures(column, size, folder) if column.kind == "picture" else _numbers(column)
+            values = _pictures(column, size, folder, stream) if column.kind == "picture" else _numbers(column)
         arrays[array] = values
         if column.nulls.any():
             arrays[f"has_{array}"] = ~column.nulls
     owner, clients = (None, ()) if client is None else _named(_Column(table, client))
     return Table(arrays, owner, clients, classes, tokenizers)
+
+
+def _opened(source: Any, split: str | None, wanted: list[str]) -> tuple[Any, pathlib.Path | None]:
+    table, folder = open_table(source, split)
+    if missing := [name for name in wanted if name not in table.column_names]:
+        raise ValueError(f"columns or client names {missing[0]!r}; the table has {', '.join(table.column_names)}")
+    return table, folder
 
 
 class _Column:
@@ -192,26 +200,28 @@ def _tokens(column: _Column, tokenizer: Any, vocabulary: int, length: int) -> tu
     return np.where(column.nulls[:, None], 0, tokens), tokenizer
 
 
-def _pictures(column: _Column, size: int | None, folder: pathlib.Path | None) -> np.ndarray:
+def _pictures(column: _Column, size: int | None, folder: pathlib.Path | None, stream: bool) -> Any:
     if size is None:
         raise ValueError(
             f"size is None, and column {column.name!r} holds pictures; give the side that they are to have"
         )
 
-    def decode(row: int) -> None:
+    def decoded(row: int) -> np.ndarray:
         value = column.values[row].as_py()
         value = value if isinstance(value, dict) else {"bytes": value, "path": None}
         name = f"the picture of column {column.name!r} in row {row}"
         if value["bytes"] is not None:
-            found[row] = images.decode(value["bytes"], size, name)
-        elif value["path"]:
-            found[row] = images.read((folder or pathlib.Path()) / value["path"], size)
-        else:
-            raise ValueError(f"{name} has neither bytes nor a path; drop the row")
+            return images.decode(value["bytes"], size, name)
+        if value["path"]:
+            return images.read((folder or pathlib.Path()) / value["path"], size)
+        raise ValueError(f"{name} has neither bytes nor a path; drop the row")
 
+    if stream:
+        index = np.where(column.nulls, NOBODY, np.arange(len(column.nulls)))
+        return of_rows(decoded, len(index), (size, size, 3), np.uint8, index=index)
     found = np.zeros((len(column.nulls), size, size, 3), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(decode, np.flatnonzero(~column.nulls).tolist()):
+        for _ in threads.map(lambda row: found.__setitem__(row, decoded(row)), np.flatnonzero(~column.nulls).tolist()):
             pass
     return found
 

@@ -9,20 +9,38 @@ if TYPE_CHECKING:
     from fedjax_mm.methods.creamfl import encoder_averaging
     from fedjax_mm.methods.feddat import peft
     from fedjax_mm.methods.fedmekt import mmfl
-    from fedjax_mm.methods.neighbours import ditto, feddyn, fednova, fedrep, ifca, pfedme, scaffold
+    from fedjax_mm.methods.neighbours import (
+        carmfl,
+        ditto,
+        fedclip,
+        feddyn,
+        fednova,
+        fedproto,
+        fedrep,
+        fesem,
+        ifca,
+        mfedmc,
+        pfedme,
+        scaffold,
+    )
 
 MODULES = {
+    "carmfl": "neighbours.carmfl",
     "creamfl": "creamfl",
     "ditto": "neighbours.ditto",
     "encoder_averaging": "creamfl.encoder_averaging",
     "fedavg": "fedavg",
+    "fedclip": "neighbours.fedclip",
     "feddat": "feddat",
     "feddyn": "neighbours.feddyn",
     "fedmekt": "fedmekt",
     "fednova": "neighbours.fednova",
+    "fedproto": "neighbours.fedproto",
     "fedrep": "neighbours.fedrep",
+    "fesem": "neighbours.fesem",
     "ifca": "neighbours.ifca",
     "layerwise": "layerwise",
+    "mfedmc": "neighbours.mfedmc",
     "mmfl": "fedmekt.mmfl",
     "peft": "feddat.peft",
     "pfedme": "neighbours.pfedme",
@@ -31,17 +49,22 @@ MODULES = {
 
 __getattr__, __dir__ = _lazy.attach(__name__, MODULES)
 __all__ = [
+    "carmfl",
     "creamfl",
     "ditto",
     "encoder_averaging",
     "fedavg",
+    "fedclip",
     "feddat",
     "feddyn",
     "fedmekt",
     "fednova",
+    "fedproto",
     "fedrep",
+    "fesem",
     "ifca",
     "layerwise",
+    "mfedmc",
     "mmfl",
     "peft",
     "pfedme",

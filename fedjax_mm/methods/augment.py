@@ -18,8 +18,14 @@ def one_of_several(key: Key, x: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, choice.reshape(-1, *[1] * (x.ndim - 1)), axis=1)[:, 0]
 
 
-def random_resized_crop(key: Key, images: jax.Array, smallest: float = 0.08, ratio: float = 4 / 3) -> jax.Array:
-    """A random part of each image, resized bilinearly to the image's own size: [B, H, W, C], same dtype.
+def random_resized_crop(
+    key: Key,
+    images: jax.Array,
+    smallest: float = 0.08,
+    ratio: float = 4 / 3,
+    size: tuple[int, int] | None = None,
+) -> jax.Array:
+    """A random part of each image, resized bilinearly to the image's own size or to `size`: [B, H, W, C], same dtype.
 
     The area of the part is a uniform share in [smallest, 1] of the image's area. Its aspect (width to height, in shares
     of the image's) is log-uniform in [1/ratio, ratio]. A side that is longer than the image is cut to the image. The
@@ -37,14 +43,35 @@ def random_resized_crop(key: Key, images: jax.Array, smallest: float = 0.08, rat
     draw = lambda i, low, high: jax.random.uniform(keys[i], (count,), minval=low, maxval=high)
     area, aspect = draw(0, smallest, 1.0), jnp.exp(draw(1, -jnp.log(ratio), jnp.log(ratio)))
     tall, wide = (jnp.minimum(jnp.sqrt(area * a), 1.0) for a in (1 / aspect, aspect))
-    return resized_parts(images, draw(2, 0.0, 1.0) * (1 - tall), tall, draw(3, 0.0, 1.0) * (1 - wide), wide)
+    return resized_parts(images, draw(2, 0.0, 1.0) * (1 - tall), tall, draw(3, 0.0, 1.0) * (1 - wide), wide, size)
 
 
-def resized_parts(images: jax.Array, top: jax.Array, tall: jax.Array, left: jax.Array, wide: jax.Array) -> jax.Array:
+def resized(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Whole images [B, H, W, C] resized to `size`; as they are where they have it.
+
+    >>> halves = resized(jnp.arange(4.0).reshape(1, 1, 4, 1), (1, 2)).ravel()
+    >>> [round(x, 3) for x in halves.tolist()]  # a pixel is a mean of those around it
+    [0.714, 2.286]
+    """
+    if images.shape[1:3] == tuple(size):
+        return images
+    none, all_of_it = jnp.zeros(len(images)), jnp.ones(len(images))
+    return resized_parts(images, none, all_of_it, none, all_of_it, size)
+
+
+def resized_parts(
+    images: jax.Array,
+    top: jax.Array,
+    tall: jax.Array,
+    left: jax.Array,
+    wide: jax.Array,
+    size: tuple[int, int] | None = None,
+) -> jax.Array:
     """The part of each image [B, H, W, C] that begins at `top`, `left` and is `tall` and `wide`, resized to H x W.
 
     The four arrays are [B], shares of the image's height or width, at most 1. The resizing is bilinear; integers are
-    rounded.
+    rounded. size: another (height, width) of what is given; where a part has more pixels, they are averaged over, as
+    Pillow does, with weights that fall to 0 at a distance of one pixel of the result.
 
     >>> images = jnp.arange(4.0).reshape(1, 1, 4, 1)
     >>> whole, right_half = (jnp.array([0.0]), jnp.array([1.0])), (jnp.array([0.5]), jnp.array([0.5]))
@@ -52,7 +79,10 @@ def resized_parts(images: jax.Array, top: jax.Array, tall: jax.Array, left: jax.
     [1.75, 2.25, 2.75, 3.0]
     """
     # Two small matrix products an image, because gathers are slow under many clients.
-    rows, columns = _interpolation(images.shape[1], top, tall), _interpolation(images.shape[2], left, wide)
+    if size is None:
+        rows, columns = _interpolation(images.shape[1], top, tall), _interpolation(images.shape[2], left, wide)
+    else:
+        rows, columns = _scaling(images.shape[1], size[0], top, tall), _scaling(images.shape[2], size[1], left, wide)
     x = jnp.einsum("bih,bhwc->biwc", rows, images.astype(jnp.float32))
     x = jnp.einsum("bjw,biwc->bijc", columns, x)
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -65,3 +95,12 @@ def _interpolation(size: int, start: jax.Array, share: jax.Array) -> jax.Array:
     places = (start[:, None] + (jnp.arange(size)[None] + 0.5) / size * share[:, None]) * size - 0.5
     places = jnp.clip(places, 0, size - 1)
     return jnp.maximum(0.0, 1 - jnp.abs(places[:, :, None] - jnp.arange(size)[None, None]))
+
+
+def _scaling(size: int, given: int, start: jax.Array, share: jax.Array) -> jax.Array:
+    """[B, given, size]: row i weighs the pixels around the i-th of `given` places in [start, start + share]."""
+    pixels = size / given * share[:, None]  # that one place covers
+    places = start[:, None] * size + (jnp.arange(given)[None] + 0.5) * pixels - 0.5
+    apart = jnp.abs(jnp.clip(places, 0, size - 1)[:, :, None] - jnp.arange(size)[None, None])
+    weight = jnp.maximum(0.0, 1 - apart / jnp.maximum(pixels, 1.0)[:, :, None])
+    return weight / weight.sum(-1, keepdims=True)

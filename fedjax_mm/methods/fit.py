@@ -109,7 +109,7 @@ def check_rows(where: str, arrays: Arrays, needed: Collection[str], like: Shapes
     for name, array in arrays.items():
         if not hasattr(array, "dtype") or not np.ndim(array):
             raise ValueError(f"array {name!r} of {where} is {type(array).__name__}; give a NumPy or JAX array [M, ...]")
-        if jnp.issubdtype(array.dtype, jnp.floating) and not bool(np.isfinite(np.asarray(array)).all()):
+        if jnp.issubdtype(array.dtype, jnp.floating) and not bool(np.isfinite(np.asarray(array[:])).all()):
             raise ValueError(f"array {name!r} of {where} holds NaN or infinity; drop or fill these rows")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -118,7 +118,7 @@ def check_rows(where: str, arrays: Arrays, needed: Collection[str], like: Shapes
         if name in arrays:
             check_kind(f"array {name!r} of {where}", arrays[name], like[name])
     ranges = {
-        name: (np.min(arrays[name]).item(), np.max(arrays[name]).item())
+        name: (np.min(arrays[name][:]).item(), np.max(arrays[name][:]).item())
         for name in limits
         if name in arrays and arrays[name].size
     }

@@ -17,9 +17,10 @@ from fedjax_mm.checks import say
 AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
     *("batch_size", "single_batch", "server_batch", "public_batch", "proxy_batch", "test_batch", "block", "at_once"),
     *("hidden", "projection_hidden", "projection_dim", "server_rounds", "inner_steps", "models"),
+    *("centres", "candidates", "sent_modalities"),
 )
-ABOVE_ZERO = ("temperature", "weighing_temperature", "moon_temperature", "horizon", "clip", "crop")
-AT_MOST_ONE = ("crop",)
+ABOVE_ZERO = ("temperature", "weighing_temperature", "moon_temperature", "horizon", "clip", "crop", "sent_share")
+AT_MOST_ONE = ("crop", "sent_share")
 BELOW_ONE = ("warmup", "head_dropout")
 
 

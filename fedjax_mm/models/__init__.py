@@ -5,6 +5,7 @@ It needs jax, flax and numpy. Checkpoints (pretrained.py) also need safetensors:
 
 from fedjax_mm.models import (
     adapters,
+    albef,
     ast,
     bert,
     cnn,
@@ -17,10 +18,12 @@ from fedjax_mm.models import (
     resnet,
     text,
     transformer,
+    vault,
     vilt,
     vit,
     whisper,
 )
+from fedjax_mm.models.albef import Albef
 from fedjax_mm.models.encoders import as_encoder, as_encoders
 from fedjax_mm.models.exports import export, import_params
 from fedjax_mm.models.layers import Model
@@ -28,10 +31,12 @@ from fedjax_mm.models.transformer import Transformer
 from fedjax_mm.models.vilt import Vilt
 
 __all__ = [
+    "Albef",
     "Model",
     "Transformer",
     "Vilt",
     "adapters",
+    "albef",
     "as_encoder",
     "as_encoders",
     "ast",
@@ -48,6 +53,7 @@ __all__ = [
     "resnet",
     "text",
     "transformer",
+    "vault",
     "vilt",
     "vit",
     "whisper",

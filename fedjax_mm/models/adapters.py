@@ -52,7 +52,17 @@ def adapted(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
     >>> adapted((times(1.0), times(3.0)), jnp.full((1, 1, 1), 5.0)).item()  # 5 + (5 + 15) / 2
     15.0
     """
-    return h + sum(_bottleneck(tree, h, nn.relu) for tree in adapters) / len(adapters) if adapters else h
+    return h + change(adapters, h) if adapters else h
+
+
+def change(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
+    """The mean of what one layer's adapters make of h [..., D], which `adapted` adds to it.
+
+    >>> bare = lambda value: {"kernel": jnp.full((1, 1), value), "bias": jnp.zeros(1)}
+    >>> change([{"down": bare(1.0), "up": bare(3.0)}], jnp.full((1, 1), 5.0)).item()
+    15.0
+    """
+    return jnp.asarray(sum(_bottleneck(tree, h, nn.relu) for tree in adapters) / len(adapters))
 
 
 def lora(key: Key, depth: int, dim: int, rank: int = 16) -> PyTree:
@@ -118,23 +128,27 @@ def prompts(tree: PyTree) -> dict[str, jax.Array]:
 
 
 def bias(path: str) -> bool:
-    """Whether a leaf is a bias, be it a norm's: 104,448 parameters train. (BitFit, Ben Zaken et al. 2022)
+    """Whether a leaf is a bias, be it a norm's, and not of VAuLT's frozen BERT: 104,448 parameters train.
+
+    (BitFit, Ben Zaken et al. 2022)
 
     >>> bias("layers/query/bias"), bias("layers/query/kernel")
     (True, False)
     """
-    return path.endswith("/bias")
+    return path.endswith("/bias") and not path.startswith("language/")
 
 
 def norm(path: str) -> bool:
     """Whether a leaf belongs to a layer's norm or to the last one: 38,400 parameters train.
 
-    The norm of the text embeddings is not among them, as in the released code. (section 4)
+    The norm of the text embeddings is not among them, and of ALBEF the norms of the ViT alone are, as in the released
+    code. (section 4)
 
     >>> norm("layers/norm_1/scale"), norm("embeddings/text/norm/scale")
     (True, False)
     """
-    return path.startswith(("layers/norm_", "norm/"))
+    of_image = path.startswith("image/") and ("/norm_" in path or path.startswith("image/norm/"))
+    return path.startswith(("layers/norm_", "norm/")) or of_image
 
 
 def every_norm(path: str) -> bool:
@@ -147,12 +161,15 @@ def every_norm(path: str) -> bool:
 
 
 def full(path: str) -> bool:
-    """True for every leaf, those of the pooler too: 111,595,008 parameters train.
+    """True for every leaf but those of VAuLT's BERT, "language/...": 111,595,008 parameters train, the pooler's too.
 
     The released code counts 768 more: a third modality, for a second image, which visual questions do not need.
     (section 4)
+
+    >>> full("pooler/bias"), full("language/embeddings/word")
+    (True, False)
     """
-    return True
+    return not path.startswith("language/")
 
 
 def classifier(path: str) -> bool:

@@ -20,32 +20,45 @@ def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rate: float, dropout_key: Key | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    rate: float,
+    dropout_key: Key | None,
+    causal: bool = False,
 ) -> jax.Array:
-    """Softmax attention: query, key and value [B, T, heads, D/heads] -> the same shape. The softmax is in float32.
+    """Softmax attention: query [B, T, heads, D/heads], key and value [B, S, heads, D/heads] -> query's shape.
 
-    mask [B, T] is True where a key takes part. A row without any such key attends to all keys alike, so that nothing
-    becomes NaN. With `dropout_key`, a share `rate` of the weights is dropped.
+    mask [B, S] is True where a key takes part. A row without any such key attends to all keys alike, so that nothing
+    becomes NaN. causal: a query attends to no key behind its own place. With `dropout_key`, a share `rate` of the
+    weights is dropped. The softmax is in float32.
 
     >>> x = jnp.ones((1, 2, 1, 3))
     >>> attention(x, x, x, None, 0.0, None).shape
     (1, 2, 1, 3)
     """
     if dropout_key is None or rate == 0.0:
-        if not _has_fused(query, key, value, mask):
-            return _attend(query, key, value, mask)
+        if causal or query.shape != key.shape or not _has_fused(query, key, value, mask):
+            return _attend(query, key, value, mask, causal)
         return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_attend)
     if mask is not None:
         mask = mask[:, None, None, :]
     logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if causal:
+        before = jnp.tri(query.shape[1], key.shape[1], dtype=bool)[None, None]
+        mask = before if mask is None else mask & before
     if mask is not None:
         logits = jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
     weights = dropout(jax.nn.softmax(logits), rate, dropout_key).astype(value.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, value)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, mask=None if mask is None else mask[:, None, None, :])
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal: bool = False
+) -> jax.Array:
+    mask = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 
 
 def _has_fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> bool:

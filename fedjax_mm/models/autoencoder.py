@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.checks import check_flag, say
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_dtype, check_sizes
 from fedjax_mm.models.lstm import LSTM
 from fedjax_mm.types import Key, PyTree
 
@@ -49,24 +49,33 @@ class Half(nn.Module):
     """Width of the second layer or of the readout."""
     readout: bool = False
     """Whether the second layer is a linear map in place of an LSTM."""
+    dtype: jax.typing.DTypeLike = jnp.float32
+    """Precision of the inputs of the matrix products."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         orthogonal = nn.initializers.orthogonal()
-        h = LSTM(self.hidden, orthogonal, orthogonal, _uniform(self.hidden))(x)
+        h = LSTM(self.hidden, orthogonal, orthogonal, _uniform(self.hidden), self.dtype)(x)
         if self.readout:
-            return nn.Dense(self.out)(h), h
+            return nn.Dense(self.out, dtype=self.dtype)(h).astype(jnp.float32), h
         uniform = _uniform(self.out)
-        return LSTM(self.out, uniform, uniform, uniform)(h), h
+        return LSTM(self.out, uniform, uniform, uniform, self.dtype)(h), h
 
 
-def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, readout: bool = False) -> AutoEncoder:
+def split_lstm(
+    features: Mapping[str, int],
+    hidden: int = 32,
+    width: int = 4,
+    readout: bool = False,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> AutoEncoder:
     """For each modality, LSTMs F -> hidden -> width that encode and LSTMs width -> hidden -> F that decode.
 
     features: {modality: F}. A decoder gets the code at every step. Without a readout the outputs of a decoder are LSTM
     states, so they lie in -1..1 whatever the inputs are (Le et al. 2025, FedMEKT). With a readout they are a linear map
     of the first layer. Each layer has one bias vector where PyTorch has two: that makes 4 (hidden + width + hidden + F)
-    parameters fewer for each modality. Raises ValueError where there is no modality or a size is below 1.
+    parameters fewer for each modality. dtype: precision of the inputs of the matrix products. Raises ValueError where
+    there is no modality, a size is below 1 or a dtype is no precision.
 
     >>> ae = split_lstm({"accelerometer": 9, "gyroscope": 6}, hidden=32, width=4)
     >>> params = jax.eval_shape(ae.init, jax.random.key(0))
@@ -79,8 +88,9 @@ def split_lstm(features: Mapping[str, int], hidden: int = 32, width: int = 4, re
     _check_features(features)
     check_sizes(hidden=hidden, width=width)
     check_flag("readout", readout)
-    encoder = Half(hidden, width)
-    decoder = {m: Half(hidden, size, readout) for m, size in features.items()}
+    check_dtype(dtype)
+    encoder = Half(hidden, width, dtype=dtype)
+    decoder = {m: Half(hidden, size, readout, dtype) for m, size in features.items()}
 
     def init(key):
         params = {}

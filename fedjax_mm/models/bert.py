@@ -51,10 +51,10 @@ DISTILBERT = configs.Config(
 
 
 class Embeddings(nn.Module):
-    """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0).
+    """Token ids [B, T] -> [B, T, D]: norm(word + position + type 0); `vectors` [B, T, D] take the words' place.
 
-    Parameters: word [vocabulary, D], positions [positions, D], types [types, D] where there are any, and norm (scale,
-    bias).
+    Parameters: word [vocabulary, D] unless vectors take its place, positions [positions, D], types [types, D] where
+    there are any, and norm (scale, bias).
     """
 
     vocabulary: int
@@ -65,13 +65,14 @@ class Embeddings(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, vectors: jax.Array | None = None) -> jax.Array:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] > self.positions:
             wanted = f"integers [B, T] with T at most {self.positions}"
             raise ValueError(f"tokens must be {wanted}, got {tokens.dtype} {tokens.shape}")
         table = lambda name, rows: self.param(name, nn.initializers.normal(0.02), (rows, self.dim))
-        # Ids outside the vocabulary give NaN, not another word's embedding.
-        x = jnp.take(table("word", self.vocabulary), tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        x = vectors
+        if x is None:  # ids outside the vocabulary give NaN, not another word's embedding
+            x = jnp.take(table("word", self.vocabulary), tokens, axis=0, mode="fill", fill_value=jnp.nan)
         x += table("positions", self.positions)[None, : tokens.shape[1]]
         if self.types:
             x += table("types", self.types)[None, :1]
@@ -115,16 +116,10 @@ def encoder(
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
     family = BERT if types else DISTILBERT
     rates, prefix = (dropout, dropout if types else 0.0, dropout), f"{family.kind}."
-    names, other = (_bert_names(depth), BERT_HEADS) if types else (_distilbert_names(depth), DISTILBERT_HEADS)
+    names, other = (layer_names(depth), BERT_HEADS) if types else (_distilbert_names(depth), DISTILBERT_HEADS)
     sizes = {"vocabulary": vocabulary, "dim": dim, "depth": depth, "heads": heads, "mlp": mlp, "positions": positions}
     of_bert = {"types": types, "epsilon": epsilon} if types else {}
-    names |= (
-        tensor("embeddings.word_embeddings.weight", "embeddings/word")
-        | tensor("embeddings.position_embeddings.weight", "embeddings/positions")
-        | tensor("embeddings.token_type_embeddings.weight", "embeddings/types")
-        | norm("embeddings.LayerNorm", "embeddings/norm")
-        | linear("pooler.dense", "pooler")
-    )
+    names |= embedding_names() | linear("pooler.dense", "pooler")
     return stack(
         Embeddings(vocabulary, dim, positions, types, epsilon, dtype),
         Layer(heads, mlp, pre_norm=False, epsilon=epsilon, dropout=rates, dtype=dtype),
@@ -184,7 +179,18 @@ def _distilbert_names(depth: int) -> Names:
     return layers("transformer.layer", depth, linears, {"sa_layer_norm": "norm_1", "output_layer_norm": "norm_2"})
 
 
-def _bert_names(depth: int) -> Names:
+def embedding_names() -> Names:
+    """The names of the embeddings' tensors in files of BERT, and in files of ALBEF, which took them over."""
+    return (
+        tensor("embeddings.word_embeddings.weight", "embeddings/word")
+        | tensor("embeddings.position_embeddings.weight", "embeddings/positions")
+        | tensor("embeddings.token_type_embeddings.weight", "embeddings/types")
+        | norm("embeddings.LayerNorm", "embeddings/norm")
+    )
+
+
+def layer_names(depth: int) -> Names:
+    """The names of the layers' tensors in files of BERT, and in files of ALBEF."""
     linears = {f"attention.self.{name}": name for name in ("query", "key", "value")}
     linears |= {"attention.output.dense": "out", "intermediate.dense": "fc_1", "output.dense": "fc_2"}
     norms = {"attention.output.LayerNorm": "norm_1", "output.LayerNorm": "norm_2"}

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from fedjax_mm.checks import check_flag
-from fedjax_mm.models.checks import check_model, check_number, check_sizes, one_of
+from fedjax_mm.models.checks import check_dtype, check_model, check_number, check_sizes, one_of
 from fedjax_mm.models.layers import Model, as_model, run_module
 from fedjax_mm.models.text import GRU
 from fedjax_mm.types import Key, PyTree
@@ -27,14 +27,16 @@ class Pie(nn.Module):
     (kernel), fc (kernel, bias), norm (scale, bias).
     """
 
+    dtype: jax.typing.DTypeLike = jnp.float32
+
     @nn.compact
     def __call__(self, out: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array:
-        hidden = nn.tanh(nn.Dense(x.shape[-1] // 2, use_bias=False, name="w1")(x))
-        logits = nn.Dense(1, use_bias=False, name="w2")(hidden)[..., 0]
+        hidden = nn.tanh(nn.Dense(x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name="w1")(x))
+        logits = nn.Dense(1, use_bias=False, dtype=self.dtype, name="w2")(hidden)[..., 0].astype(jnp.float32)
         # Not -inf, with which a row without any valid T would be NaN.
         weights = jax.nn.softmax(jnp.where(valid, logits, 0.7 * jnp.finfo(logits.dtype).min))
         pooled = jnp.einsum("bt,btc->bc", weights, x)
-        residual = nn.sigmoid(nn.Dense(out.shape[-1], name="fc")(pooled))
+        residual = nn.sigmoid(nn.Dense(out.shape[-1], dtype=self.dtype, name="fc")(pooled).astype(jnp.float32))
         # Two passes: a single one loses a variance that is small compared with the mean.
         return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm")(out + residual)
 
@@ -43,11 +45,13 @@ class PieImage(nn.Module):
     """A linear layer on the mean over a feature map's cells, and `Pie` over these cells."""
 
     dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         x = _cells(features)
-        return Pie(name="pie")(nn.Dense(self.dim, name="fc")(x.mean(1)), x, jnp.ones(x.shape[:2], bool))
+        out = nn.Dense(self.dim, dtype=self.dtype, name="fc")(x.mean(1)).astype(jnp.float32)
+        return Pie(self.dtype, name="pie")(out, x, jnp.ones(x.shape[:2], bool))
 
 
 class PieText(nn.Module):
@@ -58,6 +62,7 @@ class PieText(nn.Module):
     width: int
     backward: str
     table: nn.initializers.Initializer
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -71,16 +76,17 @@ class PieText(nn.Module):
             last = there.argmax(1)[:, None]
             backwards = jnp.take_along_axis(backwards, last[..., None], axis=1)
             there = jnp.take_along_axis(there, last, axis=1)
-        read = lambda name, x, valid: GRU(self.dim // 2, name=name)(x, valid)[:, -1]
+        read = lambda name, x, valid: GRU(self.dim // 2, dtype=self.dtype, name=name)(x, valid)[:, -1]
         out = jnp.concatenate([read("forward", x, valid), read("backward", backwards, there)], axis=-1)
-        return Pie(name="pie")(out, x, valid)
+        return Pie(self.dtype, name="pie")(out, x, valid)
 
 
-def pie_image(trunk: Model, dim: int) -> Model:
+def pie_image(trunk: Model, dim: int, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
     """An encoder of images [B, H, W, channels] -> [B, dim]: LayerNorm(FC(mean) + sigmoid(FC'(attention))) over cells.
 
     trunk: a resnet.ResNet, or whatever has its `init` and an `apply` that gives feature maps [B, h, w, C]. (CreamFL's
-    server and multimodal clients) Parameters: trunk; head (fc, and those of `Pie` as pie).
+    server and multimodal clients) dtype: precision of the inputs of the head's matrix products; the trunk has its own.
+    Parameters: trunk; head (fc, and those of `Pie` as pie).
 
     >>> from fedjax_mm.models import cnn
     >>> model, images = pie_image(cnn.trunk([4]), 6), jnp.ones((2, 8, 8, 3))
@@ -89,7 +95,8 @@ def pie_image(trunk: Model, dim: int) -> Model:
     (2, 6)
     """
     check_sizes(dim=dim)
-    return _headed(trunk, PieImage(dim))
+    check_dtype(dtype)
+    return _headed(trunk, PieImage(dim, dtype))
 
 
 def mean_image(trunk: Model, dim: int, scale: float = 1.0) -> Model:
@@ -131,6 +138,7 @@ def pie_text(
     scale: float = 1.0,
     backward: str = "full",
     table: np.ndarray | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Model:
     """An encoder of token ids [B, L] in 0..vocabulary-1 -> [B, dim]: LayerNorm(GRU + sigmoid(FC(attention))).
 
@@ -141,10 +149,10 @@ def pie_text(
     The forward half is the state after the last word. The backward half with `backward` "full" is the state after the
     first word, when all words have been read; with "last" it is the output at the last word, which has read that word
     alone, as in CreamFL's released code. `scale` and then `relu` follow the norm. (CreamFL's multimodal clients, and
-    with 128 and relu the text-only clients of the released code) Parameters: words (embedding), forward and backward
-    (`GRU`), pie (`Pie`).
+    with 128 and relu the text-only clients of the released code) `dtype` is the precision of the inputs of matrix
+    products. Parameters: words (embedding), forward and backward (`GRU`), pie (`Pie`).
 
-    Raises ValueError for another `backward`, an odd dim, and a table of another shape.
+    Raises ValueError for another `backward` or dtype, an odd dim, and a table of another shape.
 
     >>> model, tokens = pie_text(10, dim=4, width=6), jnp.array([[3, 5, 0], [2, 0, 0]])
     >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens)
@@ -155,13 +163,14 @@ def pie_text(
     check_flag("relu", relu)
     check_sizes(vocabulary=vocabulary, dim=dim, width=width)
     check_number("scale", scale)
+    check_dtype(dtype)
     if dim % 2:
         raise ValueError(f"dim must be even, half for each direction of the GRU; got {dim}")
     if table is not None and np.shape(table) != (vocabulary, width):
         raise ValueError(f"table must be [vocabulary, width], {(vocabulary, width)}, got {np.shape(table)}")
     given = lambda key, shape, dtype: jnp.asarray(table, dtype)
     random = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-    model = as_model(PieText(vocabulary, dim, width, backward, random if table is None else given))
+    model = as_model(PieText(vocabulary, dim, width, backward, random if table is None else given, dtype))
 
     def apply(params: PyTree, tokens: jax.Array) -> jax.Array:
         z = scale * model.apply(params, tokens)

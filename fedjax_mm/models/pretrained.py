@@ -126,7 +126,15 @@ def load(model: HasCheckpoint, path: str | pathlib.Path) -> PyTree:
         raise ValueError(f"path is {path!r}; give the path of a checkpoint, as text or as pathlib.Path")
     spec = model.checkpoint
     configs.compare(spec.config, pathlib.Path(path))
-    found = _strip(checkpoint_files.read(pathlib.Path(path), spec.repository), spec.prefix, path)
+    return place(model, _strip(checkpoint_files.read(pathlib.Path(path), spec.repository), spec.prefix, path), path)
+
+
+def place(model: HasCheckpoint, found: Mapping[str, np.ndarray], path: str | pathlib.Path) -> PyTree:
+    """The model's parameters from tensors by the names of its checkpoint; `path` is where they are from, for errors.
+
+    Raises what `load` raises for tensors.
+    """
+    spec = model.checkpoint
     fresh = lambda key, batch: _unstacked(model.init(key, batch), spec)
     expected = flatten(jax.eval_shape(fresh, jax.random.key(0), model.example))
     for part in spec.optional:

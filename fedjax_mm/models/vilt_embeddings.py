@@ -64,8 +64,9 @@ class ImageEmbeddings(nn.Module):
 class Embeddings(nn.Module):
     """A batch -> [B, T, D] and its mask [B, T]: text, then image, each plus the vector of its modality.
 
-    `prompts` holds tokens [length, D] to insert behind the first token of "text" and of "image". Parameters: text (see
-    bert.Embeddings), image (see ImageEmbeddings), modality [2, D].
+    "words" [B, T, D] in the batch take the place of the question's word vectors (models.vault). `prompts` holds tokens
+    [length, D] to insert behind the first token of "text" and of "image". Parameters: text (see bert.Embeddings), image
+    (see ImageEmbeddings), modality [2, D].
     """
 
     vocabulary: int
@@ -80,7 +81,7 @@ class Embeddings(nn.Module):
     def __call__(self, batch: Arrays, prompts: Mapping[str, jax.Array] | None = None) -> Started:
         question = batch["question"]
         read = bert.Embeddings(self.vocabulary, self.dim, self.text_length, 2, self.epsilon, self.dtype, name="text")
-        text = read(question), question != 0
+        text = read(question, batch.get("words")), question != 0
         see = ImageEmbeddings(self.grid, self.patch, self.dim, self.dtype, name="image")
         image = see(batch["image"], batch.get("size"))
         modality = self.param("modality", nn.initializers.normal(0.02), (2, self.dim))
@@ -107,8 +108,8 @@ def resized_size(
     at most 12 x 19 patches). Sides are rounded down to whole patches, and to one patch at least. (Hugging Face's
     ViltImageProcessor, which interpolates bicubically)
 
-    The data of this library (data.vqa) follow another rule: an image is scaled to touch a bucket of a fixed size, so
-    that all images of a task have one shape. (section 5)
+    It is a rule that `data.vqa.load` takes. Its own one is another: an image is scaled to touch a bucket of a fixed
+    size. (section 5)
 
     >>> resized_size(480, 640), resized_size(300, 900)
     ((384, 512), (192, 608))

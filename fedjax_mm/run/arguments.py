@@ -17,8 +17,9 @@ from fedjax_mm.run.job import participation_key
 from fedjax_mm.run.json_files import CHECKSUM
 from fedjax_mm.run.records import check_name
 from fedjax_mm.run.rounds import participants
-from fedjax_mm.run.watch import Every, checked
+from fedjax_mm.run.scoring import Every, checked
 from fedjax_mm.stages import Stage
+from fedjax_mm.streamed import streams
 from fedjax_mm.types import Population
 
 PLACES = ("device", "host")  # of clients' states, beside a folder
@@ -70,7 +71,7 @@ def check_arguments(
         check_whole("devices", devices, 1, jax.device_count())
     if client_state not in PLACES:
         _check_folder_of_states(client_state)
-    _check_split(plan, check_flag("split_public", split_public))
+    _check_split(plan, check_flag("split_public", split_public), data)
     _check_test(plan, test)
     _check_scores(evaluate)
     every |= {f"the period of evaluate[{k!r}]": v.rounds for k, v in (evaluate or {}).items() if isinstance(v, Every)}
@@ -211,16 +212,17 @@ def _check_chunk(chunk: Any, data: FederatedData) -> None:
         check_whole("chunk", chunk, 1)
 
 
-def _check_split(plan: Sequence[Stage], split_public: bool) -> None:
-    if not split_public:
-        return
+def _check_split(plan: Sequence[Stage], split_public: bool, data: FederatedData) -> None:
+    streaming = bool(streams(data.public))
     for stage in plan:
-        if not stage.method.public_by_rows:
+        if (split_public or streaming) and not stage.method.public_by_rows:
+            what = "split_public is True" if split_public else "public arrays are streamed"
+            cure = "leave it out" if split_public else "give them in memory"
             raise ValueError(
-                "split_public is True, but the method may read public examples otherwise than by local.take; leave it "
-                "out, or build the method with federate(..., public_by_rows=True)"
+                f"{what}, but the method may read public examples otherwise than by local.take; {cure}, or build the "
+                "method with federate(..., public_by_rows=True)"
             )
-        if holds_keys(stage.method):
+        if split_public and holds_keys(stage.method):
             raise ValueError(
                 "split_public is True, but clients keep random keys, whose states are on every device; put their "
                 "jax.random.key_data in the state"

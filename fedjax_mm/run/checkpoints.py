@@ -1,12 +1,17 @@
-"""Checkpoints of a run by Orbax, each with a digest of its state, which is compared when it is read."""
+"""Checkpoints of a run by Orbax, each with a digest of its state, which is compared when it is read.
+
+What no round changes (`Server.frozen`) is not written again and again: a checkpoint has its digest, and a run that goes
+on has the values from the method's `init`, which must be the same.
+"""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from errno import EDQUOT, ENOSPC
 from typing import Any, TypeVar, cast
 
@@ -29,11 +34,14 @@ KEPT = 2  # checkpoints: where the last one is damaged, the run goes on from the
 class Checkpoints:
     """The folder `checkpoints` of a run: <round>/ by Orbax, and <round>.sha256, the digests of its state's parts.
 
-    read_only: nothing is written, and the folder must be there.
+    read_only: nothing is written, and the folder must be there. frozen: entries of the server's state that no
+    checkpoint has.
     """
 
-    def __init__(self, directory: pathlib.Path, read_only: bool = False):
+    def __init__(self, directory: pathlib.Path, read_only: bool = False, frozen: Sequence[str] = ()):
         self.path = directory / "checkpoints"
+        self.frozen = frozen
+        self._frozen_digests: str | None = None
         with _quiet():
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else KEPT, enable_async_checkpointing=False, read_only=read_only
@@ -53,10 +61,11 @@ class Checkpoints:
         number, before = int(state.round), self.rounds
         if number in before:
             return
+        moving, frozen = _without(state, self.frozen), self._of_frozen(state)
         try:
             if jax.process_index() == 0:  # first: a checkpoint without its digest is not complete
-                self._digest_file(number).write_text(digests.of_parts(_parts(state)))
-            self.manager.save(number, args=ocp.args.StandardSave(state))
+                self._digest_file(number).write_text(digests.of_parts(_parts(moving)) + frozen)
+            self.manager.save(number, args=ocp.args.StandardSave(moving))
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
             if jax.process_index() == 0:
@@ -77,7 +86,8 @@ class Checkpoints:
         """The state of the last checkpoint that is whole; None where there is no checkpoint.
 
         A damaged one is moved to checkpoint-<round>.damaged, and the run goes on from the one before. Raises OSError
-        where there are checkpoints and none of them is whole.
+        where there are checkpoints and none of them is whole, and ValueError where what is frozen is not what the run
+        began with.
         """
         reader = lambda number: functools.partial(all_or_none, functools.partial(self._read, number, like(number)))
         return self._last_whole(reader, log, self._set_aside)
@@ -98,7 +108,7 @@ class Checkpoints:
             read = reader(number)
             try:
                 return read()
-            except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the checkpoint's
+            except (MemoryError, jax.errors.JaxRuntimeError, _OtherFrozen):  # no fault of the checkpoint's
                 raise
             except Exception as error:  # Orbax raises anything where a file is not what it wrote
                 problem = f"the checkpoint {self.path / str(number)} is damaged ({_first_line(error)})"
@@ -113,12 +123,32 @@ class Checkpoints:
 
     def _read(self, number: int, like: FedState) -> FedState:
         expected = self._digest_file(number).read_text()
+        # A single digest, without names, and one without those of frozen entries are of earlier versions.
+        frozen = self._of_frozen(like) if "  frozen/" in expected else ""
+        if not expected.endswith(frozen):
+            raise _OtherFrozen(
+                f"{self.path.parent} holds another run: {' and '.join(self.frozen)} differs, which no round changes; "
+                "give another directory or the weights that the run was begun with"
+            )
+        wanted = _without(like, self.frozen) if frozen else like
         with _quiet():
-            state = cast(FedState, self.manager.restore(number, args=ocp.args.StandardRestore(like)))
-        # A single digest, without names, is of an earlier version.
-        if expected != (digests.of_parts(_parts(state)) if "  " in expected else digests.of_state(state)):
+            state = cast(FedState, self.manager.restore(number, args=ocp.args.StandardRestore(wanted)))
+        found = digests.of_parts(_parts(state)) + frozen if "  " in expected else digests.of_state(state)
+        if expected != found:
             raise ValueError(CHANGED)
-        return state
+        if not frozen:
+            return state
+        kept = {name: like.server[name] for name in self.frozen}
+        return dataclasses.replace(state, server={**state.server, **kept})
+
+    def _of_frozen(self, state: FedState) -> str:
+        """The digests of what is frozen, which are taken once."""
+        if self._frozen_digests is None:
+            if missing := [name for name in self.frozen if name not in state.server]:
+                raise ValueError(f"Server.frozen names {missing}; the server's state has {sorted(state.server)}")
+            parts = {f"frozen/{name}": state.server[name] for name in self.frozen}
+            self._frozen_digests = digests.of_parts(parts)
+        return self._frozen_digests
 
     def _read_plain(self, number: int, clients: bool, log: Log) -> dict[str, Any]:
         expected = self._digest_file(number).read_text()
@@ -152,6 +182,18 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
+
+
+class _OtherFrozen(ValueError):
+    """What is frozen is not what the run was begun with."""
+
+
+def _without(state: FedState, frozen: Sequence[str]) -> FedState:
+    """The state without what is frozen at the server."""
+    if not frozen:
+        return state
+    server = {name: part for name, part in state.server.items() if name not in frozen}
+    return dataclasses.replace(state, server=server)
 
 
 def _parts(state: FedState) -> dict[str, PyTree]:

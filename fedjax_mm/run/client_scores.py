@@ -9,6 +9,8 @@ import numpy as np
 
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.local import take
+from fedjax_mm.streamed import is_streamed, streams
 from fedjax_mm.types import Arrays, Download, FedState, PyTree
 
 BLOCK = 64  # clients scored in one call
@@ -27,20 +29,29 @@ def own_scores(method: Method, state: FedState, data: FederatedData) -> OwnScore
     given = {name: score for name, score in given.items() if data.cohorts[name].test_rows is not None}
     if not given:
         return {}
-    downloads = jax.jit(method.server.download)(state.server, data.public)
+    downloads = jax.jit(method.server.download)(state.server, _on_one_device(data.public))
     scored = {}
     for name, score in given.items():
-        arrays, (rows, mask) = data.cohorts[name].arrays, data.test_rows(name)
+        arrays, (rows, mask) = _on_one_device(data.cohorts[name].arrays), data.test_rows(name)
         blocks = []
         for first in range(0, len(rows), BLOCK):
             clients = jax.tree.map(lambda x, first=first: x[first : first + BLOCK], state.clients[name])
             some = rows[first : first + BLOCK]
-            here = {
-                key: jnp.asarray(np.asarray(x)[some] if not data.on_device else x[some]) for key, x in arrays.items()
+            read = some if streams(arrays) else None
+            own = {
+                key: x if is_streamed(x) else jnp.asarray(np.asarray(x)[some] if not data.on_device else x[some])
+                for key, x in arrays.items()
             }
-            blocks.append(jax.device_get(_score(score, downloads[name], clients, here, mask[first : first + BLOCK])))
+            real = mask[first : first + BLOCK]
+            blocks.append(jax.device_get(_score(score, downloads[name], clients, own, read, real)))
         scored[name] = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     return scored
+
+
+def _on_one_device(arrays: PyTree) -> PyTree:
+    """Arrays that every device has, as those of this process's own device, where the state is."""
+    whole = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated
+    return jax.tree.map(lambda x: x.addressable_data(0) if whole(x) else x, arrays)
 
 
 def summary(scores: OwnScores) -> dict[str, float]:
@@ -78,16 +89,22 @@ def less_is_better(metric: str) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-    score: Callable, download: Download, clients: PyTree, arrays: Arrays, mask: np.ndarray
+    score: Callable, download: Download, clients: PyTree, arrays: Arrays, rows: np.ndarray | None, mask: np.ndarray
 ) -> Mapping[str, jax.Array]:
-    """Means over each client's real rows: {metric: [n]}; leaves of clients and arrays [n, ...], mask [n, T]."""
+    """Means over each client's real rows: {metric: [n]}; leaves of clients and arrays [n, ...], mask [n, T].
+
+    rows [n, T]: of the arrays that are streamed, which have leaves [E, ...]; None where none is.
+    """
+    outside = {key: x for key, x in arrays.items() if is_streamed(x)}
+    inside = {key: x for key, x in arrays.items() if key not in outside}
 
     def one(client):
-        own, seen, real = client
+        own, seen, some, real = client
+        seen = seen if some is None else {**seen, **take(outside, some)}
         values = score(download, own, seen, real)
         return {key: _mean(x.astype(jnp.float32), real) for key, x in values.items()}
 
-    return jax.lax.map(one, (clients, arrays, mask))
+    return jax.lax.map(one, (clients, inside, rows, mask))
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

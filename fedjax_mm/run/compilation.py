@@ -21,6 +21,7 @@ from fedjax_mm.run.rounds import Inputs, participants, scan_rounds, with_finite,
 from fedjax_mm.run.tune import chosen_chunks
 from fedjax_mm.split_rows import is_split
 from fedjax_mm.stages import Stage
+from fedjax_mm.streamed import is_streamed, streams
 from fedjax_mm.types import Key, OverClients, RoundData
 
 Chunk = int | Mapping[str, int] | str | None
@@ -131,9 +132,7 @@ def _lower_plain(method: Method, init_key: Key, data: RoundData) -> jax.stages.L
     """A method's round that is compared, however clients are mapped and wherever their states are kept."""
     state = jax.eval_shape(method.init, init_key)
     cohorts = {name: dataclasses.replace(taken, place=None) for name, taken in data.cohorts.items()}
-    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    public = jax.tree.map(whole, data.public, is_leaf=is_split)
-    inputs = Inputs(state, data._replace(cohorts=cohorts, public=public), init_key)
+    inputs = Inputs(state, data._replace(cohorts=cohorts), init_key)
     return _lower(method._replace(over=OverClients()), _shapes(inputs))
 
 
@@ -144,6 +143,7 @@ def _is_plain(stage: Stage, inputs: Inputs, over: OverClients, number: int) -> b
         and number == 1
         and over == OverClients()
         and all(x.place is None for x in inputs.data.cohorts.values())
+        and not streams(inputs.data)
     )
 
 
@@ -168,7 +168,8 @@ def _lower(method: Method, inputs: Inputs, number: int = 1) -> jax.stages.Lowere
 
 def _shapes(inputs: Inputs) -> Inputs:
     """Their shapes and types alone; a type that was weak is not, as it is not in a checkpoint."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    whole = lambda x: is_split(x) or is_streamed(x)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs, is_leaf=whole)
 
 
 def _first(data: RoundData, number: int) -> RoundData:

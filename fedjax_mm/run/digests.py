@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fedjax_mm.data import FederatedData
+from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import Arrays, PyTree
 
 LARGE_BYTES = 1 << 30
@@ -86,11 +87,16 @@ def of_choice(rounds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_array(array: Any) -> str:
-    """The digest of an array's type, shape and values.
+    """The digest of an array's type, shape and values; of a Streamed with a version, of that in place of its values.
 
     >>> of_array(np.arange(3)) == of_array(np.arange(3)), of_array(np.arange(3)) == of_array(np.arange(3.0))
     (True, False)
     """
+    if is_streamed(array):
+        if array.version:
+            return _hashed(f"{array.dtype} {array.shape} {array.version}".encode(), array.index.tobytes())
+        if array.nbytes <= LARGE_BYTES:
+            array = array[:]
     rows: Any = slice(None)
     if np.ndim(array) and array.nbytes > LARGE_BYTES:
         number = max(1, LARGE_BYTES * len(array) // array.nbytes)

@@ -51,21 +51,19 @@ from fedjax_mm.run.progress import Progress
 from fedjax_mm.run.records import RunDirectory
 from fedjax_mm.run.rounds import Round
 from fedjax_mm.run.rounds import rounds as rounds_of
+from fedjax_mm.run.scoring import Every, mend, scoring
 from fedjax_mm.run.signals import Interruption
 from fedjax_mm.run.track import tensorboard as tensorboard_tracker
 from fedjax_mm.run.watch import (
-    Every,
     Files,
-    OwnScores,
     Score,
-    Scores,
     StopRun,
     Watcher,
     close_with,
     divergence,
     finite,
     flat,
-    mend,
+    reads_state,
     say_left_out,
 )
 from fedjax_mm.stages import Stage
@@ -123,11 +121,11 @@ def train(
         if files:
             closing.callback(files.close)
             closing.enter_context(watched_peers(files.path / "peers", peer_timeout))
-            files.open_checkpoints()
+            files.open_checkpoints(stages.frozen(plan))
             closing.enter_context(stop)
         total = rounds or sum(stage.rounds for stage in plan)
         job = Job(plan, total, on_mesh(data, mesh, split_public), per_round, seed, files, log, stop, choose)
-        watchers = close_with(closing, [*_scored(job, test, evaluate or {}, evaluate_every or total), *watch])
+        watchers = close_with(closing, [*scoring(job, test, evaluate or {}, evaluate_every or total), *watch])
         show = lambda start: _shown(job, start, checkpoint_every, rounds_per_call, tensorboard, progress, closing)
         state = _run(job, client_state, (chunk, mesh, rounds_per_call), watchers, show)
     stop.take_effect(lambda name: log(f"{name} after round {int(state.round)}, which is saved; run again to go on"))
@@ -171,12 +169,11 @@ def _run(
         mend(job.files, job.plan, job.data, job.feed(0), local(state, mesh))
         return state
     shown, stopped = show(int(state.round)), False
-    behind = rounds_of(
-        job.plan, state, job.feed, states, compiler, keys, until=job.rounds, mesh=mesh, per_call=per_call
-    )
-    for done in behind:
+    asks = lambda number: stopped or any(reads_state(watcher, number) for watcher in (*watchers, *shown))
+    mapped: dict[str, Any] = {"until": job.rounds, "mesh": mesh, "per_call": per_call}
+    for done in rounds_of(job.plan, state, job.feed, states, compiler, keys, asks=asks, **mapped):
         stopped = _watched(done, watchers, shown, job, stopped)
-        if done.ends_call and (stopped or done.last):
+        if done.has_state and (stopped or done.last):
             return done.whole or state
     return state
 
@@ -202,11 +199,6 @@ def _first(job: Job, states: States, init_key: jax.Array, compiler: Compiler) ->
         return like(0)
     job.log(f"resuming {job.files.path.name} after round {int(saved.round)}")
     return states.restored(first[0], saved)
-
-
-def _scored(job: Job, test: Arrays | None, evaluate: Mapping[str, Score | Every], every: int) -> list[Watcher]:
-    """The watchers that give scores, which the user's own watchers find in the row."""
-    return [Scores(evaluate, test, every, job.log), OwnScores(job.data, every, job.files, job.log)]
 
 
 def _shown(
@@ -249,12 +241,12 @@ def _watched(done: Round, watchers: Sequence[Watcher], shown: Sequence[Watcher],
         try:
             row |= watcher(done, row) or {}
         except StopRun as stop:
-            stopped, done = stop, done._replace(last=done.ends_call)
+            stopped, done = stop, done._replace(last=done.has_state)
     job.stop.begin()
     stopping = any_of(stopping or stopped is not None or job.stop.signal is not None)
     row = finite(row, job.log)
     for watcher in shown:  # the last round is saved
-        watcher(done._replace(last=done.last or stopping and done.ends_call), row)
+        watcher(done._replace(last=done.last or stopping and done.has_state), row)
     if stopped is not None:
         job.log(f"stopped after round {done.number}: {stopped}")
     return stopping

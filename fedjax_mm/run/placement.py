@@ -16,6 +16,7 @@ from fedjax_mm.run import client_state, spread
 from fedjax_mm.run.spread import is_spread
 from fedjax_mm.split import SPLIT, WHOLE
 from fedjax_mm.split_rows import is_split
+from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import CohortRound, FedState, Key, PyTree, RoundData
 
 
@@ -190,7 +191,7 @@ def on_mesh(data: FederatedData, mesh: Mesh | None, split_public: bool = False) 
         cohorts = {name: dataclasses.replace(c, arrays=put(c.arrays)) for name, c in cohorts.items()}
     if public is None or not (split_public and is_spread(mesh)):
         return dataclasses.replace(data, cohorts=cohorts, public=put(public))
-    split: Any = {name: spread.split_rows(np.asarray(x), mesh) for name, x in public.items()}
+    split: Any = {name: x if is_streamed(x) else spread.split_rows(np.asarray(x), mesh) for name, x in public.items()}
     return dataclasses.replace(data, cohorts=cohorts, public=split)
 
 

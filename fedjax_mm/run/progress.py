@@ -27,6 +27,10 @@ class Progress:
         elif force or (sys.stdout is not None and sys.stdout.isatty()):  # a daemon has none
             self.show, self.close = _terminal_bar(start, rounds, force)
 
+    def reads_state(self, number: int) -> bool:
+        """Never."""
+        return False
+
     def __call__(self, done: Round, row: Mapping[str, float]) -> None:
         now = time.perf_counter()
         # The first round is compiled too: speed counts from its end.

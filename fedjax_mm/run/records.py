@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import IO, Any
 
@@ -42,9 +42,9 @@ class RunDirectory:
                 self._lock.close()
                 raise
 
-    def open_checkpoints(self) -> None:
-        """Looks for checkpoints; all processes do this together."""
-        self.checkpoints = Checkpoints(self.path)
+    def open_checkpoints(self, frozen: Sequence[str]) -> None:
+        """Looks for checkpoints; all processes do this together. frozen: what none of them has."""
+        self.checkpoints = Checkpoints(self.path, frozen=frozen)
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Compares the settings with those of the run that the directory holds, or begins one."""

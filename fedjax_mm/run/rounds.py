@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
@@ -48,7 +48,7 @@ class Round(NamedTuple):
     metrics: Metrics
     """What Method.round gave, as NumPy numbers: {cohort or "server": {name: value}}."""
     seconds: float
-    """From the start of the round to the end of its work on the device, in seconds."""
+    """From the start of the round, or the end of the one before if that is later, until its metrics are read."""
     stage: Stage
     """The stage that the round lies in; its name is "" where the run has one."""
     stage_number: int
@@ -58,7 +58,7 @@ class Round(NamedTuple):
     data: RoundData
     """Who took part, and with which rows."""
     gather: Callable[[], FedState] | None
-    """Gives `whole`. None where the round is not the last of its call."""
+    """Gives `whole`. None where the device has gone on from the state after the round."""
     mesh: Mesh | None
     """The devices that `whole` lies on; None: one."""
     finite: bool
@@ -70,25 +70,26 @@ class Round(NamedTuple):
         return self.stage.method
 
     @property
-    def ends_call(self) -> bool:
-        """Whether the round is the last of its call, so that there is a state after it."""
+    def has_state(self) -> bool:
+        """Whether there is a state after the round; if not, the device has gone on from it."""
         return self.gather is not None
 
     @property
     def whole(self) -> FedState | None:
         """The state after the round over all devices, with the states of all clients, as a checkpoint has it. None
-        where the round is not the last of its call."""
+        where the device has gone on from it."""
         return None if self.gather is None else self.gather()
 
     @property
     def state(self) -> FedState:
         """The state after the round on this process's own device, with the states of all clients.
 
-        Raises ValueError where the round is not the last of its call.
+        Raises ValueError where the device has gone on from it.
         """
         whole = self.whole
         if whole is None:
-            raise ValueError(f"the state after round {self.number} never leaves the device: rounds_per_call is above 1")
+            why = "it lies within a call of several rounds, or no watcher said that it reads the state"
+            raise ValueError(f"the state after round {self.number} never leaves the device: {why}")
         return local(whole, self.mesh)
 
 
@@ -103,13 +104,15 @@ def rounds(
     until: int,
     mesh: Mesh | None = None,
     per_call: int = 1,
+    asks: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[Round]:
     """Every round from where `state` stands up to round `until`, as it is finished.
 
     plan: the stages. state: whole, as `states.first` or a checkpoint gives it. feed: the data of round r, from 0; that
     of the next call is laid out while a call computes. keys: of the first states, and of the rounds. per_call: rounds
     that the device runs in one call; calls end at its multiples, and rounds before the first and after the last of
-    these in a stage are run one by one.
+    these in a stage are run one by one. asks: whether anybody asks for the state after round `number`, from 1. Where
+    nobody does, the metrics of a call are read a call late, while the next one computes.
     """
     init_key, round_key = keys
     start = int(state.round)
@@ -118,7 +121,7 @@ def rounds(
 
     number_at = lambda r: _in_one_call(plan, r, until, per_call)
     r, each = start, [feed(start + i) for i in range(number_at(start))]
-    data = states.placed(several(each))
+    data, unread, since = states.placed(several(each)), None, 0.0
     while r < until:
         entered = (here := stages.index(plan, r)) != at
         if entered:
@@ -133,23 +136,52 @@ def rounds(
                 inputs = Inputs(state, states.placed(each[0]), round_key)
                 later = compiler.ahead(plan[stages.index(plan, ends)], inputs, number_at(ends))
         begun = time.perf_counter()
-        state, metrics, finite = steps[len(each)](state, full, round_key)
-        done, those, r = data, each, r + len(each)
+        state, *told = steps[len(each)](state, full, round_key)
+        call = _Call(each, r, told, begun, plan[at], at + 1, entered or r == start)
+        done, r = data, r + len(each)
         # While these rounds compute:
         each = [feed(r + i) for i in range(number_at(r))] if r < until else []
         coming = states.placed(several(each)) if each else None
         fetched = None if coming is None else states.prefetch(coming)
-        told = jax.device_get((metrics, finite))
-        told = [told] if len(those) == 1 else [jax.tree.map(lambda x, i=i: x[i], told) for i in range(len(those))]
+        if unread is not None:
+            since = yield from _read(unread, None, until, mesh, since)
         state = states.exchange(state, done, coming, fetched)
-        seconds = (time.perf_counter() - begun) / len(those)
-        gather = functools.cache(functools.partial(states.whole, state))
-        for i, (one, (metrics, finite)) in enumerate(zip(those, told, strict=True)):
-            number, final = r - len(those) + i + 1, i + 1 == len(those)
-            first = i == 0 and (entered or number == start + 1)
-            numbers = (number, number == until, metrics, seconds, plan[at], at + 1, first)
-            yield Round(*numbers, one, gather if final else None, mesh, bool(finite))
+        goes_on = r < until and stages.index(plan, r) == at and len(each) in steps and not asks(r)
+        unread = call if goes_on else None
+        if unread is None:
+            gather = functools.cache(functools.partial(states.whole, state))
+            since = yield from _read(call, gather, until, mesh, since)
         data = coming if coming is not None else data
+
+
+class _Call(NamedTuple):
+    """What the device was given in one call."""
+
+    each: Sequence[RoundData]  # a round each
+    start: int  # rounds behind the run when it begins
+    told: Any  # the metrics of every round, and whether its state is finite; on the device
+    begun: float
+    stage: Stage
+    stage_number: int
+    first_of_stage: bool  # of its first round
+
+
+def _read(
+    call: _Call, gather: Callable[[], FedState] | None, until: int, mesh: Mesh | None, since: float
+) -> Generator[Round, None, float]:
+    """Every round of a call, when the device has done them; returns the time of that.
+
+    gather: gives the state after the call, if there is one. since: the time when the call before was done.
+    """
+    told, number = jax.device_get(call.told), len(call.each)
+    now = time.perf_counter()
+    seconds = (now - max(since, call.begun)) / number
+    for i, one in enumerate(call.each):
+        metrics, finite = told if number == 1 else jax.tree.map(lambda x, i=i: x[i], told)
+        behind, first = call.start + i + 1, call.first_of_stage and i == 0
+        about = (behind, behind == until, metrics, seconds, call.stage, call.stage_number, first)
+        yield Round(*about, one, gather if i + 1 == number else None, mesh, bool(finite))
+    return now
 
 
 def _kept(stage: Stage, state: FedState, data: RoundData, mesh: Mesh | None) -> Mapping[str, Arrays]:

@@ -23,7 +23,8 @@ class SavedRun(NamedTuple):
     round: int
     """How many rounds lie behind `server` and `clients`. The metrics may be of more."""
     server: PyTree
-    """The server's state: nested dicts of NumPy arrays. Entries of a tuple go by "0", "1", ..."""
+    """The server's state: nested dicts of NumPy arrays. Entries of a tuple go by "0", "1", ... What no round changes
+    (`Server.frozen`), such as FedDAT's trunk, is not in it."""
     clients: Mapping[str, PyTree]
     """The states of each cohort's clients, leaves [N, ...]; {} where they were not asked for."""
     settings: Mapping[str, Any]

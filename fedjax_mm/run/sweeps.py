@@ -29,10 +29,11 @@ from fedjax_mm.run.grid import Build, Group, Point, build_points, check_grid, fi
 from fedjax_mm.run.job import take_part
 from fedjax_mm.run.mapped import Mapped, Runs, pairs
 from fedjax_mm.run.placement import on_mesh
+from fedjax_mm.run.scoring import unchecked
 from fedjax_mm.run.sweep_files import Sweep, claim
 from fedjax_mm.run.sweep_job import Done, Job
 from fedjax_mm.run.tune import free_bytes, more_bytes
-from fedjax_mm.run.watch import flat, unchecked
+from fedjax_mm.run.watch import flat
 from fedjax_mm.types import Arrays, FedState, PyTree, RoundData
 
 TOGETHER, ENOUGH = 80, 32

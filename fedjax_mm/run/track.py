@@ -39,6 +39,10 @@ class Tracker:
         self.open = open
         self.writer: Writer | None = None
 
+    def reads_state(self, number: int) -> bool:
+        """Never: it writes the row."""
+        return False
+
     def __call__(self, done: Round, row: Mapping[str, float | None]) -> None:
         if jax.process_index() != 0:
             return

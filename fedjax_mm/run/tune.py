@@ -26,37 +26,43 @@ def tune_chunks(
     """Seconds per round of each cohort at three chunk sizes at most: {cohort: {chunk: seconds}}, on the real data.
 
     Each cohort is timed alone (its own download, update and reduction): one client at a time, all at once, and between
-    them about the root of their number. A chunk for which the device has no memory, by its compiler, is left out;
-    larger ones are then not tried.
+    them about the root of their number. A chunk for which the device has no memory, by its compiler, beside what the
+    cohorts before it have sent, is left out; larger ones are then not tried.
     """
     devices = mesh.size if mesh is not None else 1
-    seconds = {}
+    seconds, sent = {}, 0.0
     for name, cohort in method.cohorts.items():
         only = lambda server, uploads, public, key: (server, uploads)
         keep = method.server._replace(update=only, begin=None)
         places = -(-data.cohorts[name].index.shape[0] // devices)
-        seconds[name] = {}
+        seconds[name], of_cohort = {}, 0.0
         alone = dataclasses.replace(state, clients={name: state.clients[name]})
         its_own = data._replace(cohorts={name: data.cohorts[name]})
         for chunk in sorted({1, 2 ** round(math.log2(places) / 2), places}):
             round_of = federate(keep, {name: cohort}, upload=method.upload, over=OverClients(chunk, mesh)).round
             try:
-                took = _timed(jax.jit(round_of, donate_argnums=0), alone, its_own, key, repeats)
+                compiled = jax.jit(round_of, donate_argnums=0).lower(alone, its_own, key).compile()
+                took = _timed(compiled, alone, its_own, key, repeats, sent)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 took = None
             if took is None:
                 break
-            seconds[name][str(chunk)] = took
+            seconds[name][str(chunk)], of_cohort = took, sent_bytes(compiled)
+        sent += of_cohort
     return seconds
 
 
-def _timed(round_of: Any, state: FedState, data: RoundData, key: jax.Array, repeats: int) -> float | None:
-    """The median seconds of a round, which the state passes through as it does in a run; None where it does not fit."""
-    compiled = round_of.lower(state, data, key).compile()
+def _timed(
+    compiled: jax.stages.Compiled, state: FedState, data: RoundData, key: jax.Array, repeats: int, sent: float
+) -> float | None:
+    """The median seconds of a round, which the state passes through as it does in a run; None where it does not fit.
+
+    sent: bytes of uploads that the device holds besides.
+    """
     state = jax.tree.map(jnp.copy, state)  # the round is given it
-    if more_bytes(compiled) > free_bytes():
+    if more_bytes(compiled) + sent > free_bytes():
         return None
     times = []
     for _ in range(repeats + 1):
@@ -106,9 +112,13 @@ def _is_measured(seconds: Mapping[str, Any], cohorts: Iterable[str]) -> bool:
 def more_bytes(compiled: jax.stages.Compiled) -> float:
     """What a program needs on a device besides its arguments, by its compiler; 0 where that does not say."""
     memory = compiled.memory_analysis()
-    if memory is None:
-        return 0.0
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return 0.0 if memory is None else memory.temp_size_in_bytes + sent_bytes(compiled)
+
+
+def sent_bytes(compiled: jax.stages.Compiled) -> float:
+    """What a cohort's round leaves on a device beside the states: its uploads. 0 where the compiler does not say."""
+    memory = compiled.memory_analysis()
+    return 0.0 if memory is None else memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def free_bytes() -> float:

@@ -16,6 +16,7 @@ import optax
 from fedjax_mm.checks import check_array, check_mapping, check_number, check_whole, say
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
+from fedjax_mm.streamed import is_streamed, picked
 from fedjax_mm.transforms import change_of, changed
 from fedjax_mm.types import Cohort, Upload
 from fedjax_mm.uploads.slots import changing
@@ -45,10 +46,10 @@ def flip_labels(data: FederatedData, clients: Bad, num_classes: int) -> Federate
         owner = np.repeat(np.arange(len(cohort.counts)), cohort.counts)
         places = np.flatnonzero(np.isin(owner, numbers))
         copied, total = cohort.rows[places], len(next(iter(cohort.arrays.values())))
-        longer: dict[str, Any] = {key: np.concatenate([x, np.asarray(x)[copied]]) for key, x in cohort.arrays.items()}
+        longer: dict[str, Any] = {key: picked(x, np.r_[:total, copied]) for key, x in cohort.arrays.items()}
         longer["label"][total:] = num_classes - 1 - longer["label"][total:]
         if data.on_device:
-            longer = {key: jnp.asarray(x) for key, x in longer.items()}
+            longer = {key: x if is_streamed(x) else jnp.asarray(x) for key, x in longer.items()}
         rows = cohort.rows.copy()
         rows[places] = total + np.arange(len(places))
         cohorts[name] = dataclasses.replace(cohort, arrays=longer, rows=rows)

@@ -141,7 +141,9 @@ def _adaptive(
         return {**state, "method": new}, metrics
 
     cohorts = {name: _adaptive_cohort(cohort, cap) for name, cohort in method.cohorts.items()}
-    wrapped = server._replace(init=init, download=download, update=update, begin=begin if server.begin else None)
+    wrapped = server._replace(
+        init=init, download=download, update=update, begin=begin if server.begin else None, frozen=()
+    )
     return with_server_state(method._replace(server=wrapped, cohorts=cohorts), lambda state: state["method"])
 
 

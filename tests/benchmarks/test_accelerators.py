@@ -98,6 +98,7 @@ def test_the_smallest_topology_that_has_the_devices_is_taken(name, devices, topo
         (["--devices", "0"], "a number of devices is 0"),
         (["--chunks", "0"], "a number of chunks is 0"),
         (["--limit", "nan"], "limit is nan"),
+        (["--effort", "-2"], "effort is -2"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(given, said, tmp_path, monkeypatch):
@@ -156,6 +157,9 @@ def test_two_files_are_compared_row_by_row(tmp_path):
     with pytest.raises(ValueError, match="files without a common row"):
         command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "c")])
     assert other["devices"] == 4 and "est ratio" not in other and other["est ms, after"] == 1
+    (tmp_path / "d").write_text(json.dumps({"rows": [{**row, "effort": -1.0} for row in after]}))
+    with pytest.raises(ValueError, match="files without a common row"):
+        command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "d")])
 
 
 def test_the_estimate_is_that_of_a_known_product_and_a_loop_counts_its_trips():
@@ -184,6 +188,7 @@ def test_a_row_is_compiled_for_four_devices(tmp_path):
     if why := chips.missing(chips.CHIPS["v5e"]):
         pytest.skip(why)
     given = ["--chip", "v5e:2x2", "--only", "fedavg/mlp", "--chunks", "1", "--dtypes", "float32", "--devices", "4"]
+    given += ["--effort", "-1"]
     (row,) = command.main([*given, "--keep", "--out", str(tmp_path)])
     assert [trips for _, trips, *_ in row["loops"]] == [32, 3] and row["unknown loops"] == 0
     assert row["collectives"] >= 1 and row["in loops"] == 0 and row["example copies"] == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import engine, methods, one_by_one, peak, population, price, profile, steps, timing
+from benchmarks import engine, host, methods, one_by_one, peak, population, price, profile, steps, streaming, timing
 from benchmarks import processes as several
 from benchmarks.engine import Settings
 from benchmarks.one_by_one import by_batch, separate, serial
@@ -74,6 +74,16 @@ def test_a_round_by_hand_that_differs_is_an_error(monkeypatch):
 @pytest.mark.parametrize("chunk, share", [(1, 0), (2, 2 / 8), (3, 3 / 9), (4, 6 / 12)])
 def test_a_step_is_wasted_when_a_client_waits_for_the_longest_of_its_chunk(chunk, share):
     assert engine.wasted([np.array([3, 2, 1])], chunk) == pytest.approx(share)
+
+
+def test_the_hosts_share_is_what_a_run_takes_beyond_its_rounds():
+    settings = host.Settings(networks=((),), calls=(2,), rounds=4, repetitions=1)
+    rows = host.host(settings)
+    assert [(r["network"], r["rounds in a call"], r["directory"]) for r in rows] == [
+        ("784-10", 2, kept) for kept in (False, True)
+    ]
+    assert len({r["alone ms"] for r in rows}) == 1 and all(r["ms"] > 0 for r in rows)
+    assert all(r["host ms"] == r["ms"] - r["alone ms"] for r in rows)
 
 
 def test_timings_start_over_and_leave_the_first_run_out():
@@ -274,3 +284,28 @@ def test_places_that_give_other_weights_are_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(population, "in_own_process", other)
     with pytest.raises(ArithmeticError, match="3 clients do not end with the same weights"):
         population.population(dataclasses.replace(SMALL, folder=str(tmp_path)))
+
+
+def test_photos_that_are_streamed_are_on_the_device_a_batch_at_a_time(in_this_process, monkeypatch, tmp_path):
+    """The device is looked at after a round: then it has none of them, or all that were laid out."""
+    step = lambda w, batch, key: (w + batch["image"].mean(), {})
+
+    def small(settings, data):
+        update = lambda download, state, data, key: (
+            {"w": Mean(local_steps(step, download.sent, data, key, batch_size=4)[0], data.weight)},
+            state,
+            {},
+        )
+        combine = lambda w, uploads, public, key: (uploads["all"]["w"].value, {})
+        server = Server(lambda key: jnp.float32(0), lambda w, public: {"all": Download(w)}, combine)
+        return federate(server, {"all": Cohort(settings.clients, lambda key: (), update)})
+
+    monkeypatch.setattr(streaming, "in_own_process", lambda section, given, devices: section(given))
+    monkeypatch.setattr(streaming, "small", small)
+    monkeypatch.setattr(streaming, "times", lambda settings: [])
+    tiny = streaming.Settings(photos=8, scales=(1, 2), laid_out=(1,), side=64, clients=2, folder=str(tmp_path / "made"))
+    rows = {row["examples"]: row for row in streaming.streaming(tiny)}
+    assert [row["photos"] for row in rows.values()] == [8, 8, 16] and not (tmp_path / "made").exists()
+    held = {name: row["device MB"] for name, row in rows.items()}
+    assert held["1x, laid out"] - held["1x, streamed"] == pytest.approx(rows["1x, laid out"]["photos MB"], rel=0.1)
+    assert held["2x, streamed"] - held["1x, streamed"] < rows["1x, streamed"]["photos MB"] / 10

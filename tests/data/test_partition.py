@@ -146,6 +146,33 @@ def test_missing_examples_at_their_rates_and_never_all():
     assert not same(present.values(), partition.missing_examples(num, ("a", "b", "c"), rates, 1).values())
 
 
+def test_labels_are_missing_and_wrong_at_their_rates():
+    num, labels = 20000, np.arange(20000) % 4
+    there = partition.missing_labels(num, 0.3, 0)
+    np.testing.assert_allclose(there.mean(), 0.7, atol=0.02)
+    assert partition.missing_labels(num, 0.0, 0).all() and not partition.missing_labels(num, 1.0, 0).any()
+    parts = partition.with_labels(partition.iid(num, 7, 0), there)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.flatnonzero(there))
+
+    wrong = partition.erroneous_labels(labels, 4, 0.3, 0)
+    assert wrong.dtype == np.int32 and same([wrong], [partition.erroneous_labels(labels, 4, 0.3, 0)])
+    share = [[np.mean(wrong[labels == k] == j) for j in range(4)] for k in range(4)]
+    np.testing.assert_allclose(share, np.where(np.eye(4, dtype=bool), 0.7, 0.1), atol=0.02)
+    to_next = np.roll(np.eye(4), 1, axis=1)
+    wrong = partition.erroneous_labels(labels, 4, 1.0, 0, transition=to_next + np.eye(4))
+    np.testing.assert_array_equal(wrong, (labels + 1) % 4)
+    np.testing.assert_array_equal(partition.erroneous_labels(labels, 4, 0.0, 0), labels)
+
+
+def test_within_groups_shares_each_group_out_among_its_own_clients():
+    groups, labels = np.repeat([5, 2, 9], 60), np.tile([0, 1, 2], 60)
+    parts = partition.within_groups(groups, labels, 4, 0.5, 0)
+    assert [set(groups[part]) for part in parts] == [{2}] * 4 + [{5}] * 4 + [{9}] * 4
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(180))
+    assert same(parts, partition.within_groups(groups, labels, 4, 0.5, 0))
+    assert not same(parts[:4], [part - 60 for part in parts[4:8]])  # each group has a draw of its own
+
+
 def test_hold_out_takes_the_fraction_of_each_client_and_leaves_some_to_train():
     parts = [np.arange(start, start + size) for start, size in ((0, 100), (100, 1), (101, 0), (101, 2), (103, 7))]
     for fraction, sizes in ((0.2, [20, 0, 0, 1, 1]), (0.99, [99, 0, 0, 1, 6]), (0.001, [1, 0, 0, 1, 1])):
@@ -203,6 +230,18 @@ def test_split_table_counts():
         (lambda: partition.missing_examples(5, "ab", {"a": "1"}, 0), "the rate of a is '1'"),
         (lambda: partition.missing_examples(5, "ab", {"a": np.nan}, 0), "the rate of a is nan"),
         (lambda: partition.missing_examples(5, (), {}, 0), r"modalities is \(\)"),
+        (lambda: partition.missing_labels(5, 1.5, 0), "rate is 1.5"),
+        (
+            lambda: partition.erroneous_labels(np.array([0, 3]), 3, 0.5, 0),
+            r"labels holds 0..3; they must be within 0..2",
+        ),
+        (
+            lambda: partition.erroneous_labels(np.zeros(2, int), 2, 0.5, 0, np.eye(3)),
+            r"transition is \(3, 3\); it must",
+        ),
+        (lambda: partition.erroneous_labels(np.zeros(2, int), 2, 0.5, 0, np.eye(2)), "one above 0 of another class"),
+        (lambda: partition.with_labels([[0, 5]], np.ones(2, bool)), "parts name rows 0..5; labelled says of 2"),
+        (lambda: partition.within_groups(np.zeros(3), np.zeros(2, int), 1, 1.0, 0), "groups has 3 rows and labels 2"),
         (lambda: partition.hold_out([np.arange(5.0)], 0.5, 0), "part 0 is float64"),
         (lambda: partition.hold_out([5], 0.5, 0), r"part 0 has the shape \(\)"),
         (lambda: partition.hold_out({0: [1, 2]}, 0.5, 0), "parts is {0: .*; give a list of row numbers per client"),

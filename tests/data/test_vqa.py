@@ -1,5 +1,6 @@
 """Tasks from made pictures: splits by picture, scores by leaving annotators out, unknown answers counted and kept."""
 
+import functools
 import itertools
 
 import chex
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedjax_mm import streamed
 from fedjax_mm.data import vqa, wordpiece
 from fedjax_mm.data.vqa import Question, Source, pictures
+from fedjax_mm.models import vilt
 
 
 def colour(number):
@@ -217,6 +220,53 @@ def test_a_given_tokenizer(sources, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, "about", "question"]))
     task = load(sources, tokenizer=tmp_path / "vocab.txt", length=5).tasks["few"]
     np.testing.assert_array_equal(task.splits["train"]["question"][0], [2, 6, 1, 5, 3])
+
+
+def test_pictures_are_stored_once_however_often_they_are_asked_about(sources):
+    kept, files = load(sources), load(sources, stream=True)
+    assert streamed.is_streamed(files.image) and len(files.image) == len(kept.image)
+    np.testing.assert_array_equal(files.size, kept.size)
+    plain = vqa.federated(kept).cohorts["all"].arrays
+    for arrays in (vqa.federated(files).cohorts["all"].arrays, vqa.federated(kept, stream=True).cohorts["all"].arrays):
+        assert streamed.is_streamed(arrays["image"]) and set(arrays) == set(plain)
+        np.testing.assert_array_equal(arrays["image"][:], plain["image"])
+        np.testing.assert_array_equal(arrays["size"], plain["size"])
+    assert len(plain["image"]) > len(np.unique(arrays["image"].index))  # several questions about a picture
+    for name in kept.tasks:
+        chex.assert_trees_all_equal(
+            *({**one, "image": one["image"][:]} for one in (vqa.examples(t, name, "test") for t in (kept, files)))
+        )
+
+
+def test_pictures_may_have_the_sizes_of_vilts_own_processor(tmp_path):
+    sides = {"wide": (48, 64), "tall": (64, 48), "long": (30, 90)}  # height, width
+    for name, (height, width) in sides.items():
+        Image.fromarray(np.full((height, width, 3), 200, np.uint8)).save(tmp_path / f"{name}.png")
+    rule = functools.partial(vilt.resized_size, short=24, patch=4)
+    paths = [str(tmp_path / f"{name}.png") for name in sides]
+    for read in (pictures.read_all, pictures.stream):
+        stack, sizes = read(paths, (40, 40), 4, rule)
+        assert sizes.tolist() == [[24, 32], [32, 24], [12, 36]] == [[*rule(*side)] for side in sides.values()]
+        for picture, (height, width) in zip(stack[:], sizes, strict=True):
+            assert (picture[:height, :width] == 200).all() and picture.sum() == 3 * 200 * height * width
+        with pytest.raises(
+            ValueError, match=r"long.png .*picture of \[30, 90\] pixels is resized to \[12, 36\]; give a"
+        ):
+            read(paths, (32, 32), 4, rule)
+
+
+def test_a_model_that_writes_gets_the_words_of_answers_and_pictures_that_fill_the_bucket(sources):
+    tasks = load(sources, resize=lambda height, width: (32, 32))
+    assert (tasks.size == 32).all() and tasks.image[:, -1].any(axis=(1, 2)).all()
+    arrays = vqa.all_examples(tasks, "test", words=5)
+    for client, (name, task) in enumerate(tasks.tasks.items()):
+        own = arrays["choices"][arrays["client"] == client]
+        known = wordpiece.encode(tasks.tokenizer, task.answers, 5)
+        assert (own[:, : len(known)] == known[None]).all() and not own[:, len(known) :].any()
+        assert "choices" not in vqa.examples(tasks, name, "test")
+    assert vqa.federated(tasks, words=5).cohorts["all"].arrays["choices"].shape[1:] == own.shape[1:]
+    with pytest.raises(ValueError, match="words is 0"):
+        vqa.federated(tasks, words=0)
 
 
 def test_errors(sources, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedjax_mm.data import vqa
-from fedjax_mm.data.vqa import Question, annotations
+from fedjax_mm.data.vqa import Question, annotations, benchmarks, folders
 
 TEN = ["Yes.", "yes", "no", "yes", "maybe", "no", "yes", "the dog", "yes", "no"]
 
@@ -94,6 +94,74 @@ def test_coco_qa_refuses_files_that_do_not_match(tmp_path):
     (tmp_path / "types.txt").unlink()
     with pytest.raises(FileNotFoundError, match="types.txt; get it from"):
         annotations.coco_qa(tmp_path, "/images")
+
+
+PAINTING = {"image": "1-a.jpg", "question": "who sit", "answer": "woman", "need_external_knowledge": False}
+CLOVE = {"image_source": "vg", "image_id": "440", "question": "What place?", "answers": ["kiosk"] * 10}
+
+
+def test_aqua(tmp_path):
+    path = write(tmp_path / "train.json", [PAINTING, {**PAINTING, "need_external_knowledge": True}])
+    first, second = annotations.aqua(path, "/images")
+    assert first == Question("/images/1-a.jpg", "who sit", ("woman",), "visual")
+    assert second.type == "knowledge"
+
+
+def test_clove(tmp_path):
+    path = write(tmp_path / "functional_object_train.json", [CLOVE])
+    assert annotations.clove(path, "/clove") == [Question("/clove/vg/440.jpg", "What place?", ("kiosk",) * 10, "vg")]
+    with pytest.raises(ValueError, match="not CLOVE's questions.*answers is 'kiosk'"):
+        annotations.clove(write(path, [{**CLOVE, "answers": "kiosk"}]), "/clove")
+
+
+@pytest.fixture
+def published(tmp_path):
+    """All files of FedDAT's benchmarks, a question or two in each."""
+    for name in ("aqua", "vizwiz", "gqa", "abstract", "coco_qa/train", "coco_qa/test", "clove/function", "clove/scene"):
+        (tmp_path / name).mkdir(parents=True)
+    for split in ("train", "test"):
+        write(tmp_path / "aqua" / f"{split}.json", [PAINTING])
+        coco_qa_files(tmp_path / "coco_qa" / split)
+    seen = {"image": "VizWiz.jpg", "question": "What?", "answers": [{"answer": "x"}]}
+    asked = {"imageId": "24", "question": "Is it?", "answer": "no"}
+    for split in ("train", "val"):
+        write(tmp_path / "vizwiz" / f"{split}.json", [seen])
+        write(tmp_path / "gqa" / f"{split}_balanced_questions.json", {"07": asked})
+        questions, answers = vqa_files(tmp_path, "abstract_v002", f"{split}2015")
+        questions.rename(tmp_path / "abstract" / f"OpenEnded_abstract_v002_{split}2015_questions.json")
+        answers.rename(tmp_path / "abstract" / f"abstract_v002_{split}2015_annotations.json")
+        for part in benchmarks.FUNCTIONS:
+            write(tmp_path / "clove" / "function" / f"functional_{part}_{split}.json", [CLOVE])
+        for part in benchmarks.SCENES:
+            write(tmp_path / "clove" / "scene" / f"scene_{part}_{split}.json", [{**CLOVE, "image_source": part}])
+    return tmp_path
+
+
+def test_the_benchmarks_of_feddat(published):
+    domain = vqa.official(published, "domain")
+    first = {name: client["test"][0].image for name, client in domain.items()}
+    assert {name: image.removeprefix(f"{published}/") for name, image in first.items()} == {
+        "aqua": "aqua/images/1-a.jpg",
+        "abstract": "abstract/images/abstract_v002_val2015_000000000009.png",
+        "vizwiz": "vizwiz/images/VizWiz.jpg",
+        "coco_qa": "coco_qa/images/COCO_val2014_000000458755.jpg",
+        "gqa": "gqa/images/24.jpg",
+    }
+    assert domain["coco_qa"]["train"][0].image.endswith("COCO_train2014_000000458755.jpg")
+    assert list(vqa.official(published, "function")) == list(benchmarks.FUNCTIONS)
+    scene = vqa.official(published, "scene")
+    assert list(scene) == "ShopAndDining Workplace HomeOrHotel Transportation SportAndLeisure Outdoors".split()
+    assert scene["Outdoors"]["test"][0].type == "f#Outdoors"
+
+
+def test_a_benchmark_names_the_file_that_is_missing(published):
+    with pytest.raises(ValueError, match="benchmark is 'domains'; there are domain, function, scene"):
+        vqa.official(published, "domains")
+    (published / "clove" / "scene" / "scene_f#Outdoors_val.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="scene_f#Outdoors_val.json; get it from https://github.com/showlab/CLVQA"
+    ):
+        vqa.official(published, "scene")
 
 
 def test_official_files_that_are_missing_cut_off_or_without_answers(tmp_path):
@@ -216,10 +284,10 @@ def test_null_is_no_type_and_no_answer(tmp_path, folder):
     path = folder / "own" / "train" / "metadata.jsonl"
     line = '{"file_name": "b.jpg", "question": "x", "answer": "y", "type": null}'
     write(path, line)
-    assert annotations.metadata(path)[0].type == ""
+    assert folders.metadata(path)[0].type == ""
     write(path, line.replace("null", "3"))
     with pytest.raises(ValueError, match="line 1 of .* has a `type` that is no text"):
-        annotations.metadata(path)
+        folders.metadata(path)
 
 
 def test_json_nested_without_end_is_named(tmp_path, folder):
@@ -229,7 +297,7 @@ def test_json_nested_without_end_is_named(tmp_path, folder):
         path = folder / "own" / "train" / "metadata.jsonl"
         write(path, deep)
         with pytest.raises(ValueError, match="line 1 of .* is cut off or no JSON"):
-            annotations.metadata(path)
+            folders.metadata(path)
 
 
 def test_a_csv_beside_the_pictures_is_not_passed_over(folder):

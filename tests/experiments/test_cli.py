@@ -36,6 +36,8 @@ def run(main, flags, monkeypatch):
         ("compare.__main__", "--rouns 3", ["--rouns", "--rounds"]),
         ("compare.__main__", "--rounds 0", ["--rounds is 0", "at least 1"]),
         ("compare.__main__", "--rounds 2", ["--rounds is 2", "at least 3"]),
+        ("compare.__main__", "--dtype bfloat16", ["--dtype says nothing here"]),
+        ("fedavg.__main__", "--dtype half", ["half", "bfloat16"]),
         ("compare.__main__", "--client-state host", ["--client-state says nothing of runs that are one program"]),
         ("fedmekt.__main__", "tuned --checkpoint-every 3", ["--checkpoint-every says nothing of runs"]),
         ("fedavg.__main__", "sweep --grid client_lr=.1 --client-state folder", ["--client-state says nothing of runs"]),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments.common import cli
 from experiments.creamfl import data as creamfl_data
-from experiments.creamfl import study, table, tuned
+from experiments.creamfl import study, table, teachers, tuned
 from experiments.creamfl.models import Models, Size, full, pretrained, small
 from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
@@ -100,6 +100,44 @@ def test_rows_choose_their_rates_on_valid_once_and_ablations_take_creamfls(tmp_p
         tuned.compare(dataclasses.replace(settings, rows=rows[1:]))
     tuned.compare(settings)
     assert seen[1][1:] == (own, notes)
+
+
+def test_gains_stand_beside_the_recall_of_a_server_over_the_clients_pictures(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    test = {m: rng.normal(size=shape) for m, shape in (("image", (30, 6)), ("text", (30, 2, 6)))}
+    params = {m: {"w": rng.normal(size=(6, 4))} for m in ("image", "text")}
+    linear = dict.fromkeys(params, Model(lambda key, x: None, _flat))
+    monkeypatch.setattr(teachers, "FEW", 20)
+    monkeypatch.setattr(study, "models", lambda *given: Models(linear, {}, linear))
+    monkeypatch.setattr(study, "load", lambda *given: types.SimpleNamespace(test=test))
+    monkeypatch.setattr(teachers.run, "load", lambda *given, **named: types.SimpleNamespace(server={"params": params}))
+    recall = teachers.server_recall(SMALL, 0, tmp_path)
+    image, text = test["image"][:20] @ params["image"]["w"], test["text"][:20].reshape(40, 6) @ params["text"]["w"]
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    nearest = np.argsort(-image @ text.T, axis=1)[:, :10] // 2
+    assert recall == pytest.approx(100 * (nearest == np.arange(20)[:, None]).any(1).mean()) and 0 < recall < 100
+
+    pick = lambda settings, names: ({name: dataclasses.replace(settings, server_lr=0.5) for name in names}, [])
+    trained = []
+    monkeypatch.setattr(teachers.tuned, "chosen", pick)
+    monkeypatch.setattr(teachers.table, "compare", lambda level, own, notes: trained.append((level, own)))
+    rsum = {"server_only": 80.0, "CreamFL": 100.0}
+    last = lambda folder: {"test/rsum": rsum[folder.parent.name] + int(folder.name[-1]), "test/both/i2t_r10": 30.0}
+    monkeypatch.setattr(teachers.report, "load", lambda folder: types.SimpleNamespace(rows=[last(folder)]))
+    common = dataclasses.replace(SMALL.common, seeds=2, out=str(tmp_path))
+    rows = teachers.compare(dataclasses.replace(SMALL, teachers=(7, 9), common=common))
+    assert [(level.numbers.per_client, own["server only"].server_lr) for level, own in trained] == [(7, 0.5), (9, 0.5)]
+    assert all(row["gain"].tolist() == [20, 20] and row["server"].tolist() == [recall, recall] for row in rows)
+    assert "| 9 |" in (tmp_path / "teachers.md").read_text() and (tmp_path / "teachers.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="--seeds must be at least 2"):
+        teachers.compare(SMALL)
+
+
+def test_clients_contrast_with_as_many_public_pairs_as_they_are_told():
+    batch = lambda **given: study.variants(dataclasses.replace(SMALL, **given))["CreamFL"].public_batch
+    assert batch() == 64 and batch(public_batch=7) == 7
+    with pytest.raises(ValueError, match="--public-batch is 0"):
+        batch(public_batch=0)
 
 
 def test_a_server_alone_takes_as_many_passes_as_it_is_told():

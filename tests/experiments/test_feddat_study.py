@@ -9,9 +9,9 @@ import pytest
 
 from experiments import pretrain_vilt
 from experiments.common import cli
-from experiments.feddat import costs, modes, study, table
+from experiments.feddat import costs, modes, study, table, trunks
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import adapters, vilt
+from fedjax_mm.models import adapters, albef, bert, pretrained, vilt
 
 SIZE = pretrain_vilt.Size(dim=8, depth=2, heads=2, vocabulary=300)
 
@@ -103,3 +103,45 @@ def test_a_mode_with_another_loss_or_server_trains_and_sends_the_same():
         alike = "dat" if name == "mutual" else name.split(",")[0].split("+")[0]
         assert size == counted[alike] and size.trained > 0
     assert counted["full"].trained > counted["adapter"].trained == counted["standalone"].trained
+
+
+def write(folder, model, vocabulary):
+    """A folder of a model with random weights, as published models have one."""
+    folder.mkdir(parents=True)
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), model.example), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    pretrained.save(params, model, folder / "model.safetensors")
+    kind = {"Albef": "albef", "Vilt": "vilt", "Transformer": "bert"}[type(model).__name__]
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, **model.checkpoint.config}))
+    (folder / "vocab.txt").write_text(vocabulary.read_text())
+    return params
+
+
+def test_a_trunk_is_what_its_folder_holds(trunk, tmp_path):
+    vocabulary = trunk[0] / "vocab.txt"
+    words = len(vocabulary.read_text().split())
+    small = {"vocabulary": words, "dim": 8, "heads": 2, "mlp": 12}
+    pictures = {"image": 32, "patch": 8, **small}
+    given = write(tmp_path / "albef", albef.encoder(length=32, depths=(1, 2, 1), **pictures), vocabulary)
+    write(tmp_path / "vault" / "vilt", vilt.encoder(text_length=24, depth=1, **pictures), vocabulary)
+    write(tmp_path / "vault" / "bert", bert.encoder(depth=1, positions=24, types=2, **small), vocabulary)
+    few = {"train": 8, "test": 4, "valid": 2, "training": Training()}
+    seen = {}
+    for name in ("albef", "vault"):
+        settings = dataclasses.replace(study.PRESETS["scenes"], trunk=str(tmp_path / name), **few)
+        problem = study.load(settings, 0)
+        over = problem.data, problem.trunk.model, problem.trunk.params, problem.head
+        counted = modes.size(modes.modes(settings.training)["dat"], settings.widths, *over)
+        sites = {"albef": 4, "vault": 1}[name]
+        assert counted.mb == pytest.approx(4e-6 * sites * (2 * 8 * 16 + 16 + 8))
+        seen[name] = problem.data.cohorts["all"].arrays
+    assert seen["albef"].keys() - seen["vault"].keys() == {"choices"}
+    own = problem.head.init(jax.random.key(0), np.zeros((1, 8), np.float32))
+    assert own["dense_1"]["bias"].shape == (seen["vault"]["target"].shape[1],)
+    problem = study.load(dataclasses.replace(settings, trunk=str(tmp_path / "albef")), 0)
+    jax.tree.map(np.testing.assert_array_equal, problem.head.init(jax.random.key(0), None), given["head"])
+    with pytest.raises(ValueError, match="over ALBEF there is no lora"):
+        over = problem.data, problem.trunk.model, problem.trunk.params, problem.head
+        modes.make(modes.modes(settings.training)["lora"], settings.widths, *over)
+    with pytest.raises(FileNotFoundError, match="holds no trunk; give a folder of experiments.pretrain_vilt; of ViLT"):
+        trunks.load(tmp_path)

@@ -71,7 +71,7 @@ def test_values_and_readouts_are_chosen_on_validation_windows_alone(tmp_path, mo
     monkeypatch.setattr(autoencoder, "split_lstm", linear)
     found = tuned.compare(settings(tmp_path, rows=("raw last frame, logistic regression", "FedMEKT")))
     (points,) = found["FedMEKT"]
-    assert len(points) == len(tuned.WEIGHTS) * len(tuned.READOUTS)
+    assert len(points) == len(study.Settings.weights) * len(tuned.READOUTS)
     (row,) = (row for row in tuned.scores_table(found) if row["method"] == "FedMEKT")
     mean = lambda scored: np.mean([scored[f"{m}/macro_f1"] for m in ("left", "right", "left+right")])
     chosen = max(points, key=lambda point: mean(point["valid"]))

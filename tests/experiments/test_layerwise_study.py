@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from benchmarks import streaming
 from experiments.common import cli
 from experiments.layerwise import costs, study, table
-from fedjax_mm import report
+from fedjax_mm import report, streamed
 from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import layerwise
 
@@ -73,3 +75,24 @@ def test_the_round_of_statistics_counts_one_pass():
     paid = table._row(study.PRESETS["scenes"], "layer-wise", [one])  # two epochs of 2 and 3 batches of 64
     assert paid["TFLOP in all"] == pytest.approx(2.5 * (2 * 2 * 1 + 0.25))
     assert paid["MB in all"] == pytest.approx(2 * 7 + 4)
+
+
+def test_photos_of_coco_stay_on_the_disk_and_crops_are_cut_from_them(tmp_path):
+    for split, number in (("train2017", 12), ("val2017", 3)):
+        streaming.make_photos(tmp_path, number, split)
+    common = dataclasses.replace(study.PRESETS["coco"].common, data_dir=str(tmp_path), rounds=3)
+    size = study.Size(16, 3, 2, image=32)
+    settings = dataclasses.replace(study.PRESETS["coco"], common=common, photo=48, size=size, clients=2, batch_size=4)
+    problem = study.load(settings, 0)
+    photos = problem.data.cohorts["all"].arrays["image"]
+    assert streamed.is_streamed(photos) and photos.shape == (12, 48, 48, 3)
+    assert streamed.is_streamed(problem.test["image"]) and problem.encoders["image"].example.shape == (1, 32, 32, 3)
+    method = layerwise.build(study.config_of(settings, "layer-wise"), problem.data, problem.encoders)[0].method
+    taken = problem.data.round({"all": np.arange(2)})
+    jax.eval_shape(method.round, jax.eval_shape(method.init, jax.random.key(0)), taken, jax.random.key(0))
+    smaller = dataclasses.replace(settings, photo=16)
+    with pytest.raises(ValueError, match=r"has images of \[16, 16\] pixels, and the encoder takes \[32, 32\]"):
+        problem = study.load(smaller, 0)
+        layerwise.build(study.config_of(smaller, "layer-wise"), problem.data, problem.encoders)
+    with pytest.raises(ValueError, match="--split test: COCO's official files have train and valid"):
+        study.load(dataclasses.replace(settings, common=dataclasses.replace(common, split="test")), 0)

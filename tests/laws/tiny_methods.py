@@ -17,15 +17,20 @@ from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.federate import Method, federate
 from fedjax_mm.local import gradient_step, local_steps, masked_mean
 from fedjax_mm.methods import (
+    carmfl,
     creamfl,
     ditto,
     fedavg,
+    fedclip,
     feddyn,
     fedmekt,
     fednova,
+    fedproto,
     fedrep,
+    fesem,
     ifca,
     layerwise,
+    mfedmc,
     pfedme,
     scaffold,
 )
@@ -78,6 +83,11 @@ def _neighbour(build, config, cohorts=("AB",)) -> Tiny:
     linear = Model(lambda key, x: jax.random.normal(key, (x.shape[-1], 3)) / 2, lambda params, x: x @ params)
     data = _data(cohorts=cohorts)
     return Tiny(build(config, data, {"a": linear, "b": mlp.encoder((), 3)}, linear), data)
+
+
+def _fedclip() -> Tiny:
+    data = _data(cohorts=("A",))
+    return Tiny(fedclip.build(fedclip.FedCLIPConfig(5.0, SGD), data, ["a"], np.eye(3, 4, dtype=np.float32)), data)
 
 
 def _autoencoder() -> AutoEncoder:
@@ -228,5 +238,10 @@ TINY = {
     "fedrep": lambda: _neighbour(fedrep.build, fedrep.FedRepConfig(3, SGD)),
     "pfedme": lambda: _neighbour(pfedme.build, pfedme.PFedMeConfig(2.0, 3, 0.1, SGD)),
     "ifca": lambda: _neighbour(ifca.build, ifca.IFCAConfig(2, SGD)),
+    "fedproto": lambda: _neighbour(fedproto.build, fedproto.FedProtoConfig(0.5, SGD)),
+    "fedclip": _fedclip,
+    "carmfl": lambda: _neighbour(carmfl.build, carmfl.CARMFLConfig(3, 0.5, SGD), TWO),
+    "mfedmc": lambda: _neighbour(mfedmc.build, mfedmc.MFedMCConfig(1, 0.5, fedavg=SGD)),
+    "fesem": lambda: _neighbour(fesem.build, fesem.FeSEMConfig(2, SGD)),
     "staged": lambda: Tiny(_staged(), _data()),
 }

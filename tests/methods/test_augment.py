@@ -2,8 +2,9 @@
 
 import jax
 import numpy as np
+from PIL import Image
 
-from fedjax_mm.methods.augment import one_of_several, random_resized_crop, resized_parts
+from fedjax_mm.methods.augment import one_of_several, random_resized_crop, resized, resized_parts
 
 RNG = np.random.default_rng(0)
 
@@ -28,6 +29,22 @@ def test_the_whole_image_is_itself_and_integers_stay_integers():
     np.testing.assert_array_equal(whole, images)
     white = np.full((3, 5, 7, 3), 255, np.uint8)
     np.testing.assert_array_equal(random_resized_crop(jax.random.key(0), white), white)
+
+
+def test_photos_are_resized_as_pillow_does():
+    """Parts of a photo that is larger, or smaller, than what is given of it."""
+    photo = RNG.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    for size in ((13, 11), (60, 50), (40, 9)):
+        box = (6.0, 10.0, 27.0, 36.0)  # left, top, right, bottom
+        expected = Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR, box)
+        shares = (10 / 40, 26 / 40, 6 / 30, 21 / 30)
+        part = resized_parts(photo[None], *(np.array([x], np.float32) for x in shares), size)[0]
+        inside = (slice(2, -2), slice(2, -2))  # Pillow weighs no pixel beyond the part, and this does
+        np.testing.assert_allclose(part[inside].astype(int), np.asarray(expected)[inside], atol=2)
+        whole = Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(resized(photo[None], size)[0].astype(int), np.asarray(whole), atol=2)
+    crops = random_resized_crop(jax.random.key(0), np.full((3, 20, 30, 3), 255, np.uint8), size=(8, 6))
+    assert crops.shape == (3, 8, 6, 3) and crops.dtype == np.uint8 and (np.asarray(crops) == 255).all()
 
 
 def test_parts_have_the_areas_aspects_and_places_asked_for():

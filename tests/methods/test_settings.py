@@ -6,7 +6,23 @@ import numpy as np
 import pytest
 
 from fedjax_mm.checks import check_whole
-from fedjax_mm.methods import creamfl, ditto, fedavg, feddat, feddyn, fedmekt, fedrep, ifca, layerwise, pfedme
+from fedjax_mm.methods import (
+    carmfl,
+    creamfl,
+    ditto,
+    fedavg,
+    fedclip,
+    feddat,
+    feddyn,
+    fedmekt,
+    fedproto,
+    fedrep,
+    fesem,
+    ifca,
+    layerwise,
+    mfedmc,
+    pfedme,
+)
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.vqa_evaluation import VQAProbe
 from fedjax_mm.methods.feddat.config import PEFTConfig
@@ -18,6 +34,7 @@ KINDS = [
     *(fedavg.FedAvgConfig, fedmekt.FedMEKTConfig, fedmekt.Probe, MMFLConfig, creamfl.CreamFLConfig, creamfl.Training),
     *(AveragingConfig, VQAProbe, layerwise.LayerwiseConfig, feddat.FedDATConfig, PEFTConfig, Training),
     *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
+    *(fedproto.FedProtoConfig, fedclip.FedCLIPConfig, carmfl.CARMFLConfig, mfedmc.MFedMCConfig, fesem.FeSEMConfig),
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

@@ -10,16 +10,21 @@ import pytest
 
 from fedjax_mm import clients
 from fedjax_mm.methods import (
+    carmfl,
     creamfl,
     ditto,
     fedavg,
+    fedclip,
     feddat,
     feddyn,
     fedmekt,
     fednova,
+    fedproto,
     fedrep,
+    fesem,
     ifca,
     layerwise,
+    mfedmc,
     pfedme,
     scaffold,
 )
@@ -34,11 +39,13 @@ MODULES = {
     **{"fedavg": fedavg, "fedmekt": fedmekt, "mmfl": mmfl, "layerwise": layerwise, "feddat": feddat, "peft": peft},
     **{"creamfl": creamfl, "encoder_averaging": encoder_averaging, "scaffold": scaffold, "fednova": fednova},
     **{"feddyn": feddyn, "ditto": ditto, "fedrep": fedrep, "pfedme": pfedme, "ifca": ifca},
+    **{"fedproto": fedproto, "fedclip": fedclip, "carmfl": carmfl, "mfedmc": mfedmc, "fesem": fesem},
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
-    "feddyn": {"fedavg.server_lr"},  # of which each of these three takes one value alone
+    "feddyn": {"fedavg.server_lr"},  # of which each of these takes one value alone
     "ifca": {"fedavg.server_lr"},
+    **dict.fromkeys(("fedproto", "mfedmc", "fesem"), {"fedavg.server_lr"}),
     "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
 }

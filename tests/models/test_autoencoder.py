@@ -1,6 +1,7 @@
 """The split autoencoder against the LSTM layers it is made of, and its size against the authors'."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,17 @@ def test_the_linear_autoencoder_equals_numpy():
     np.testing.assert_allclose(z, np.stack([states[:, : t + 1].mean(1) for t in range(7)], 1), atol=1e-5)
     expected = np.asarray(z[:, -1]) @ np.asarray(params["decoder_b"]["kernel"])
     np.testing.assert_allclose(ae.decode(params, "b", z[:, -1], 9), np.repeat(expected[:, None], 9, 1), atol=1e-5)
+
+
+def test_bfloat16_is_for_products_alone():
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    full, half = (autoencoder.split_lstm({"a": 3}, 5, 2, True, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    params = full.init(jax.random.key(0))
+    for exact, rounded in zip(full.encode(params, "a", x), half.encode(params, "a", x), strict=True):
+        assert rounded.dtype == jnp.float32 and 0 < np.abs(exact - rounded).max() < 0.02
+    assert half.decode(params, "a", x[:, 0, :2], 4).dtype == jnp.float32
+    with pytest.raises(ValueError, match="dtype must be a floating type"):
+        autoencoder.split_lstm({"a": 3}, dtype=jnp.int32)
 
 
 def test_a_readout_is_linear_and_not_bounded():

@@ -28,6 +28,9 @@ class Trunk(NamedTuple):
         return y.mean((1, 2)) if self.flat else y
 
 
+TEXT = lambda **k: embedding.pie_text(V, D, F, **k)
+
+
 def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -188,6 +191,17 @@ def test_inits_tell_inputs_and_keys_apart(name):
     flat = unit.reshape(-1, D)
     assert (flat @ flat.T)[~np.eye(2 * B, dtype=bool)].max() < 0.995
     assert z.std(-1).min() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["pie_image", "pie_text"])
+def test_bfloat16_is_for_products_alone(name):
+    make = (lambda **k: embedding.pie_image(Trunk(), D, **k)) if name == "pie_image" else TEXT
+    batch = IMAGES if name == "pie_image" else TOKENS
+    model, half = make(), make(dtype=jnp.bfloat16)
+    params = params_of(half, batch)
+    full, rounded = model.apply(params, batch), half.apply(params, batch)
+    assert rounded.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert 0 < np.abs(full - rounded).max() < 0.05 * np.abs(full).max()
 
 
 def test_a_table_is_the_first_embedding():

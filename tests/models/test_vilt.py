@@ -1,5 +1,6 @@
 """ViLT against Hugging Face's own and against NumPy, one example at a time and without padding."""
 
+import json
 import pathlib
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.special import erf
 
-from fedjax_mm.models import adapters, pretrained, vilt
+from fedjax_mm.models import adapters, bert, pretrained, vault, vilt
 
 KEY = jax.random.key(0)
 FIXTURE = dict(np.load(pathlib.Path(__file__).parent / "fixtures" / "vilt.npz"))
@@ -300,3 +301,41 @@ def test_mistakes_are_refused_in_words():
         vilt.encoder(patch=30)
     with pytest.raises(ValueError, match=r"tuning may hold adapter, lora and prompt, got \['adapters'\]"):
         DEEP.apply(random_params(), BATCH, {"adapters": random_tuning("adapter")})
+
+
+def test_vault_is_a_vilt_whose_words_are_bert_s_outputs(tmp_path):
+    read = bert.encoder(vocabulary=30, dim=16, depth=1, heads=2, mlp=24, positions=8, types=2)
+    model = vault.encoder(read, DEEP)
+    params, adapter = random_params(model), random_tuning("adapter")
+    assert "word" not in params["embeddings"]["text"]
+    pooled = jax.jit(model.apply)(params, BATCH, {"adapter": adapter})
+    sites = (adapter, random_tuning("adapter", 5))
+    both = jax.jit(lambda params, sites: model.finish(params, model.start(params, BATCH), sites))(params, sites)
+    words = jax.jit(read.tokens)(params["language"], BATCH["question"])
+    text, place = params["embeddings"]["text"], 0
+    for image, question in examples():  # the table of a question's words is what BERT gave of each
+        table = {**text, "word": words[place][: len(question)]}
+        seen = {**params, "embeddings": {**params["embeddings"], "text": table}}
+        for given, trees in ((pooled, sites[:1]), (both, sites)):
+            assert_close(given[place], by_hand(seen, image, np.arange(len(question)), trees)[1], 1e-4)
+        place += 1
+    pretrained.save(params, model, tmp_path / "vault.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(model, tmp_path / "vault.safetensors"), params)
+    with pytest.raises(ValueError, match="width 8 and 30 words, the trunk width 16"):
+        vault.encoder(bert.encoder(vocabulary=30, dim=8, depth=1, heads=2, mlp=8, types=2), DEEP)
+
+
+def test_vault_is_read_from_a_vilt_and_a_bert(tmp_path):
+    read = bert.encoder(vocabulary=30, dim=16, depth=1, heads=2, mlp=24, positions=8, types=2)
+    parts = {
+        "vilt": (MODEL, random_params(MODEL)),
+        "bert": (read, random_like(jax.eval_shape(read.init, KEY, read.example))),
+    }
+    for name, (model, params) in parts.items():
+        (tmp_path / name).mkdir()
+        pretrained.save(params, model, tmp_path / name / "model.safetensors")
+        told = {"model_type": name, **model.checkpoint.config}
+        (tmp_path / name / "config.json").write_text(json.dumps(told))
+    model, params = vault.from_pretrained(tmp_path / "vilt", tmp_path / "bert")
+    jax.tree.map(np.testing.assert_array_equal, params["language"], parts["bert"][1])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, jax.eval_shape(model.init, KEY, model.example))

@@ -1,4 +1,4 @@
-"""Questions as their authors publish them: folders with metadata.jsonl, VQA v2 and Abstract, VizWiz, GQA, COCO-QA.
+"""Questions as their authors publish them: VQA v2 and Abstract, VizWiz, GQA, COCO-QA, AQUA and CLOVE.
 
 A reader returns the list of questions of one split; choose among them by `type` for clients with different questions.
 """
@@ -14,10 +14,9 @@ VQA = "https://visualqa.org/download.html"
 VIZWIZ = "https://vizwiz.org/tasks-and-datasets/vqa"
 GQA = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 COCO_QA = "https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa"
+AQUA = "https://github.com/noagarcia/ArtVQA"
+CLOVE = "https://github.com/showlab/CLVQA"
 COCO_QA_TYPES = ("object", "number", "color", "location")
-SPLITS = ("train", "test")
-METADATA = "metadata.jsonl"
-FOREIGN = ("metadata.csv", "metadata.parquet")  # Hugging Face's imagefolder reads these too
 
 
 class Question(NamedTuple):
@@ -32,64 +31,7 @@ class Question(NamedTuple):
     type: str = ""
 
 
-def imagefolder(
-    folder: str | os.PathLike, domains: Sequence[str] | None = None
-) -> dict[str, dict[str, list[Question]]]:
-    """Returns domain -> {"train": questions, "test": questions} of <folder>/<domain>/{train,test}/metadata.jsonl.
-
-    domains: None is every subfolder that has one of these files, by name. A line of metadata.jsonl (Hugging Face's
-    imagefolder) is a JSON object with `file_name` (from the folder of metadata.jsonl), `question`, and `answer`, a
-    text, or `answers`, a list of texts, one from each annotator; `type` may be there.
-    Raises FileNotFoundError, or ValueError with the line.
-    """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the folder that holds the domains")
-    listed = lambda path: any((path / split / name).is_file() for split in SPLITS for name in (METADATA, *FOREIGN))
-    there = sorted(path.name for path in folder.iterdir() if listed(path))
-    if domains is None:
-        domains = there
-    if isinstance(domains, str) or not domains or not all(isinstance(domain, str) for domain in domains):
-        raise ValueError(f"domains is {domains!r}; give a tuple of names; {folder} has {there}")
-    return {domain: {split: metadata(folder / domain / split / METADATA) for split in SPLITS} for domain in domains}
-
-
-def metadata(path: str | os.PathLike) -> list[Question]:
-    """Returns the questions of one metadata.jsonl, as `imagefolder` reads them."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        others = [name for name in FOREIGN if path.with_name(name).is_file()]
-        cure = f"; write {METADATA}, one JSON object a line, from the {others[0]} beside it" if others else ""
-        raise FileNotFoundError(f"there is no file {path}; a domain has {METADATA} in train and in test{cure}")
-    questions = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if line.strip():
-            questions.append(_metadata_line(line, f"line {number} of {path}", path.parent))
-    if not questions:
-        raise ValueError(f"{path} is empty; it must have one JSON object a line")
-    return questions
-
-
-def _metadata_line(line: bytes, where: str, folder: pathlib.Path) -> Question:
-    entry = parse_json(line, where, "copy the file again")
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is no JSON object; it must have file_name, question, and answer or answers")
-    answers = entry.get("answers", [entry["answer"]] if "answer" in entry else None)
-    for key, value in (("file_name", entry.get("file_name")), ("question", entry.get("question")), ("answer", answers)):
-        if value is None:
-            raise ValueError(f"{where} has no {key!r}; it has {sorted(entry)}")
-    texts = [entry["file_name"], entry["question"], *(answers if isinstance(answers, list) else [answers])]
-    if len(texts) < 3 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f'{where} has something empty or no text among {texts}; write a number as text, "2"')
-    # normpath: file names point out of the folder, and one picture must have one name.
-    image = os.path.normpath(folder / entry["file_name"])
-    try:
-        return Question(image, entry["question"], tuple(texts[2:]), _kind(entry.get("type")))
-    except TypeError as error:
-        raise ValueError(f"{where} has a `type` that is no text ({error}); write it as text or leave it out") from error
-
-
-def _kind(given: Any) -> str:
+def kind_of(given: Any) -> str:
     """The kind of a question as its source says it, "" where it is null or absent."""
     if given is not None and not isinstance(given, str):
         raise TypeError(f"type is {given!r}")
@@ -112,7 +54,7 @@ def vqa(questions: str | os.PathLike, answers: str | os.PathLike, images: str | 
                 os.path.join(images, f"{prefix}_{entry['image_id']:012d}.{suffix}"),
                 entry["question"],
                 tuple(answer["answer"] for answer in given[entry["question_id"]]["answers"]),
-                _kind(given[entry["question_id"]].get("answer_type")),
+                kind_of(given[entry["question_id"]].get("answer_type")),
             )
             for entry in asked["questions"]
         ]
@@ -132,7 +74,7 @@ def vizwiz(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]
                 os.path.join(images, entry["image"]),
                 entry["question"],
                 tuple(answer["answer"] for answer in entry["answers"]),
-                _kind(entry.get("answer_type")),
+                kind_of(entry.get("answer_type")),
             )
             for entry in entries
         ]
@@ -152,7 +94,7 @@ def gqa(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
                 os.path.join(images, f"{entry['imageId']}.jpg"),
                 entry["question"],
                 (entry["answer"],),
-                _kind((entry.get("types") or {}).get("semantic")),
+                kind_of((entry.get("types") or {}).get("semantic")),
             )
             for entry in entries.values()
         ]
@@ -196,6 +138,55 @@ def coco_qa(
                 f"it must be a number, and one in 0..{len(COCO_QA_TYPES) - 1}"
             ) from error
     return questions
+
+
+def aqua(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """Returns the questions of AQUA about paintings: one answer each, type "knowledge" or "visual".
+
+    path: train.json, val.json or test.json. images: the folder of SemArt's paintings. A question of type "knowledge"
+    cannot be answered from the painting alone.
+    """
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, entry["image"]),
+                entry["question"],
+                (entry["answer"],),
+                "knowledge" if entry["need_external_knowledge"] else "visual",
+            )
+            for entry in entries
+        ]
+
+    return _official(read, (path,), "AQUA", AQUA)
+
+
+def clove(path: str | os.PathLike, images: str | os.PathLike) -> list[Question]:
+    """Returns the questions of one stage of CLOVE: ten answers each, type the source of the picture, "vg" or "textvqa".
+
+    path: scene_a#ShopAndDining_train.json, functional_attribute_val.json or the like. images: the folder that has a
+    folder of <image_id>.jpg for each source.
+    """
+
+    def read(entries: Any) -> list[Question]:
+        return [
+            Question(
+                os.path.join(images, entry["image_source"], f"{entry['image_id']}.jpg"),
+                entry["question"],
+                _listed(entry["answers"]),
+                kind_of(entry["image_source"]),
+            )
+            for entry in entries
+        ]
+
+    return _official(read, (path,), "CLOVE", CLOVE)
+
+
+def _listed(answers: Any) -> tuple[str, ...]:
+    """The answers, one from each annotator; a text alone would fall into its letters."""
+    if not isinstance(answers, list):
+        raise TypeError(f"answers is {answers!r}")
+    return tuple(answers)
 
 
 def _official(

@@ -2,30 +2,32 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedjax_mm import _lazy
-from fedjax_mm.data import pixels
+from fedjax_mm.data import images, pixels
+from fedjax_mm.streamed import Streamed, of_rows
 
 if TYPE_CHECKING:
     from PIL import Image
 
+Resize = Callable[[int, int], tuple[int, int]]  # (height, width) of a picture -> the size that it is given
 
-def fit(picture: "Image.Image", image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
+
+def fit(
+    picture: "Image.Image", image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns a picture in the bucket `image` (H, W), uint8 [H, W, 3], and the size (h, w) that it has there.
 
-    It is upright, as its EXIF orientation says, and lies over white where it is transparent. It is scaled to touch the
-    bucket; both sides are then floored to multiples of `patch` (one patch at least), and the picture is resized to
-    exactly that, bicubic, so that no patch is half picture and half padding.
+    It is upright, as its EXIF orientation says, and lies over white where it is transparent. It is resized, bicubic, to
+    the size that `fitted_size` says.
     """
-    sides = pixels.size(picture)
-    scale = min(image[0] / sides[0], image[1] / sides[1])
-    # 1e-6: 100 * (96 / 100) may come out just below 96, and would lose a whole patch.
-    height, width = (max(1, int(side * scale / patch + 1e-6)) * patch for side in sides)
+    height, width = fitted_size(picture, image, patch, resize)
     shown = pixels.rgb(pixels.upright(picture, (height, width)))
     padded = np.zeros((*image, 3), np.uint8)
     bicubic = _lazy.require("PIL.Image", "text").Resampling.BICUBIC
@@ -33,34 +35,86 @@ def fit(picture: "Image.Image", image: tuple[int, int], patch: int) -> tuple[np.
     return padded, (height, width)
 
 
-def read(path: str | os.PathLike, image: tuple[int, int], patch: int) -> tuple[np.ndarray, tuple[int, int]]:
+def fitted_size(
+    picture: "Image.Image", image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[int, int]:
+    """Returns the (height, width) that an opened picture has in the bucket `image` (H, W).
+
+    resize: the rule, such as models.vilt.resized_size, of ViLT's own processor. None: a picture is scaled to touch the
+    bucket, and both sides are then floored to multiples of `patch` (one patch at least), so that no patch is half
+    picture and half padding. Raises ValueError where the rule gives a size beyond the bucket.
+    """
+    sides = pixels.size(picture)
+    if resize is not None:
+        height, width = resize(*sides)
+        if height > image[0] or width > image[1] or height % patch or width % patch:
+            raise ValueError(
+                f"a picture of {[*sides]} pixels is resized to {[height, width]}; give a larger bucket than "
+                f"{[*image]}, and the rule the patch {patch}"
+            )
+        return height, width
+    scale = min(image[0] / sides[0], image[1] / sides[1])
+    # 1e-6: 100 * (96 / 100) may come out just below 96, and would lose a whole patch.
+    height, width = (max(1, int(side * scale / patch + 1e-6)) * patch for side in sides)
+    return height, width
+
+
+def read(
+    path: str | os.PathLike, image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns the picture of a file as `fit` does.
 
     Raises FileNotFoundError, or ValueError, with the file's name, where it is cut off, no picture or too large.
     """
     with pixels.opened(pathlib.Path(path).read_bytes(), path) as picture:
-        return fit(picture, image, patch)
+        return fit(picture, image, patch, resize)
 
 
-def read_all(paths: Sequence[str], image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:
+def read_all(
+    paths: Sequence[str], image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pictures of all files, [I, H, W, 3] uint8, and their sizes [I, 2] int32.
 
     As many threads as there are processors read them. Raises FileNotFoundError, with the first file that is missing
     and how many are.
     """
-    if missing := [path for path in paths if not pathlib.Path(path).is_file()]:
-        raise FileNotFoundError(
-            f"there is no picture {missing[0]} ({len(missing)} of {len(paths)} are missing); copy or download them"
-        )
+    _check_there(paths)
     pictures, sizes = np.empty((len(paths), *image, 3), np.uint8), np.empty((len(paths), 2), np.int32)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for row, (picture, size) in enumerate(threads.map(lambda path: read(path, image, patch), paths)):
+        for row, (picture, size) in enumerate(threads.map(lambda path: read(path, image, patch, resize), paths)):
             pictures[row], sizes[row] = picture, size
     return pictures, sizes
 
 
-def fit_all(stack: np.ndarray, image: tuple[int, int], patch: int) -> tuple[np.ndarray, np.ndarray]:
+def stream(
+    paths: list[str], image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[Streamed, np.ndarray]:
+    """Returns what `read_all` does, but that pictures are decoded as steps need them; now their sizes alone are."""
+    _check_there(paths)
+
+    def size_of(path: str) -> tuple[int, int]:
+        with pixels.opened(pathlib.Path(path).read_bytes(), path) as picture:
+            return fitted_size(picture, image, patch, resize)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        sizes = np.array(list(threads.map(size_of, paths)), np.int32)
+    order = zlib.crc32("\n".join(paths).encode() + sizes.tobytes())
+    version = f"{images.listing(map(pathlib.Path, paths))} {order} {image} {patch} {images.DECODING}"
+    decoded = lambda number: read(paths[number], image, patch, resize)[0]
+    return of_rows(decoded, len(paths), (*image, 3), np.uint8, version=version), sizes
+
+
+def _check_there(paths: Sequence[str]) -> None:
+    if missing := [path for path in paths if not pathlib.Path(path).is_file()]:
+        raise FileNotFoundError(
+            f"there is no picture {missing[0]} ({len(missing)} of {len(paths)} are missing); copy or download them"
+        )
+
+
+def fit_all(
+    stack: np.ndarray, image: tuple[int, int], patch: int, resize: Resize | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns what `read_all` does for pictures [I, h, w, 3] uint8 that lie in no files."""
     Image = _lazy.require("PIL.Image", "text")
-    fitted = [fit(Image.fromarray(picture), image, patch) for picture in stack]
+    fitted = [fit(Image.fromarray(picture), image, patch, resize) for picture in stack]
     return np.stack([picture for picture, _ in fitted]), np.array([size for _, size in fitted], np.int32)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from fedjax_mm.data import arguments, wordpiece
-from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.data.vqa import pictures
 from fedjax_mm.data.vqa.annotations import Question
 from fedjax_mm.data.vqa.answers import soft_scores, targets, vocabulary
+from fedjax_mm.streamed import concatenated, is_streamed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,12 +46,12 @@ class Tasks(NamedTuple):
     """The tasks of a cohort by client, and the pictures that their questions share.
 
     tasks: client name -> its task.
-    image: [I, H, W, 3] uint8, zeros to the right of and below each picture.
+    image: [I, H, W, 3] uint8, zeros to the right of and below each picture; an array in memory, or a Streamed.
     size: [I, 2] int32, the height and width of each picture.
     """
 
     tasks: Mapping[str, Task]
-    image: np.ndarray
+    image: Any
     size: np.ndarray
     tokenizer: "Tokenizer"
 
@@ -69,6 +69,8 @@ def load(
     vocabulary_size: int = 4000,
     drop_unknown: bool = False,
     seed: int = 0,
+    resize: pictures.Resize | None = None,
+    stream: bool = False,
 ) -> Tasks:
     """Returns one task per source, all with the same shapes.
 
@@ -82,6 +84,10 @@ def load(
         the train questions of all tasks.
     drop_unknown: whether questions without a known answer are left out of valid and test too, as in FedDAT's released
         code, which flatters. By default they stay, and nobody can score on them.
+    resize: how large a picture is in the bucket. With `models.vilt.resized_size` it has as many patches as in ViLT's
+        own batches; a bucket that holds all shapes is then (608, 608). `lambda *sides: image` fills it, as ALBEF takes
+        pictures. None: it is scaled to touch the bucket.
+    stream: whether pictures in files stay there, and are decoded as steps need them (see data.streams).
 
     What a task gets does not depend on which other tasks there are (except for the tokenizer and K).
     Raises ValueError or FileNotFoundError naming the task or the file.
@@ -89,13 +95,11 @@ def load(
     arguments.check_whole(1, patch=patch, answers=answers)
     arguments.check_whole(0, valid=valid, seed=seed)
     arguments.check_limit(train=train, test=test)
-    sides = tuple(image) if isinstance(image, Sequence) and not isinstance(image, str) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= patch and side % patch == 0 for side in sides):
-        raise ValueError(f"image is {image!r}; give (height, width), multiples of patch, {patch}")
+    _check_bucket(image, patch)
     if not isinstance(sources, Mapping) or not sources:
         raise ValueError("sources is empty or no mapping; give at least one client's questions by its name")
-    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     numbers = {"train": train, "valid": valid, "test": test}
+    whole = {n: s if isinstance(s, Source) else Source(**cast(Mapping[str, Any], s)) for n, s in sources.items()}
     chosen = {name: _choose(name, s, numbers, answers, drop_unknown, seed) for name, s in whole.items()}
     asked = [question.text for _, splits, _ in chosen.values() for question in splits["train"]]
     tokenizer = wordpiece.choose(tokenizer, asked, vocabulary_size)
@@ -105,58 +109,31 @@ def load(
         keys = list(dict.fromkeys(question.image for questions in splits.values() for question in questions))
         row = {key: start + place for place, key in enumerate(keys)}
         start += len(keys)
-        stack = whole[name].pictures
-        if stack is None:
-            fitted = pictures.read_all(cast(list[str], keys), image, patch)
-        else:
-            fitted = pictures.fit_all(stack[cast(list[int], keys)], image, patch)
-        images.append(fitted[0])
-        sizes.append(fitted[1])
+        fitted, fitted_sizes = _pictures(whole[name].pictures, keys, (image, patch, resize), stream)
+        images, sizes = [*images, fitted], [*sizes, fitted_sizes]
         arrays = {split: _arrays(own, known, row, tokenizer, length, width) for split, own in splits.items()}
         text = {split: np.array([question.text for question in own], str) for split, own in splits.items()}
         tasks[name] = Task(known, arrays, text, unknown)
-    return Tasks(tasks, np.concatenate(images), np.concatenate(sizes), tokenizer)
+    everything = concatenated(images) if any(map(is_streamed, images)) else np.concatenate(images)
+    return Tasks(tasks, everything, np.concatenate(sizes), tokenizer)
 
 
-def examples(tasks: Tasks, client: str, split: str) -> dict[str, np.ndarray]:
-    """Returns one client's split together with its pictures, leaves [E, ...].
-
-    The arrays are `image` [E, H, W, 3] uint8, `size` [E, 2], `question` [E, L], `target` [E, K], and `answers` [E]
-    int32, how many of the K answers are the client's own.
-    """
-    if client not in tasks.tasks:
-        raise ValueError(f"client is {client!r}; the tasks are of {', '.join(tasks.tasks)}")
-    task = tasks.tasks[client]
-    if split not in task.splits:
-        raise ValueError(f"split is {split!r}; a task has {', '.join(task.splits)}")
-    arrays = task.splits[split]
-    return {
-        "image": tasks.image[arrays["image_row"]],
-        "size": tasks.size[arrays["image_row"]],
-        "question": arrays["question"],
-        "target": arrays["target"],
-        "answers": np.full(len(arrays["image_row"]), len(task.answers), np.int32),
-    }
+def _check_bucket(image: Any, patch: int) -> None:
+    sides = tuple(image) if isinstance(image, Sequence) and not isinstance(image, str) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= patch and side % patch == 0 for side in sides):
+        raise ValueError(f"image is {image!r}; give (height, width), multiples of patch, {patch}")
 
 
-def all_examples(tasks: Tasks, split: str) -> dict[str, np.ndarray]:
-    """Returns all clients' examples of a split, one client after the other.
-
-    The arrays are those of `examples`, and `client` [E] int32, the place of the client in `tasks.tasks`.
-    """
-    parts = [examples(tasks, client, split) for client in tasks.tasks]
-    owner = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["image"]) for part in parts])
-    return {"client": owner} | {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def federated(tasks: Tasks, split: str = "train", on_device: bool = True) -> FederatedData:
-    """Returns one client per task, in the order of `tasks.tasks`, in the cohort "all"; the arrays are as of `examples`.
-
-    A picture is copied for each of its questions, because a step gathers all its arrays by one row number.
-    """
-    arrays = all_examples(tasks, split)
-    owner = arrays.pop("client")
-    return FederatedData.from_arrays(arrays, owner, on_device=on_device)
+def _pictures(
+    stack: np.ndarray | None,
+    keys: Sequence[str | int],
+    how: tuple[tuple[int, int], int, pictures.Resize | None],
+    stream: bool,
+) -> tuple[Any, np.ndarray]:
+    """The pictures of one task, and their sizes. how: the bucket, the patch and the rule."""
+    if stack is not None:
+        return pictures.fit_all(stack[cast(list[int], keys)], *how)
+    return (pictures.stream if stream else pictures.read_all)(cast(list[str], keys), *how)
 
 
 def _arrays(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_mm import aggregate, losses
+from fedjax_mm import aggregate, losses, streamed
 from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, take, whole
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.augment import one_of_several, random_resized_crop
@@ -21,6 +21,7 @@ from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model
 from fedjax_mm.split_rows import in_step, is_split
+from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
 MODALITIES = ("image", "text")
@@ -46,8 +47,8 @@ def represent(
 
     def one(i, reps):
         start = jnp.minimum(i * block, total - block)  # the last block overlaps the one before
-        if is_split(x):
-            some = take({"x": x}, start + jnp.arange(block))["x"]
+        if is_split(x) or is_streamed(x):
+            some = take({"x": x}, start + jnp.arange(block), streamed.following(x, start, block))["x"]
         else:
             some = jax.lax.dynamic_slice_in_dim(x, start, block)
         return jax.lax.dynamic_update_slice_in_dim(reps, unit(model.apply(params, some)), start, 0)

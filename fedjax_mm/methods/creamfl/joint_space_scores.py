@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from fedjax_mm import evaluate
 from fedjax_mm.methods.creamfl.joint_space import classify, represent_all
 from fedjax_mm.methods.creamfl.training import Encoders, Training
 from fedjax_mm.models import Model
+from fedjax_mm.streamed import blocks, is_streamed
 from fedjax_mm.types import Arrays, FedState, PyTree
 
 Functions = tuple[tuple[str, Callable], ...]  # (modality, the encoder's `apply`), hashable where an Encoders is not
@@ -47,7 +49,8 @@ def scores(
     """
     texts = np.asarray(arrays["text"])
     captions = texts.shape[1] if texts.ndim == 3 else 1
-    pairs = {"image": np.asarray(arrays["image"]), "text": texts.reshape(-1, texts.shape[-1])}
+    pictures = arrays["image"] if is_streamed(arrays["image"]) else np.asarray(arrays["image"])
+    pairs = {"image": pictures, "text": texts.reshape(-1, texts.shape[-1])}
     owner = np.repeat(np.arange(len(pairs["image"])), captions)
     reps = jax.device_get(_represent(_functions(server), training.block, state.server["params"], pairs))
     found = evaluate.both_protocols(reps["image"], reps["text"], owner)
@@ -60,7 +63,7 @@ def scores(
         elif f"{name}/label" in arrays:
             (m,) = encoders
             labels = np.asarray(arrays[f"{name}/label"])
-            right = np.asarray(_predict_each(functions, params, arrays[f"{name}/{m}"])) == labels[None]
+            right = _classes(functions, params, arrays[f"{name}/{m}"]) == labels[None]
             found[f"{name}/accuracy"] = float(right.mean())
             found[f"{name}/own_accuracy"] = own_accuracy(right, labels, classes[name])
     return found
@@ -141,6 +144,14 @@ def _represent_each(functions: Functions, block: int, params: PyTree, pairs: Arr
 def _predict_each(functions: Functions, params: PyTree, x: jax.Array) -> jax.Array:
     """Classes [N, E] by clients with params [N, ...]."""
     return jax.lax.map(lambda one: predict(_encoders(functions), one, x), params)
+
+
+def _classes(functions: Functions, params: PyTree, x: Any) -> np.ndarray:
+    """`_predict_each` of all rows; of an array that is streamed, some rows at a time."""
+    if not is_streamed(x):
+        return np.asarray(_predict_each(functions, params, x))
+    parts = [np.asarray(_predict_each(functions, params, some["x"]))[:, :real] for some, real in blocks({"x": x})]
+    return np.concatenate(parts, axis=1)
 
 
 def _client_recalls(

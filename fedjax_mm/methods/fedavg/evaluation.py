@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_mm import evaluate
 from fedjax_mm.methods.fedavg.network import Encoders, Parts, predict_logits
 from fedjax_mm.models import Model
+from fedjax_mm.streamed import blocks, streams
 from fedjax_mm.types import Arrays, Download, FedState, PyTree
 
 
@@ -77,20 +78,31 @@ def scores(
     shared, given = state.server["params"], tuple(m for m in encoders if m in arrays)
     labels, results = np.asarray(arrays["label"]), {}
     for tested in dict.fromkeys([(m,) for m in given] + [given]):
-        batch = {m: jnp.asarray(arrays[m]) for m in tested}
+        those = {m: arrays[m] for m in tested}
         holders = [state.clients[name] for name in modalities if modalities[name] == tested]
         owners = [{}] if set(shared) == {*encoders, "head"} else holders
-        predictions = [classes for personal in owners for classes in np.asarray(predict(shared, personal, batch))]
+        predictions = [classes for personal in owners for classes in _all_classes(predict, shared, personal, those)]
         if not predictions:
             continue
-        num_classes = _count_classes(encoders, head, shared, owners[0], batch)
+        num_classes = _count_classes(encoders, head, shared, owners[0], those)
         each = [evaluate.classification(labels, classes, num_classes) for classes in predictions]
         results |= {f"{'+'.join(tested)}/{k}": float(np.mean([model[k] for model in each])) for k in each[0]}
     return results
 
 
-def _count_classes(encoders: Encoders, head: Model, shared: Parts, personal: Parts, batch: Arrays) -> int:
+def _all_classes(
+    predict: Callable[[Parts, PyTree, Arrays], jax.Array], shared: Parts, personal: Parts, arrays: Arrays
+) -> np.ndarray:
+    """Classes [N, E] of all rows; of arrays that are streamed, some rows at a time."""
+    if not streams(arrays):
+        return np.asarray(predict(shared, personal, {m: jnp.asarray(x) for m, x in arrays.items()}))
+    parts = [np.asarray(predict(shared, personal, some))[:, :real] for some, real in blocks(arrays)]
+    return np.concatenate(parts, axis=1)
+
+
+def _count_classes(encoders: Encoders, head: Model, shared: Parts, personal: Parts, arrays: Arrays) -> int:
     """K, from shapes alone. personal: leaves [N, ...]."""
+    batch = {m: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for m, x in arrays.items()}
 
     def predict(shared, personal, batch):
         return predict_logits(encoders, head, {**shared, **jax.tree.map(lambda x: x[0], personal)}, batch)

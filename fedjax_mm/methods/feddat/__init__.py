@@ -1,6 +1,7 @@
 """FedDAT (method.py, its batch in steps.py), the other ways of tuning one trunk (peft.py), and what they share
 (vqa_tuning.py)."""
 
+from fedjax_mm.methods.feddat.answers import Answers
 from fedjax_mm.methods.feddat.config import VARIANTS, FedDATConfig
 from fedjax_mm.methods.feddat.method import (
     build,
@@ -26,6 +27,7 @@ from fedjax_mm.methods.feddat.vqa_tuning import Training
 
 __all__ = [
     "VARIANTS",
+    "Answers",
     "DualAdapter",
     "FedDATConfig",
     "Teacher",

@@ -18,8 +18,8 @@ One round (section 1):
   3. It sends back A_s. The server takes the plain mean. (`server_update`)
 
 Between (0) and (2) only the head moves, so one pass through the trunk serves both: the features are kept, the head is
-applied again, and a batch costs two passes forward and two backward, not three and two. What no adapter changes (the
-embeddings, the first layer) is computed once.
+applied again, and a batch costs two passes forward and two backward, not three and two, unless the model has dropout
+(ALBEF). What no adapter changes (the embeddings, the first layer) is computed once.
 
 Two defects of the released code change the algorithm (section 1b), and each is a setting: A_c stops training after the
 first round (`compat_freeze_local`), and the schedule advances twice per batch, so that FedDAT's mean rate is almost
@@ -33,8 +33,8 @@ Deviations (section 5):
   - The head takes two AdamW steps per batch, as in the released code; the head of a baseline (peft.py) takes one.
   - A client knows 100 answers. Its test questions whose answer is not among them stay in the test; the released code
     drops them. (data.vqa.load, `drop_unknown`)
-  - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), not in the sizes of the reference
-    processor, which `models.vilt.resized_size` gives.
+  - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), scaled to touch it; in the sizes of the
+    reference processor with `data.vqa.load(..., resize=models.vilt.resized_size)`.
   - ViLT's layers are compiled one by one (models.vilt), so that a round of a deep trunk takes minutes to compile.
 """
 
@@ -49,8 +49,9 @@ from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.local import Batch, local_steps
 from fedjax_mm.methods.feddat import fitting, steps
+from fedjax_mm.methods.feddat.answers import Answers, answers_of
 from fedjax_mm.methods.feddat.config import FedDATConfig
-from fedjax_mm.methods.feddat.vqa_tuning import answer, schedule, score_questions, scores
+from fedjax_mm.methods.feddat.vqa_tuning import schedule, score_questions, scores
 from fedjax_mm.methods.fit import check_population
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, Vilt, as_encoder
@@ -75,7 +76,7 @@ def build(
     model: Vilt,
     trunk: PyTree,
     adapter_init: Callable[[Key], PyTree],
-    head: Model,
+    head: Model | Answers,
 ) -> Method:
     """The method for the cohorts of `data`, whose arrays are the model's own and `target` [E, K].
 
@@ -83,7 +84,8 @@ def build(
     model: a Vilt, or whatever has its width D and, as pure functions of a trunk, `start(trunk, batch)`, all that no
         adapter changes, and `finish(trunk, started, adapters)` -> [B, D], which averages the outputs of a tuple of
         adapters in every layer.
-    trunk: theta. adapter_init: key -> an adapter. head: Model [B, D] -> [B, K].
+    trunk: theta. adapter_init: key -> an adapter.
+    head: Model [B, D] -> [B, K], or an Answers, which brings a loss, a distillation and a score of its own.
 
     `evaluate` gives, in percent, the mean over clients and each client's score with both adapters, with its own alone
     and with the shared one alone, always with its own head: "score", "local", "shared", "client 3/score" (see
@@ -94,9 +96,9 @@ def build(
     """
     population = population_of(data)
     check_settings(config, FedDATConfig)
-    head = as_encoder(head, name="head")
+    head = head if isinstance(head, Answers) else as_encoder(head, name="head")
 
-    def features(trunk: PyTree, batch: Batch) -> jax.Array:
+    def features(trunk: PyTree, batch: Batch) -> PyTree:
         adapter = adapter_init(jax.random.key(0))
         return model.finish(trunk, model.start(trunk, batch), (adapter, adapter))
 
@@ -111,13 +113,14 @@ def build(
         functools.partial(server_init, trunk, adapter_init),
         functools.partial(download, tuple(cohorts)),
         server_update,
+        frozen=("trunk",),
     )
     score_all = functools.partial(scores, predictor, send, config.training)
-    evaluate = Evaluation(functools.partial(fitting.check_test, model, fit), score_all)
+    evaluate = Evaluation(functools.partial(fitting.check_test, model, head, fit), score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 
-def client_init(model: Vilt, head: Model, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:
+def client_init(model: Vilt, head: Model | Answers, adapter_init: Callable[[Key], PyTree], key: Key) -> PyTree:
     """A client's state before its first round: {"adapter": A_c, "head": h_k, "rounds": 0}.
 
     >>> import types
@@ -134,7 +137,7 @@ def client_init(model: Vilt, head: Model, adapter_init: Callable[[Key], PyTree],
 def client_update(
     config: FedDATConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     download: Download,
     state: PyTree,
     data: ClientData,
@@ -164,7 +167,7 @@ def client_update(
     def step(carry: tuple[steps.DualAdapter, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
         parts, i = carry
         rates = (rate(2 * i), rate(2 * i + 1)) if config.compat_double_schedule else (rate(i), rate(i))
-        parts, metrics = steps.dual_adapter_step(config, model, head, download, parts, batch, rates, alpha, rounds)
+        parts, metrics = steps.dual_adapter_step(config, model, head, download, parts, batch, rates, alpha, rounds, key)
         return (parts, i + 1), metrics
 
     (parts, _), metrics = local_steps(
@@ -221,10 +224,12 @@ def server_update(
     return {"adapter": adapter, "trunk": state["trunk"]}, {}
 
 
-def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
-    """A client's logits [B, K] with both adapters ("score"), its own alone ("local") and A_s alone ("shared").
+def predict(
+    model: Vilt, head: Model | Answers, download: Download, state: PyTree, batch: Batch
+) -> dict[str, jax.Array]:
+    """A client's scores of the answers with both adapters ("score"), its own alone ("local") and A_s alone ("shared").
 
-    download, state: as for `client_update`.
+    Each is [B, K]; of a head of classes they are its logits. download, state: as for `client_update`.
 
     >>> import types
     >>> mean = lambda trunk, started, adapters: started + sum(adapters) / len(adapters)
@@ -238,5 +243,5 @@ def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: 
     trunk, shared, local = download.held, download.sent["adapter"], state["adapter"]
     started = model.start(trunk, batch)
     used = {"score": (local, shared), "local": (local,), "shared": (shared,)}
-    logits = lambda adapters: answer(head, state["head"], model.finish(trunk, started, adapters), batch)
-    return {name: logits(adapters) for name, adapters in used.items()}
+    scores = lambda adapters: answers_of(head).scores(state["head"], model.finish(trunk, started, adapters), batch)
+    return {name: scores(adapters) for name, adapters in used.items()}

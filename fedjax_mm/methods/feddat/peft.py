@@ -35,6 +35,7 @@ from fedjax_mm.checks import population_of
 from fedjax_mm.federate import Evaluation, Method, federate
 from fedjax_mm.methods.fedavg import SERVER_OPTIMIZERS
 from fedjax_mm.methods.feddat import fitting
+from fedjax_mm.methods.feddat.answers import Answers
 from fedjax_mm.methods.feddat.config import PEFTConfig
 from fedjax_mm.methods.feddat.peft_client import apply_tuned, client_init, client_loss, client_update, predict
 from fedjax_mm.methods.feddat.vqa_tuning import Training, score_questions, scores
@@ -69,7 +70,7 @@ def build(
     data: HasPopulation,
     model: Vilt,
     trunk: PyTree,
-    head: Model,
+    head: Model | Answers,
     *,
     tuning_init: Callable[[Key], PyTree] = lambda key: {},
     trains: Callable[[str], bool] = adapters.classifier,
@@ -78,7 +79,7 @@ def build(
 
     data: a FederatedData or its Population; shapes are all that is read.
     model: a Vilt, or whatever has its width D and a pure `apply(trunk, batch, tuning)` -> [B, D].
-    head: Model [B, D] -> [B, K].
+    head: Model [B, D] -> [B, K], or an Answers, which brings a loss and a score of its own.
     tuning_init: key -> what is tuned besides the trunk, {"adapter": ...}, {"lora": ...}, {"prompt": ...} or several.
     trains: which leaves of the trunk are tuned, by path: adapters.bias, adapters.norm, adapters.full. With neither, the
         head alone.
@@ -91,7 +92,7 @@ def build(
     """
     population = population_of(data)
     check_settings(config, PEFTConfig)
-    head = as_encoder(head, name="head")
+    head = head if isinstance(head, Answers) else as_encoder(head, name="head")
     features = lambda trunk, batch: model.apply(trunk, batch, tuning_init(jax.random.key(0)))
     fit = fitting.fit_of(model, trunk, features, head, population)
     check_population(fit, population)
@@ -110,9 +111,10 @@ def build(
         functools.partial(server_init, config, init, frozen),
         functools.partial(download, tuple(cohorts)),
         functools.partial(server_update, config, sum(population.sizes.values())),
+        frozen=("frozen",),
     )
     score_all = functools.partial(scores, predictor, send, config.training)
-    evaluate = Evaluation(functools.partial(fitting.check_test, model, fit), score_all)
+    evaluate = Evaluation(functools.partial(fitting.check_test, model, head, fit), score_all)
     return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
 
 

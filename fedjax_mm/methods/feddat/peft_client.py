@@ -9,15 +9,18 @@ import optax
 
 from fedjax_mm import trees
 from fedjax_mm.local import Batch, local_steps, masked_mean
+from fedjax_mm.methods.feddat.answers import Answers, answers_of
 from fedjax_mm.methods.feddat.config import PEFTConfig
-from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, answer, descend, points, schedule, task_loss
+from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, descend, dropping, schedule
 from fedjax_mm.methods.regularisers import proximal_term, pull_term, update_pull
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model, Vilt
 from fedjax_mm.types import ClientData, Download, Key, Mean, Metrics, PyTree, Upload
 
 
-def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Key], PyTree], key: Key) -> PyTree:
+def client_init(
+    config: PEFTConfig, model: Vilt, head: Model | Answers, init: Callable[[Key], PyTree], key: Key
+) -> PyTree:
     """A client's state before its first round: its head and rounds, FedDyn's g_k ("pull"), and w where it is its own.
 
     init: key -> w, {"tuning": what is tuned besides the trunk, "trunk": tuned leaves of the trunk}.
@@ -37,7 +40,7 @@ def client_init(config: PEFTConfig, model: Vilt, head: Model, init: Callable[[Ke
 
 
 def apply_tuned(
-    model: Vilt, head: Model, tuned: PyTree, frozen: PyTree, head_params: PyTree, batch: Batch
+    model: Vilt, head: Model | Answers, tuned: PyTree, frozen: PyTree, head_params: PyTree, batch: Batch
 ) -> jax.Array:
     """f(x; w, h_k), logits [B, K].
 
@@ -50,21 +53,27 @@ def apply_tuned(
     >>> apply_tuned(model, head, tuned, frozen, 2.0, {"x": jnp.array([[0.0, 1.0]])}).tolist()
     [[2.0, 12.0]]
     """
-    pooled = model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
-    return answer(head, head_params, pooled, batch)
+    return answers_of(head).logits(head_params, _features(model, tuned, frozen, batch), batch)
+
+
+def _features(model: Vilt, tuned: PyTree, frozen: PyTree, batch: Batch) -> PyTree:
+    return model.apply(trees.merge(tuned["trunk"], frozen), batch, tuned["tuning"])
 
 
 def client_loss(
     config: PEFTConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     received: PyTree,
     frozen: PyTree,
     state: PyTree,
     params: tuple[PyTree, PyTree],
     batch: Batch,
+    key: Key | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """A client's loss [] on a batch, and {"score"}. params: (w, h_k); received: w_0; state: it holds FedDyn's g_k.
+
+    key: turns on the dropout of a model that has one.
 
     >>> import types
     >>> model = types.SimpleNamespace(apply=lambda trunk, batch, tuning: batch["x"] + tuning)
@@ -79,18 +88,26 @@ def client_loss(
     2.8201
     """
     tuned, head_params = params
-    z = apply_tuned(model, head, tuned, frozen, head_params, batch)
-    value = task_loss(config.training, z, batch)
+    answers = answers_of(head)
+    batch = answers.prepare(batch)
+    z = apply_tuned(dropping(model, key), head, tuned, frozen, head_params, batch)
+    value = answers.loss(config.training, z, batch)
     mu = config.prox + config.dyn
     if is_used(mu):
         value += proximal_term(mu, tuned, received)
     if is_used(config.dyn):
         value -= pull_term(state["pull"], tuned)
-    return value, {"score": masked_mean(points(z, batch), batch["mask"])}
+    return value, {"score": masked_mean(answers.points(z, batch), batch["mask"])}
 
 
 def client_update(
-    config: PEFTConfig, model: Vilt, head: Model, download: Download, state: PyTree, data: ClientData, key: Key
+    config: PEFTConfig,
+    model: Vilt,
+    head: Model | Answers,
+    download: Download,
+    state: PyTree,
+    data: ClientData,
+    key: Key,
 ) -> tuple[Upload, PyTree, Metrics]:
     """A client's part of a round, its step 2: (upload, its new state, metrics).
 
@@ -115,7 +132,7 @@ def client_update(
 
     def step(carry: tuple[TrainState, jax.Array], batch: Batch, key: Key) -> tuple[tuple, Metrics]:
         train_state, i = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(train_state.params, batch, key)
         return (descend(tx, rate(i), grads, train_state), i + 1), {"loss": value, **metrics}
 
     params = received, state["head"]
@@ -130,7 +147,9 @@ def client_update(
     return {"tuned": Mean(tuned, data.weight if config.weights == "size" else jnp.asarray(1.0))}, new, metrics
 
 
-def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: Batch) -> dict[str, jax.Array]:
+def predict(
+    model: Vilt, head: Model | Answers, download: Download, state: PyTree, batch: Batch
+) -> dict[str, jax.Array]:
     """A client's logits {"score": [B, K]}. download, state: as for `client_update`.
 
     >>> import types
@@ -141,4 +160,5 @@ def predict(model: Vilt, head: Model, download: Download, state: PyTree, batch: 
     [[3.0, 6.0]]
     """
     tuned = state["tuned"] if "tuned" in state else download.sent["tuned"]
-    return {"score": apply_tuned(model, head, tuned, download.held, state["head"], batch)}
+    features = _features(model, tuned, download.held, batch)
+    return {"score": answers_of(head).scores(state["head"], features, batch)}

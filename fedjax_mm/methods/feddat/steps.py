@@ -1,8 +1,9 @@
 """The three numbered steps of a FedDAT batch (see method.py), each of which can be used on its own.
 
 They share one pass through the trunk with both adapters: between (0) and (2) only the head moves, so the features of
-(0) are kept, and (2) applies the head to them again. The arguments `config`, `model` and `head` are static, the others
-are trees of arrays: `jax.jit(functools.partial(dual_adapter_step, config, model, head))` is a batch as one program.
+(0) are kept, and (2) applies the head to them again. Where the model has dropout, each of the three makes a pass of its
+own. The arguments `config`, `model` and `head` are static, the others are trees of arrays:
+`jax.jit(functools.partial(dual_adapter_step, config, model, head))` is a batch as one program.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_mm import losses, trees
+from fedjax_mm import trees
 from fedjax_mm.local import Batch, masked_mean
+from fedjax_mm.methods.feddat.answers import Answers, answers_of
 from fedjax_mm.methods.feddat.config import FedDATConfig
-from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, answer, descend, points, task_loss
+from fedjax_mm.methods.feddat.vqa_tuning import TrainState, adamw, descend, dropping, has_dropout
 from fedjax_mm.models import Model, Vilt
-from fedjax_mm.types import Download, Metrics, PyTree
+from fedjax_mm.types import Download, Key, Metrics, PyTree
 
 
 class DualAdapter(NamedTuple):
@@ -30,8 +32,8 @@ class Teacher(NamedTuple):
     """What step (0) gives to steps (1) and (2)."""
 
     logits: jax.Array  # z_T [B, K]
-    features: jax.Array  # [B, D], what the head reads
-    pull_back: Callable[[jax.Array], tuple[PyTree]]  # a gradient of the features [B, D] -> that of A_c
+    features: PyTree  # [B, D], what the head reads, or whatever an Answers reads
+    pull_back: Callable[[PyTree], tuple[PyTree]]  # a gradient of the features -> that of A_c
 
 
 def start(config: FedDATConfig, download: Download, state: PyTree) -> DualAdapter:
@@ -50,7 +52,7 @@ def start(config: FedDATConfig, download: Download, state: PyTree) -> DualAdapte
 def forward_dual(
     config: FedDATConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     download: Download,
     parts: DualAdapter,
     started: PyTree,
@@ -71,13 +73,13 @@ def forward_dual(
     trunk, received = download.held, download.sent["adapter"]
     adapters = (lambda local: (local, received)) if config.dual else (lambda local: (local,))
     features, pull_back = jax.vjp(lambda local: model.finish(trunk, started, adapters(local)), parts.local.params)
-    return Teacher(answer(head, parts.head.params, features, batch), features, pull_back)
+    return Teacher(answers_of(head).logits(parts.head.params, features, batch), features, pull_back)
 
 
 def step_shared(
     config: FedDATConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     download: Download,
     parts: DualAdapter,
     started: PyTree,
@@ -118,7 +120,7 @@ def step_shared(
 
 def step_local(
     config: FedDATConfig,
-    head: Model,
+    head: Model | Answers,
     parts: DualAdapter,
     batch: Batch,
     teacher: Teacher,
@@ -153,9 +155,9 @@ def step_local(
 
 def distilled_loss(
     config: FedDATConfig,
-    head: Model,
+    head: Model | Answers,
     head_params: PyTree,
-    features: jax.Array,
+    features: PyTree,
     batch: Batch,
     z_teacher: jax.Array,
     weight: jax.Array | float,
@@ -171,28 +173,31 @@ def distilled_loss(
     >>> z.tolist(), round(float(value), 4)  # the teacher agrees: half the task loss
     ([[2.0, 0.0]], 0.41)
     """
-    z = answer(head, head_params, features, batch)
-    kl = losses.distill(z_teacher, z, config.temperature, mask=batch["mask"])
-    return 0.5 * (task_loss(config.training, z, batch) + weight * kl), z
+    answers = answers_of(head)
+    z = answers.logits(head_params, features, batch)
+    kl = answers.distill(z_teacher, z, config.temperature, batch)
+    return 0.5 * (answers.loss(config.training, z, batch) + weight * kl), z
 
 
 def dual_adapter_step(
     config: FedDATConfig,
     model: Vilt,
-    head: Model,
+    head: Model | Answers,
     download: Download,
     parts: DualAdapter,
     batch: Batch,
     rates: tuple[jax.Array | float, jax.Array | float],
     alpha: jax.Array | float,
     rounds: jax.Array,
+    key: Key | None = None,
 ) -> tuple[DualAdapter, Metrics]:
     """Steps (0), (1) and (2) of one batch: the parts after it, and its metrics.
 
     download: A_s as it was received, and the trunk. parts: as `start` gives them, or this function. batch: the model's
     arrays [B, ...], `target` [B, K] and `mask` [B]. rates: the learning rates [] of steps (1) and (2). alpha []: weight
     of the teacher in (1), 0 in a client's warm-up rounds. rounds [] int32: the rounds in which the client took part
-    before, on which warm-up and `compat_freeze_local` depend.
+    before, on which warm-up and `compat_freeze_local` depend. key: turns on the dropout of a model that has one, in
+    which (0), (1) and (2) then draw their own, so that (2) needs a third pass.
 
     >>> import jax.numpy as jnp, types
     >>> mean = lambda trunk, started, adapters: started + sum(adapters) / len(adapters)
@@ -206,22 +211,32 @@ def dual_adapter_step(
     >>> {name: round(float(value), 2) for name, value in metrics.items()}
     {'loss_shared': 0.87, 'loss_dat': 0.64, 'score': 1.0}
     """
-    started = model.start(download.held, batch)
-    teacher = forward_dual(config, model, head, download, parts, started, batch)
-    first, second = rates
+    batch = answers_of(head).prepare(batch)
+    passes = _passes(model, download.held, batch, key)
+    dual = lambda one, started: forward_dual(config, one, head, download, parts, started, batch)
+    teacher, (second, started) = dual(*passes[0]), passes[1]
     before, z_shared, loss_shared = step_shared(
-        config, model, head, download, parts, started, batch, teacher.logits, alpha, first
+        config, second, head, download, parts, started, batch, teacher.logits, alpha, rates[0]
     )
-    after, z_dat, loss_dat = step_local(config, head, before, batch, teacher, z_shared, second)
+    again = teacher if passes[2] is passes[0] else dual(*passes[2])
+    after, z_dat, loss_dat = step_local(config, head, before, batch, again, z_shared, rates[1])
     local, head_state = after.local, after.head
     if config.warmup_rounds:
         trains = rounds >= config.warmup_rounds
         local, head_state = trees.where(trains, (local, head_state), (before.local, before.head))
     if config.compat_freeze_local:
         local = trees.where(rounds <= config.warmup_rounds, local, before.local)
-    score = masked_mean(points(z_dat, batch), batch["mask"])
+    score = masked_mean(answers_of(head).points(z_dat, batch), batch["mask"])
     return DualAdapter(before.shared, local, head_state), {
         "loss_shared": loss_shared,
         "loss_dat": loss_dat,
         "score": score,
     }
+
+
+def _passes(model: Vilt, trunk: PyTree, batch: Batch, key: Key | None) -> list[tuple[Vilt, PyTree]]:
+    """The models of (0), (1) and (2), with what `start` gives: one three times, or three that drop other values."""
+    if key is None or not has_dropout(model):
+        return [(model, model.start(trunk, batch))] * 3
+    models = [dropping(model, one) for one in jax.random.split(key, 3)]
+    return [(one, one.start(trunk, batch)) for one in models]

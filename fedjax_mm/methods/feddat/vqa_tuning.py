@@ -12,7 +12,7 @@ first step of a round has a rate above 0, and a test question of which no answer
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,10 @@ from fedjax_mm import trees
 from fedjax_mm.evaluate import vqa_score
 from fedjax_mm.local import Batch, masked_mean
 from fedjax_mm.models import Model
-from fedjax_mm.types import Arrays, Download, FedState, PyTree
+from fedjax_mm.types import Arrays, Download, FedState, Key, PyTree
 
 Predict = Callable[[Download, PyTree, Batch], Mapping[str, jax.Array]]
-"""(what a client gets, its state, a batch) -> {name of a model: logits [B, K]}."""
+"""(what a client gets, its state, a batch) -> {name of a model: scores of the answers [B, K]}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,25 @@ def descend(tx: optax.GradientTransformation, rate: jax.Array | float, grads: Py
     """
     updates, opt = tx.update(grads, state.opt, state.params)
     return TrainState(jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates), opt)
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether a model drops values where `drop(key)` gives one that does: its `dropout`, a rate, is above 0.
+
+    >>> has_dropout(object())
+    False
+    """
+    return getattr(model, "dropout", 0.0) > 0
+
+
+def dropping(model: Any, key: Key | None) -> Any:
+    """The model with the dropout that `key` draws, or the model itself where it has none or there is no key.
+
+    >>> model = object()
+    >>> dropping(model, jax.random.key(0)) is model
+    True
+    """
+    return model.drop(key) if key is not None and has_dropout(model) else model
 
 
 def answer(head: Model, params: PyTree, pooled: jax.Array, batch: Batch) -> jax.Array:

@@ -12,6 +12,7 @@ from fedjax_mm.methods.layerwise import network
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.methods.layerwise.network import PREDICTION, Encoders, Params
 from fedjax_mm.models import Transformer
+from fedjax_mm.streamed import blocks
 from fedjax_mm.types import Arrays, Download, FedState
 
 Project = Callable[[Params, str, jax.Array], jax.Array]  # parameters, modality, x [B, ...] -> z [B, D]
@@ -91,7 +92,8 @@ def contrastive_scores(encoders: Encoders, project: Project, params: Params, arr
     if text in arrays:
         captions = arrays[text]
         several = captions.shape[1] if captions.ndim > encoders[text].example.ndim else 1
-        captions = captions.reshape(-1, *captions.shape[captions.ndim - encoders[text].example.ndim + 1 :])
+        if several > 1:
+            captions = captions[:].reshape(-1, *captions.shape[2:])
         image_of_caption = np.repeat(np.arange(len(captions) // several), several)
         texts = _in_batches(functools.partial(project, params, text), captions)
         result |= evaluate.retrieval_recall(images, texts, image_of_caption, (1, 5, 10, 50))
@@ -141,9 +143,5 @@ def _first_of_several(x: jax.Array, encoder: Transformer) -> jax.Array:
 
 
 def _in_batches(embed: Callable[[jax.Array], jax.Array], x: np.ndarray | jax.Array, size: int = 256) -> np.ndarray:
-    """`embed` of all rows, in batches of one shape; x may be a memory map."""
-    size, parts = min(size, len(x)), []
-    for start in range(0, len(x), size):
-        rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-        parts.append(np.asarray(embed(jnp.asarray(x[rows])))[: len(x) - start])
-    return np.concatenate(parts)
+    """`embed` of all rows, in batches of one shape; x may be a memory map or a Streamed."""
+    return np.concatenate([np.asarray(embed(jnp.asarray(some["x"])))[:real] for some, real in blocks({"x": x}, size)])

@@ -83,6 +83,8 @@ def check_cache(config: LayerwiseConfig, encoders: Encoders, where: str, arrays:
             raise ValueError(f"{said}{several}, of which every step draws one; give one of each")
         if len(shape) == 4 and config.crop is not None:
             raise ValueError(f"{said}every step draws another part of {m!r}; take crop=None")
+        if len(shape) == 4 and encoder.example.ndim == 4 and shape[1:3] != encoder.example.shape[1:3]:
+            raise ValueError(f"{said}{m!r} has images of {[*shape[1:3]]} pixels; give those that the encoder takes")
         if encoder.hidden is None:
             raise ValueError(
                 f"{said}encoders[{m!r}] has no `hidden`, by which it is cut; give one of models.transformer"
@@ -93,10 +95,22 @@ def check_features(where: str, m: str, encoder: Transformer, array: Any) -> None
     """Raises ValueError where an encoder cannot take the rows of an array, or gives of them no features [B, D]."""
     shape = array.shape[2:] if array.ndim > encoder.example.ndim else array.shape[1:]  # one of several captions
     rows = jax.ShapeDtypeStruct((2, *shape), array.dtype)
+    if len(shape) == 3 and encoder.example.ndim == 4:
+        rows = _as_seen(f"array {m!r} of {where}", rows, encoder)
     run = lambda: jax.eval_shape(lambda p, x: encoder.apply(p, x), *_first(encoder), rows)
     given = outputs.traced(f"encoders[{m!r}]", f"array {m!r} of {where}, {array.dtype} {[*array.shape]}", run)
     if given.shape != (2, encoder.width):
         raise ValueError(f"encoders[{m!r}] gives {[*given.shape]} of two rows; it must give [2, {encoder.width}]")
+
+
+def _as_seen(what: str, rows: jax.ShapeDtypeStruct, encoder: Transformer) -> jax.ShapeDtypeStruct:
+    """Images of the size that the encoder takes; they may be larger, so that parts are cut from them."""
+    given, taken = rows.shape[1:3], encoder.example.shape[1:3]
+    if given[0] < taken[0] or given[1] < taken[1]:
+        raise ValueError(
+            f"{what} has images of {[*given]} pixels, and the encoder takes {[*taken]}; decode them larger"
+        )
+    return jax.ShapeDtypeStruct((rows.shape[0], *taken, rows.shape[3]), rows.dtype)
 
 
 def check_test(encoders: Encoders, num_classes: int | None, built: Fit, arrays: Arrays) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm import losses, trees
-from fedjax_mm.methods.augment import one_of_several, random_resized_crop
+from fedjax_mm.methods.augment import one_of_several, random_resized_crop, resized
 from fedjax_mm.methods.layerwise.config import LayerwiseConfig
 from fedjax_mm.models import Transformer, heads, transformer
 from fedjax_mm.types import Arrays, Key, Metrics, PyTree
@@ -92,7 +92,8 @@ def project(config: LayerwiseConfig, encoders: Encoders, params: Params, m: str,
     >>> project(config, {"image": encoder}, params, "image", jnp.ones((7, 2))).shape
     (7, 3)
     """
-    return projection_head(config).apply(params[m]["head"], encoders[m].apply(params[m]["encoder"], x))
+    feature = encoders[m].apply(params[m]["encoder"], seen_whole(x, encoders[m]))
+    return projection_head(config).apply(params[m]["head"], feature)
 
 
 def embed_views(
@@ -220,7 +221,8 @@ def frozen_name(m: str) -> str:
 def draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) -> jax.Array:
     """One of an example's several captions; a random part of an image, which is an array [B, H, W, C] (1.3).
 
-    crop: the least share of an image's area that the part has. None: images stay as they are.
+    crop: the least share of an image's area that the part has. None: images are seen whole. Images that are larger than
+    the encoder's are photos that parts are cut from; what is seen has the encoder's size.
 
     >>> encoder = Transformer(0, 2, None, None, None, jax.ShapeDtypeStruct((1, 5), jnp.int32), None)
     >>> draw_view(jnp.ones((3, 4, 5), jnp.int32), encoder, None, jax.random.key(0)).shape  # four captions of 5 tokens
@@ -228,4 +230,18 @@ def draw_view(x: jax.Array, encoder: Transformer, crop: float | None, key: Key) 
     """
     if x.ndim > encoder.example.ndim:
         return one_of_several(key, x)
-    return x if x.ndim != 4 or crop is None else random_resized_crop(key, x, crop)
+    if x.ndim != 4 or crop is None:
+        return seen_whole(x, encoder)
+    size = encoder.example.shape[1:3]
+    return random_resized_crop(key, x, crop, size=None if x.shape[1:3] == size else size)
+
+
+def seen_whole(x: jax.Array, encoder: Transformer) -> jax.Array:
+    """Examples [B, ...] as they are; images [B, H, W, C] in the size that the encoder takes.
+
+    >>> encoder = Transformer(0, 2, None, None, None, jax.ShapeDtypeStruct((1, 2, 2, 3), jnp.uint8), None)
+    >>> seen_whole(jnp.ones((5, 3, 4, 3)), encoder).shape
+    (5, 2, 2, 3)
+    """
+    images = x.ndim == 4 and encoder.example.ndim == 4
+    return resized(x, encoder.example.shape[1:3]) if images else x

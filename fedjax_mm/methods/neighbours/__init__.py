@@ -1,5 +1,7 @@
 """General federated methods that stand beside the papers of this library, on the encoders and heads of `fedavg`.
 
 Each is a module that is read beside its paper, and is FedAvg's method with some functions replaced: its server's
-(FedNova), its clients' (Ditto, FedRep, pFedMe), or both (SCAFFOLD, FedDyn, IFCA).
+(FedNova), its clients' (Ditto, FedRep, pFedMe), or both (SCAFFOLD, FedDyn, IFCA, FeSEM). About modalities are CAR-MFL,
+which borrows those that a client lacks, MFedMC, which chooses those that are sent, FedProto, which sends prototypes of
+each, and FedCLIP, which is FedAvg on frozen features.
 """
