@@ -3,7 +3,7 @@
 python -m experiments.feddat                                     one run, --mode and --data
 python -m experiments.feddat compare --data vqa --data-dir DIR   all modes, the same steps and rates
 python -m experiments.feddat sweep --grid training.lr=.003,.01,.03 --seeds 8
-python -m experiments.feddat costs                               what each mode trains and sends of ViLT-B/32
+python -m experiments.feddat costs --trunk albef                 what each mode trains and sends of a published trunk
 
 On 2 shared CPU cores a round of scenes (6 clients of 25 steps, alone on the machine) takes 4.07 s with FedDAT and
 2.58 s with one adapter. 12 rounds, 3 seeds, mean VQA score on four different tasks: FedDAT 47.3 ± 1.6, adapter

@@ -83,7 +83,7 @@ def load(settings: Settings, seed: int) -> Problem:
         test=settings.test,
         tokenizer=trunk.tokenizer,
         seed=seed,
-        stretch=trunk.words is not None,
+        resize=None if trunk.words is None else lambda *sides: (side, side),
     )
     data = vqa.federated(tasks, words=trunk.words)
     answers = data.cohorts["all"].arrays["target"].shape[1]
