@@ -168,10 +168,8 @@ ROWS = {
         *("2407.08648", carmfl),
         world="borrowing",
     ),
-    "FedCLIP": Row(
-        of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, "features", world="features"
-    ),
-    "frozen features": Row(of_frozen, {"scale": [10.0]}, keeps="features", world="features"),
+    "FedCLIP": Row(of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, world="features"),
+    "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),
     "centralised": Row(of_fedavg(fedavg), RATES, world="pooled"),

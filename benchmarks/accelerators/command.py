@@ -42,8 +42,8 @@ class Settings:
     devices: tuple[int, ...] = (1, 4, 8)
     """Numbers of devices that the clients are spread over; "here" it is one."""
     effort: float = 0.0
-    """Of the compiler for speed, from -1 to 1. At -1 a TPU's needs a fifth of the time: memory and collectives are then
-    nearly those of the usual program, times are several times as long."""
+    """Of the compiler for speed, from -1 to 1. At -1 a TPU's needs a fifth of the time, for a program that is several
+    times as slow and takes somewhat more memory, so that what fits with it fits without."""
     limit: float = 3600.0
     """Seconds that one row may take."""
     top: int = 8

@@ -25,11 +25,9 @@ def load(folder: str | pathlib.Path, dtype: str = "float32") -> Trunk:
     if (folder / "vilt").is_dir() and (folder / "bert").is_dir():
         model, params = vault.from_pretrained(folder / "vilt", folder / "bert", dtype=dtype)
         return Trunk(model, params, wordpiece.load(folder / "bert" / "vocab.txt"), _size(model), {})
-    if not (folder / "model.safetensors").is_file():
+    if not [*folder.glob("model.safetensors*"), *folder.glob("pytorch_model.bin*")]:
         raise FileNotFoundError(f"{folder} holds no trunk; give {' '.join(KNOWN.split())}")
-    with safe_open(folder / "model.safetensors", "np") as tensors:
-        names = list(tensors.keys())
-    if any(name.startswith("visual_encoder.") for name in names):
+    if _is_albef(folder / "model.safetensors"):
         model, params = albef.from_pretrained(folder, dtype=dtype)
         trunk = {part: leaves for part, leaves in params.items() if part != "head"}
         words, tokenizer = model.example["choices"].shape[-1], wordpiece.load(folder / "vocab.txt")
@@ -40,6 +38,13 @@ def load(folder: str | pathlib.Path, dtype: str = "float32") -> Trunk:
 def head(model: Vilt | Albef, answers: int, dtype: str = "float32", start: PyTree | None = None) -> Model | Answers:
     """What a client answers with: classes over ViLT and VAuLT, words over ALBEF, from the head `start`."""
     return written_answers.written(model, start) if isinstance(model, Albef) else adapters.answers(answers, dtype)
+
+
+def _is_albef(file: pathlib.Path) -> bool:
+    if not file.is_file():
+        return False
+    with safe_open(file, "np") as tensors:
+        return any(name.startswith("visual_encoder.") for name in tensors.keys())
 
 
 def _size(model: Vilt | Albef) -> Size:

@@ -2,6 +2,8 @@
 
 python -m experiments.layerwise                                         one run, --plan and --data
 python -m experiments.layerwise compare --data flickr8k --data-dir DIR  the three plans at equal rounds
+python -m experiments.layerwise tuned --data flickr8k --data-dir DIR    pretrained encoders, beside a frozen trunk
+python -m experiments.layerwise swings --data av_digits --data-dir DIR  scores with both kinds of statistics
 python -m experiments.layerwise sweep --grid encoder_lr=.004,.016 head_lr=.004,.016 --seeds 8
 python -m experiments.layerwise costs                                   bytes, FLOPs, memory of the full-size models
 
@@ -13,18 +15,20 @@ round sends and gets 251, 148 and 203 MB. docs/layerwise.md has all tables.
 from collections.abc import Sequence
 
 from experiments.common import cli, sweeps
-from experiments.layerwise import costs, study, table
+from experiments.layerwise import costs, pretrained, study, swings, table, tuned
 
 
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
-    command, arguments = cli.command(arguments, ("compare", "costs", "sweep"))
+    command, arguments = cli.command(arguments, ("compare", "costs", "sweep", "swings", "tuned"))
     if command == "costs":
         return cli.call(costs.main, arguments)
     if command == "sweep":
         return sweeps.main(study.PRESETS, arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
+    if command == "tuned":
+        return tuned.compare(cli.parse(pretrained.PRESETS, arguments, __doc__))
     settings = cli.parse(study.PRESETS, arguments, __doc__)
-    return table.compare(settings) if command == "compare" else table.single(settings)
+    return {"compare": table.compare, "swings": swings.compare, "": table.single}[command](settings)
 
 
 if __name__ == "__main__":

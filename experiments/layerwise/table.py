@@ -64,19 +64,22 @@ def chance(settings: study.Settings) -> dict[str, Any]:
 def _row(settings: study.Settings, plan: str, same: list[report.Run]) -> dict[str, Any]:
     """Scores, and what a client pays that takes part in every round."""
     (row,) = report.summary(same)
-    first = same[0]
-    batches = float(np.mean([count // settings.batch_size for count in first.split["all"]["examples"]]))
-    paid = dict.fromkeys(("MB in all", "MB in all, late", "TFLOP in all"), 0.0)
-    names = list(first.config["stages"] or [])
-    for r in first.rows:
+    return {**row, **paid(same[0], settings.batch_size, settings.epochs), "plan": plan}
+
+
+def paid(run: report.Run, batch_size: int, epochs: int, until: int | None = None) -> dict[str, float]:
+    """What a client pays that takes part in every round, or in the first `until` of them."""
+    batches = float(np.mean([count // batch_size for count in run.split["all"]["examples"]]))
+    total: dict[str, float] = dict.fromkeys(("MB in all", "MB in all, late", "TFLOP in all"), 0.0)
+    names = list(run.config["stages"] or [])
+    for r in run.rows[:until]:
         name = names[int(r["stage"]) - 1] if names else ""
-        cost = first.costs[f"{name}/all" if name else "all"]
-        epochs = 1 if name == "statistics" else settings.epochs
+        cost = run.costs[f"{name}/all" if name else "all"]
         travels = (cost["bytes_down"] + cost["bytes_up"]) / 1e6
-        paid["MB in all"] += travels
-        paid["MB in all, late"] += travels + cost["bytes_held"] / 1e6
-        paid["TFLOP in all"] += cost["flops"] * batches * epochs / 1e12
-    return {**row, **paid, "plan": plan}
+        total["MB in all"] += travels
+        total["MB in all, late"] += travels + cost["bytes_held"] / 1e6
+        total["TFLOP in all"] += cost["flops"] * batches * (1 if name == "statistics" else epochs) / 1e12
+    return total
 
 
 def single(settings: study.Settings) -> None:

@@ -35,7 +35,7 @@ def vit_s14(source: pathlib.Path, out: pathlib.Path, layers: int = 9, side: int 
     ours = {"embeddings.cls_token": theirs["embeddings.cls_token"]}
     ours[f"{patch}.weight"] = kernel / (2 * std)[None, :, None, None]
     ours[f"{patch}.bias"] = theirs[f"{patch}.bias"] + np.einsum("ochw,c->o", kernel, (0.5 - mean) / std)
-    ours["embeddings.position_embeddings"] = np.concatenate([cls_position, _resized(positions, side)], 1)
+    ours["embeddings.position_embeddings"] = np.concatenate([cls_position, resized(positions, side)], 1)
     for i in range(layers):
         at = f"encoder.layer.{i}."
         scale = [theirs[f"{at}layer_scale{j}.lambda1"] for j in (1, 2)]
@@ -110,7 +110,7 @@ def _backbone(path: pathlib.Path) -> tuple[dict[str, np.ndarray], np.ndarray, np
     return found, cls, positions.reshape(37, 37, -1)
 
 
-def _resized(grid: np.ndarray, side: int) -> np.ndarray:
+def resized(grid: np.ndarray, side: int) -> np.ndarray:
     """A grid [N, N, D] at another size, [1, side side, D]: bicubic with a = -0.75, as PyTorch resizes."""
     a, old = -0.75, len(grid)
     centres = (np.arange(side) + 0.5) * old / side - 0.5

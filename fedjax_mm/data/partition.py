@@ -9,14 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_mm.checks import check_array, check_flag, check_number, check_whole, say
-from fedjax_mm.data.missing import (
-    Seed,
-    draws,
-    erroneous_labels,
-    missing_examples,
-    missing_labels,
-    missing_modality,
-)
+from fedjax_mm.data.missing import Seed, draws, erroneous_labels, missing_examples, missing_labels, missing_modality
 
 __all__ = [
     "by_group",

@@ -150,10 +150,11 @@ def base(dropout: float = 0.1, dtype: jax.typing.DTypeLike = jnp.float32) -> Alb
 def load(model: Albef, path: str | pathlib.Path) -> PyTree:
     """The model's parameters from a file that the authors published, before or after it was tuned on questions.
 
-    path: a .safetensors file or a folder with model.safetensors. The published file is a PyTorch one whose weights
-    stand under "model"; `safetensors.torch.save_file(torch.load("ALBEF.pth", map_location="cpu")["model"],
-    "model.safetensors")` makes one. The decoder of a file without one starts from the fusion layers, and positions of
-    other picture sizes are interpolated, as in the authors' code. (section 7)
+    path: a .safetensors file or a folder with model.safetensors. The published ALBEF.pth is PyTorch's, whose weights
+    stand under "model"; with torch and safetensors.torch, `weights = torch.load("ALBEF.pth")["model"]` and
+    `save_file({name: x.clone() for name, x in weights.items()}, "model.safetensors")` make one. The decoder of a file
+    without one starts from the fusion layers, and positions of other picture sizes are interpolated, as in the authors'
+    code. (section 7)
 
     Raises what `pretrained.load` raises.
     """

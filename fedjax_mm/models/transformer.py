@@ -151,7 +151,7 @@ def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:
     layer = pieces.layer
     keys = jax.random.split(key, pieces.depth + 2)
     x = jnp.zeros((1, 1, pieces.width))
-    params = {"embeddings": pieces.embeddings.init(keys[0], batch)["params"]}
+    params = {"embeddings": pieces.embeddings.init(keys[0], batch).get("params", {})}
     params["layers"] = {f"{i:02d}": layer.init(keys[2 + i], x)["params"] for i in range(pieces.depth)}
     if layer.pre_norm:
         params["norm"] = pieces.norm.init(keys[1], x)["params"]

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from experiments.common import data
 from fedjax_mm import aggregate, report
 from fedjax_mm.federate import federate
 from fedjax_mm.methods.neighbours import scaffold
+from fedjax_mm.models import Model
 from fedjax_mm.types import Cohort, Download, Mean, Server
 
 
@@ -77,3 +79,25 @@ def test_rows_that_tune_are_rows_that_train_later_and_rows_that_test_are_neither
         everything = np.concatenate([cohort.rows, cohort.test_rows])
         np.testing.assert_array_equal(np.sort(everything), np.sort(whole.cohorts[name].rows))
         assert not set(cohort.test_rows) & set(cohort.rows) and len(valid) and len(cohort.test_rows)
+
+
+def test_what_some_rows_see_besides_is_the_servers_labelled_pairs(monkeypatch):
+    """CAR-MFL as public examples; FedCLIP as features of a network that was trained on them, which then classify."""
+    flat = Model(
+        lambda key, x: jax.random.normal(key, (x[0].size, 16)) / 8,
+        lambda params, x: jnp.tanh(x.reshape(len(x), -1) @ params),
+    )
+    monkeypatch.setattr(neighbours.data, "encoders", lambda dataset: dict.fromkeys(dataset.modalities, flat))
+    common = neighbours.cli.Common(rounds=20)
+    settings = neighbours.Settings(data.Settings(cohorts="A3_B1_AB2", common=common))
+    pairs = data.load_problem(settings.problem, 0).dataset.splits["labelled"]
+    borrowing = neighbours.world_of(settings, neighbours.ROWS["CAR-MFL"], 0, False).data.public
+    assert borrowing is not None and set(borrowing) == {"left", "right", "label"}
+    np.testing.assert_array_equal(borrowing["label"], pairs["label"])
+
+    problem = neighbours.world_of(settings, neighbours.ROWS["FedCLIP"], 0, False)
+    held, modalities, text = neighbours.models_of(problem, problem.data)
+    assert text.shape == (10, 16) and held.cohorts["left+right"].arrays["left"].shape[1:] == (16,)
+    method = neighbours.ROWS["frozen features"].build((held, modalities, text))
+    score = method.evaluate(method.init(jax.random.key(0)), data.tested(problem, "test"))["left+right/accuracy"]
+    assert score > 0.6  # of ten classes

@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -86,7 +87,7 @@ def test_examples_are_seen_once(cache, monkeypatch):
     kept, pictures = sources.fetch("vit_s14", folder), np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     seen = []
     computed = module._computed
-    monkeypatch.setattr(module, "_computed", lambda name, x, *rest: seen.append(len(x)) or computed(name, x, *rest))
+    monkeypatch.setattr(module, "_computed", lambda p, f, x, *rest: seen.append(len(x)) or computed(p, f, x, *rest))
     found = features("vit_s14", pictures[[0, 1, 0, 2]], folder, batch_size=2)
     model, params = sources.load("vit_s14", folder)
     tokens = np.asarray(model.tokens(params, pictures))
@@ -128,6 +129,19 @@ def test_a_model_of_ctranslate2_is_read():
 
 def test_positions_are_resized_as_pytorch_resizes():
     grid = np.arange(16.0).reshape(4, 4, 1) ** 1.5
-    np.testing.assert_allclose(convert._resized(grid, 4)[0], grid.reshape(16, 1))
+    np.testing.assert_allclose(convert.resized(grid, 4)[0], grid.reshape(16, 1))
     theirs = [3.3770524207813217, 8.915873935311021, 35.45966270706483, 46.76604167016708]
-    np.testing.assert_allclose(convert._resized(grid, 2)[0, :, 0], theirs)  # interpolate(..., mode="bicubic")
+    np.testing.assert_allclose(convert.resized(grid, 2)[0, :, 0], theirs)  # interpolate(..., mode="bicubic")
+
+
+def test_what_lower_layers_give_is_kept_apart_from_features(cache):
+    folder, _ = cache
+    kept, pictures = sources.fetch("vit_s14", folder), np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    model, params = sources.load("vit_s14", folder)
+    below = module.hidden("vit_s14", 0, pictures, folder, batch_size=2)
+    assert below.dtype == np.float16 and below.shape == (3, 5, 4) and list(kept.glob("hidden_0_4x4x3_*.npz"))
+    whole = model.apply(params, pictures, below=jnp.asarray(below, jnp.float32))  # all layers, above the embeddings
+    np.testing.assert_allclose(whole, model.apply(params, pictures), atol=5e-3)
+    assert module.features("vit_s14", pictures, folder).shape == (3, 8)
+    with pytest.raises(ValueError, match="layers is 2; there are 1"):
+        module.hidden("vit_s14", 2, pictures, folder)

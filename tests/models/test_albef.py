@@ -235,14 +235,15 @@ def test_the_published_size():
 
 def test_padding_and_later_words_change_nothing_and_dropout_changes_with_its_key(tmp_path):
     params = loaded(published(), tmp_path)
-    hidden = apply(params, BATCH)["hidden"]
+    tuning = {"adapter": albef.adapter(KEY, MODEL, 3)}
+    hidden = apply(params, BATCH, tuning)["hidden"]
     other = {**BATCH, "choices": BATCH["choices"].copy()}
     other["choices"][0, 1, 2:] = [17, 18]
-    changed = apply(params, other)["hidden"]
+    changed = apply(params, other, tuning)["hidden"]
     np.testing.assert_allclose(changed[0, 1, :2], hidden[0, 1, :2], atol=1e-6)
     assert np.abs(changed[0, 1, 2] - hidden[0, 1, 2]).max() > 1e-4
     np.testing.assert_allclose(changed[1], hidden[1], atol=1e-6)
-    dropped = jax.jit(lambda key: MODEL.drop(key).apply(params, BATCH)["hidden"])
+    dropped = jax.jit(lambda key: MODEL.drop(key).apply(params, BATCH, tuning)["hidden"])
     a, b = dropped(KEY), dropped(jax.random.key(1))
     np.testing.assert_array_equal(a, dropped(KEY))
     assert MODEL.drop(KEY).dropout == 0 and not np.allclose(a, b, atol=1e-3) and not np.allclose(a, hidden, atol=1e-3)

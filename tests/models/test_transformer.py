@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_mm import trees
-from fedjax_mm.models import ast, bert, transformer, vit
+from fedjax_mm.models import ast, attention, bert, transformer, vit
 
 SIZES = {"dim": 8, "depth": 2, "heads": 2, "mlp": 12}
 TOKENS = np.array([[2, 7, 9, 3, 0, 0], [5, 1, 4, 8, 6, 3]], np.int32)
@@ -193,12 +193,12 @@ def test_attention_equals_numpy_and_its_dropout_leaves_the_mean():
     logits = np.einsum("bthd,bshd->bhts", q, k) / 2.0
     weights = np.exp(logits) * mask[:, None, None]
     expected = np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
-    attend = jax.jit(transformer.attention, static_argnums=4)
+    attend = jax.jit(attention.attention, static_argnums=4)
     np.testing.assert_allclose(attend(q, k, v, mask, 0.5, None), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(attend(q, k, v, mask, 1e-7, KEY), expected, rtol=1e-5, atol=1e-6)
     for key in (None, KEY):
         assert np.isfinite(attend(q, k, v, np.zeros_like(mask), 0.5, key)).all()
-    many = jax.jit(jax.vmap(lambda key: transformer.attention(q, k, v, mask, 0.25, key)))(jax.random.split(KEY, 4000))
+    many = jax.jit(jax.vmap(lambda key: attention.attention(q, k, v, mask, 0.25, key)))(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(many.mean(0), expected, atol=0.06)
     assert many.std(0).min() > 0.05
 

@@ -135,7 +135,10 @@ def check_test(encoders: Encoders, num_classes: int | None, built: Fit, arrays: 
             limits |= {"label": fit.classes(len(arrays["prompts"]), "the set of prompts")}
         elif others[0] not in arrays:
             raise ValueError(f"{where} has {sorted(arrays)}; it needs {others[0]!r} or 'prompts' to score {first!r} by")
-    fit.check_rows(where, rows, needed, {first: cohort[first], "label": np.zeros(1, np.int32)}, limits)
+    image = cohort[first]
+    if image.ndim > encoders[first].example.ndim:  # clients have several views of an image, and the test has one
+        image = jax.ShapeDtypeStruct((image.shape[0], *image.shape[2:]), image.dtype)
+    fit.check_rows(where, rows, needed, {first: image, "label": np.zeros(1, np.int32)}, limits)
     for m in (m for m in encoders if m in arrays):
         check_features(where, m, encoders[m], arrays[m])
 

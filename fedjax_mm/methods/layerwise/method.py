@@ -78,7 +78,7 @@ def build(
 
     Arrays are what the encoders take: images [E, H, W, C], tokens [E, L], log-mel [E, frames, mels]. With num_classes
     K there is `label` [E] and the loss is supervised. Without, the loss is contrastive, of two modalities, images
-    first; of several captions of an image, [E, Q, L], each step draws one.
+    first. Of several captions or views of an example, such as [E, Q, L], each step draws one; a test has one view.
     pretrained: modality -> parameters as models.pretrained.load gives them; their last norm is not used. None: training
         from scratch, for which every stage needs rounds.
 

@@ -14,11 +14,11 @@ One round:
   3. The server averages each part. In the mean of an encoder, a client all of whose inputs were borrowed counts alpha
      times (`sent_weight`).
 
-An example that lacks a modality which its client has (`has_<modality>` [E]) borrows it too. Examples are drawn to
-what they are like once per step, by the encoders that the round began with, which is once per round in the paper.
+An example that lacks a modality which its client has (`has_<modality>` [E]) borrows it too. A client looks for public
+examples in every step, always with the encoders that the round began with, so that it finds the same as once a round.
 Labels of one class are alike where they are the same (the paper takes the Jaccard index of several); without public
-labels the nearest is taken. What the paper leaves open to us, alpha, is a setting; with alpha = 1 all clients count
-by their examples.
+labels the nearest is taken. Choices where the paper's text was not at hand: the squared L2 distance, and alpha, which
+is a setting; with alpha = 1 all clients count by their examples. On its own test rows a client borrows nothing.
 """
 
 import dataclasses

@@ -14,8 +14,8 @@ One round:
 This is FedAvg, whose encoder is the adapter and whose head has no parameters, so that all of its settings, weights
 and scores are the same. Features are arrays [E, D] that were computed once: the frozen model is neither sent nor run.
 Where clients have several modalities in the space of T, each has an adapter, and an example's feature is the mean of
-its adapted ones. Choices: the adapter's features are multiplied by D, since a softmax over D has the mean 1/D (a
-cosine does not see this, a mean over modalities would), and s is CLIP's 100.
+its adapted ones. Choices: the adapted features are multiplied by D, since a softmax over D has the mean 1/D, which a
+cosine does not see. Where the paper's text was not at hand: the loss is over all classes, and s is CLIP's 100.
 """
 
 import dataclasses

@@ -37,6 +37,8 @@ from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import Arrays, ClientData, Download, HasPopulation, Key, Mean, Metrics, PyTree, Upload
 
+SAME = Model(lambda key, x: {}, lambda params, x: x)
+
 
 @dataclasses.dataclass(frozen=True)
 class FedProtoConfig:
@@ -163,10 +165,11 @@ def client_loss(
     >>> round(float(value - jnp.log(2)), 4)
     1.0
     """
-    task, metrics = local_loss(config.fedavg, encoders, head, params, start, batch)
+    embedded = embed(encoders, params, batch)
+    known = {**batch, **{m: h for m, (h, _) in embedded.items()}}  # so that no encoder runs twice
+    task, metrics = local_loss(config.fedavg, dict.fromkeys(encoders, SAME), head, params, start, known)
     totals = {
-        m: class_totals(h, there, batch["label"], len(received[m]["known"]))
-        for m, (h, there) in embed(encoders, params, batch).items()
+        m: class_totals(h, there, batch["label"], len(received[m]["known"])) for m, (h, there) in embedded.items()
     }
     apart = jnp.stack([prototype_distance(totals[m], received[m]) for m in totals]).sum()
     return task + config.strength * apart, {**metrics, "prototype_distance": apart}
