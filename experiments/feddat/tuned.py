@@ -21,12 +21,13 @@ from fedjax_mm.run.sweep_files import read_sweep
 METRIC = "valid/score"
 RATES = tuple(0.0005 * 2.0**i for i in range(9))
 THREE = (0.002, 0.008, 0.032)
+LOWER = (0.0005, 0.002, 0.008)
 STRENGTHS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "adapter+prox": {"prox": (0.01, 0.1, 1.0)},
     "adapter+adam": {"server_lr": (0.001, 0.004, 0.016)},
     "adapter+dyn": {"dyn": (0.01, 0.1, 1.0)},
-    "dat": {"distillation": (0.3, 1.0, 3.0)},
-    "dat, T 1": {"distillation": (0.3, 1.0, 3.0)},
+    "dat": {"lr": LOWER, "distillation": (0.1, 0.3, 1.0)},
+    "dat, T 1": {"lr": LOWER, "distillation": (0.1, 0.3, 1.0)},
 }
 """What is tuned besides the rate; of the other modes there is nothing but the rate, which has nine values."""
 ABLATIONS = ("dat, no teacher", "dat, no distillation", "mutual")
