@@ -22,9 +22,10 @@ class Settings:
     """Who is asked what, and how long they learn."""
 
     data: Literal["scenes", "vqa"] = "scenes"
-    """Questions: scenes are embedded; vqa are folders DIR/<client>/{train,test}/metadata.jsonl under --data-dir."""
-    benchmark: Literal["domain", "function", "scene"] = "domain"
-    """What differs between clients of scenes: how pictures are drawn, what is asked, what there is to see."""
+    """Questions: scenes are embedded; vqa are folders DIR/<client>/{train,test}/metadata.jsonl under --data-dir, or,
+    with --benchmark, the files that the data's authors publish (see fedjax_mm.data.vqa.official)."""
+    benchmark: Literal["domain", "function", "scene"] | None = None
+    """What differs between clients: how pictures look, what is asked, what there is to see. None: of scenes, domain."""
     mode: str = "dat"
     """Mode of a single run: classifier, standalone, bias, norm, prompt, lora, full, adapter, adapter+prox,
     adapter+adam, adapter+dyn, dat, "dat, T 1", "dat, no teacher", "dat, no distillation", mutual."""
@@ -84,16 +85,13 @@ def load(settings: Settings, seed: int) -> Problem:
     if isinstance(trunk, pretrain_fusion.Trunk):
         if settings.data != "vqa":
             raise ValueError(f"the trunk {settings.trunk} reads frozen features, and {settings.data} has none")
+        if settings.benchmark:
+            raise ValueError(f"the trunk {settings.trunk} reads folders of questions; leave --benchmark out")
         tasks, examples = frozen.load(settings.common.data_dir or ".", trunk.known, asked)
         return _problem(tasks, examples, trunk, settings.common.dtype)
     side, size = trunk.size.image, trunk.size
-    if settings.data == "scenes":
-        draw = getattr(scene_tasks, settings.benchmark)
-        sources = draw(settings.train + settings.valid, settings.test, side, seed=seed)
-    else:
-        sources = vqa.imagefolder(settings.common.data_dir or ".")
     tasks = vqa.load(
-        sources,
+        _sources(settings, side, seed),
         (side, side),
         size.patch,
         size.length,
@@ -103,6 +101,15 @@ def load(settings: Settings, seed: int) -> Problem:
     )
     examples = lambda split: vqa.all_examples(tasks, split, trunk.words)
     return _problem(tasks, examples, trunk, settings.common.dtype, trunk.head)
+
+
+def _sources(settings: Settings, side: int, seed: int) -> Mapping[str, Any]:
+    """Who is asked what, before anything is left out."""
+    folder = settings.common.data_dir or "."
+    if settings.data == "vqa":
+        return vqa.official(folder, settings.benchmark) if settings.benchmark else vqa.imagefolder(folder)
+    draw = getattr(scene_tasks, settings.benchmark or "domain")
+    return draw(settings.train + settings.valid, settings.test, side, seed=seed)
 
 
 def _problem(tasks: vqa.Tasks, examples: Callable, trunk: Any, dtype: str, start: Any = None) -> Problem:

@@ -38,7 +38,7 @@ def compare(
     columns |= {key: key for key in ("trained", "MB up", "peak MB", "s per round")}
     curves = _draw(pathlib.Path(common.out), rows, runs)
     about = (
-        f"{settings.data}{f', {settings.benchmark}' if settings.data == 'scenes' else ''}, {len(clients)} clients, "
+        f"{settings.data}{f', {settings.benchmark}' if settings.benchmark else ''}, {len(clients)} clients, "
         f"all in each of {common.rounds} rounds, {common.about_seeds}, {common.split} split; VQA scores in percent."
     )
     parts = ["![scores and bytes](bars.png)"]

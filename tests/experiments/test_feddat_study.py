@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli
@@ -82,6 +83,25 @@ def test_compare_has_a_row_for_every_mode_and_the_control(trunk, tmp_path):
     assert all(client in text for client in tasks) and "dat minus" in text
     kept = cli.read(tmp_path / "dat" / "seed0" / "settings.yaml")
     assert kept["mode"] == "dat" and kept["widths"] == study.PRESETS["scenes"].widths._asdict()
+
+
+def test_a_benchmark_of_official_files_is_a_client_for_each_part(trunk, tmp_path):
+    (tmp_path / "clove" / "vg").mkdir(parents=True)
+    (tmp_path / "clove" / "function").mkdir()
+    asked = {"image_source": "vg", "question": "What is it?", "answers": ["dog"] * 9 + ["cat"]}
+    for i, part in enumerate(vqa.benchmarks.FUNCTIONS):
+        for split in ("train", "val"):
+            names = [f"{part}{split}{n}" for n in range(4)]
+            entries = json.dumps([{**asked, "image_id": name} for name in names])
+            (tmp_path / "clove" / "function" / f"functional_{part}_{split}.json").write_text(entries)
+            for name in names:
+                Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(tmp_path / "clove" / "vg" / f"{name}.jpg")
+    common = cli.Common(data_dir=str(tmp_path), seed=0)
+    settings = study.Settings("vqa", "function", trunk=str(trunk[0]), train=4, test=4, valid=1, common=common)
+    problem = study.load(settings, 0)
+    assert list(problem.tasks.tasks) == list(vqa.benchmarks.FUNCTIONS) and problem.data.sizes == {"all": 5}
+    assert problem.tasks.tasks["object"].answers == ("dog", "cat")
+    assert problem.examples("test")["target"][0].tolist() == pytest.approx([1.0, 0.3])
 
 
 def sizes(model, names, answers=100):
