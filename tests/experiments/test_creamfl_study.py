@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.common import cli
+from experiments.common import cli, tuning
 from experiments.creamfl import data as creamfl_data
 from experiments.creamfl import study, table, teachers, tuned
 from experiments.creamfl.models import Models, Size, full, pretrained, small
@@ -93,7 +93,7 @@ def test_rows_choose_their_rates_on_valid_once_and_ablations_take_creamfls(tmp_p
     assert own == {name: dataclasses.replace(settings, server_lr=best) for name in rows}
     assert notes[1] == "### CreamFL" and "lies at the edge of its values" in notes[2] and f"{means[0]:.1f}" in notes[3]
 
-    monkeypatch.setattr(tuned.run, "sweep", lambda *given, **named: pytest.fail("tuned again"))
+    monkeypatch.setattr(tuning.run, "sweep", lambda *given, **named: pytest.fail("tuned again"))
     with pytest.raises(ValueError, match="has a sweep of other settings; give another --out"):
         tuned.compare(dataclasses.replace(settings, alpha=9.0))
     with pytest.raises(ValueError, match="takes what is chosen for CreamFL; add CreamFL"):
