@@ -77,8 +77,8 @@ def swings_table(found: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -
     """A row for each plan and kind of statistics, over seeds; and how much less the second kind swings.
 
     >>> shown = swings_table({"layer-wise": [{"averaged": [0.2, 0.6], "recalibrated": [0.5, 0.5]}] * 2})
-    >>> [row["swing"][0] for row in shown], shown[1]["swing, minus averaged"]
-    ([0.28284271247461906, 0.0], '-0.2828 (-0.2828 to -0.2828)')
+    >>> [round(row["swing"][0], 2) for row in shown], shown[1]["swing, minus averaged"]
+    ([0.28, 0.0], '-0.28 (-0.28 to -0.28)')
     """
     shown = []
     swing = lambda scores: float(np.std(scores, ddof=1))

@@ -65,14 +65,16 @@ def differences_table(rows: Sequence[Row]) -> list[dict[str, Cell]]:
 
 
 def difference_cells(mean: float, low: float, high: float, digits: int = 2) -> dict[str, str]:
-    """A difference and its interval as people read them, with as many digits of the interval's width.
+    """A difference and its interval as people read them, with as many digits of the interval's width, or of the
+    difference where the seeds agree to the last bit.
 
     >>> difference_cells(0.2, -0.048, 0.448)
     {'difference': '+0.20', '95 % interval': '-0.05 to +0.45'}
-    >>> difference_cells(-0.0, -0.0, -0.0)["difference"]
-    '+0'
+    >>> difference_cells(-0.0, -0.0, -0.0)["difference"], difference_cells(-0.25, -0.25, -0.25)["difference"]
+    ('+0', '-0.25')
     """
-    mean_text, *ends = (f"{x:+z.{decimals(high - low, digits)}f}" for x in (mean, low, high))
+    places = decimals(high - low or abs(mean), digits)
+    mean_text, *ends = (f"{x:+z.{places}f}" for x in (mean, low, high))
     return {"difference": mean_text, "95 % interval": " to ".join(ends)}
 
 
