@@ -26,7 +26,7 @@ from flax import linen as nn
 
 from experiments.common import cli
 from experiments.feddat import frozen
-from experiments.pretrain_vilt import standardised, unseen
+from experiments.pretrain_vilt import standardised, trained, unseen
 from fedjax_mm import losses
 from fedjax_mm.data import flickr8k
 from fedjax_mm.models import exports, vilt
@@ -135,28 +135,18 @@ def pretrain(settings: Settings, train: Mapping[str, np.ndarray], valid: Mapping
     train, valid = frozen.standardised(train, known), frozen.standardised(valid, known)
     trunk = model.init(key, {"read": jnp.asarray(train["read"][:1, 0]), "seen": jnp.asarray(train["seen"][:1])})
     params = {"trunk": trunk, "match": 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (model.width, 2))}
-    rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, max(1, settings.steps // 20), settings.steps)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
     arrays = {name: jnp.asarray(x) for name, x in train.items()}
 
-    def step(carry, key):
-        params, opt = carry
-        loss = lambda params: objective(model, params, _batch(arrays, settings.batch_size, key))
-        (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt = tx.update(grads, opt, params)
-        return (optax.apply_updates(params, updates), opt), scores
+    def loss_of(key):
+        batch = _batch(arrays, settings.batch_size, key)
+        return lambda params: objective(model, params, batch)
 
-    several = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys), donate_argnums=0)
-    carry, block = (params, tx.init(params)), max(1, settings.steps // 5)
-    for start in range(0, settings.steps, block):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, min(start + block, settings.steps)))
-        carry, scores = several(carry, keys)
-        log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
-    told = held_out(model, carry[0], valid)
+    params = trained(loss_of, params, key, settings.lr, settings.steps, 5, log)
+    told = held_out(model, params, valid)
     folder = pathlib.Path(settings.out)
     cli.write(folder, settings)
     named = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in known.items()}
-    exports.export({"trunk": carry[0]["trunk"], "known": named}, folder / WEIGHTS)
+    exports.export({"trunk": params["trunk"], "known": named}, folder / WEIGHTS)
     about = {"size": settings.size._asdict(), "scores": told, "settings": dataclasses.asdict(settings)}
     (folder / ABOUT).write_text(json.dumps(about | {"versions": records.versions()}, indent=1))
     log(f"{told}; wrote {folder}")

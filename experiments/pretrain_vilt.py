@@ -16,7 +16,7 @@ settings, and how well the tasks are done on held-out pictures.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -178,27 +178,15 @@ def pretrain(settings: Settings, log=print) -> Trunk:
     model, key = encoder(size), jax.random.key(settings.seed)
     example = {"image": arrays["image"][:1], "question": arrays["text"][:1, 0]}
     params = {"trunk": model.init(key, example)} | _heads(jax.random.fold_in(key, 1), size)
-    rate = optax.warmup_cosine_decay_schedule(0.0, settings.lr, max(1, settings.steps // 20), settings.steps)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
 
-    def step(carry, key):
-        params, opt = carry
+    def loss_of(key):
         rows, captions, views = jax.random.split(key, 3)
         row = jax.random.randint(rows, (settings.batch_size,), 0, len(arrays["image"]))
         caption = jax.random.randint(captions, row.shape, 0, arrays["text"].shape[1])
         batch = {"image": arrays["image"][row], "question": arrays["text"][row, caption]}
-        loss = lambda params: objective(model, params, batch, views, settings.masked)
-        (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt = tx.update(grads, opt, params)
-        return (optax.apply_updates(params, updates), opt), scores
+        return lambda params: objective(model, params, batch, views, settings.masked)
 
-    several = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys), donate_argnums=0)
-    carry, block = (params, tx.init(params)), max(1, settings.steps // 10)
-    for start in range(0, settings.steps, block):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, min(start + block, settings.steps)))
-        carry, scores = several(carry, keys)
-        log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
-    params = carry[0]
+    params = trained(loss_of, params, key, settings.lr, settings.steps, 10, log)
     scores = held_out(model, params, Captions(valid.image, tokens(valid.text[:, 0])), settings)
     folder = pathlib.Path(settings.out)
     cli.write(folder, settings)
@@ -209,6 +197,32 @@ def pretrain(settings: Settings, log=print) -> Trunk:
     (folder / "model.json").write_text(json.dumps(told | {"versions": records.versions()}, indent=1))
     log(", ".join(f"{name} {score:.3f}" for name, score in scores.items()) + f"; wrote {folder}")
     return load(folder)
+
+
+def trained(
+    loss_of: Callable[[jax.Array], Callable], params: PyTree, key: jax.Array, lr: float, steps: int, said: int, log
+) -> PyTree:
+    """The parameters after so many steps of AdamW, with a warm-up and a cosine decay.
+
+    loss_of: the key of a step -> its loss, (parameters) -> (a number [], {name: a score []}). said: how often the mean
+    scores since the last time are logged.
+    """
+    rate = optax.warmup_cosine_decay_schedule(0.0, lr, max(1, steps // 20), steps)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+
+    def step(carry, key):
+        params, opt = carry
+        (_, scores), grads = jax.value_and_grad(loss_of(key), has_aux=True)(params)
+        updates, opt = tx.update(grads, opt, params)
+        return (optax.apply_updates(params, updates), opt), scores
+
+    several = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys), donate_argnums=0)
+    carry, block = (params, tx.init(params)), max(1, steps // said)
+    for start in range(0, steps, block):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, min(start + block, steps)))
+        carry, scores = several(carry, keys)
+        log(f"step {start + len(keys)}: " + ", ".join(f"{k} {float(v.mean()):.3f}" for k, v in scores.items()))
+    return carry[0]
 
 
 def _heads(key: jax.Array, size: Size) -> PyTree:

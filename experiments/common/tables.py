@@ -109,7 +109,7 @@ def of_a_run(settings: Any) -> dict[str, Any]:
     about = (
         "data_dir mode modes sizes plan method rows teachers trunk seed seeds tuning_seeds chunk devices client_state "
     )
-    about = f"{about} checkpoint_every jobs out".split()
+    about = f"{about} checkpoint_every jobs out head_rates encoder_rates".split()
     nested = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
     plain = lambda value: dataclasses.asdict(value) if nested(value) else value
     return {key: plain(value) for key, value in cli.by_flag(settings).items() if key not in about}
@@ -235,12 +235,13 @@ def ahead(
         row: dict[str, Any] = {f"{leader} minus": name}
         for key, heading in keys.items():
             if key in rows[name][0]:
-                row[heading] = _difference([a[key] - b[key] for a, b in zip(rows[leader], rows[name], strict=True)])
+                row[heading] = difference([a[key] - b[key] for a, b in zip(rows[leader], rows[name], strict=True)])
         found.append(row)
     return found
 
 
-def _difference(values: Sequence[float]) -> float | str:
+def difference(values: Sequence[float]) -> float | str:
+    """The mean over seeds and its 95 % interval in words; of one seed its value."""
     if len(values) < 2:
         return values[0]
     mean, ends = difference_cells(*interval(values)).values()

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedjax_mm import run
+from experiments.common import cli, jobs
+from fedjax_mm import report, run
 from fedjax_mm.data import FederatedData
 from fedjax_mm.run.grid import Build
 from fedjax_mm.run.json_files import read_json
@@ -53,6 +54,23 @@ def swept(
     if kept.axes != {key: list(values) for key, values in grid.items()} or said["config"] != about:
         raise ValueError(f"{folder} has a sweep of other settings; give another --out")
     return folder
+
+
+def chosen(
+    tune: Callable[[str, int], pathlib.Path], names: Sequence[str], valid: cli.Common, metric: str
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """({row: the values that were best for it}, the parts of a report that say what was tried).
+
+    tune: (row, seed) -> the folder of its sweep, see `swept`. valid: its seeds are those of tuning.
+    """
+    own, notes = {}, ["## What was tried on the split valid"]
+    for name, folders in jobs.trained(tune, names, valid).items():
+        sweep = joined([read_sweep(folder) for folder in folders])
+        best, said = report.best_setting(sweep, metric)
+        own[name] = sweep.settings[best]
+        tried = report.table(report.sweep_table(sweep), report.sweep_columns(sweep, metric))
+        notes += [f"### {name}", " ".join(said), tried]
+    return own, notes
 
 
 def joined(same: Sequence[Sweep]) -> Sweep:

@@ -20,7 +20,7 @@ from fedjax_mm import report, run
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES
 from fedjax_mm.methods.creamfl.joint_space_scores import scores
 from fedjax_mm.methods.creamfl.training import Training
-from fedjax_mm.report.paired import difference_cells, interval
+from fedjax_mm.report.paired import interval
 from fedjax_mm.report.plots import COLOURS, GREY, save, style
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
@@ -91,14 +91,13 @@ def server_recall(settings: study.Settings, seed: int, folder: pathlib.Path) -> 
 
 
 def _in_words(row: dict[str, Any]) -> dict[str, Any]:
-    mean, ends = difference_cells(*interval(row["gain"])).values()
     return {
         "examples of a client": row["examples"],
         "clients alone, R@10": over_seeds(row["clients"].tolist()),
         "server alone, R@10": over_seeds(row["server"].tolist()),
         "clients with CreamFL, R@10": over_seeds(row["taught clients"].tolist()),
         "CreamFL's rsum": over_seeds(row["rsum"].tolist()),
-        "minus server only": f"{mean} ({ends})",
+        "minus server only": tables.difference(row["gain"]),
     }
 
 

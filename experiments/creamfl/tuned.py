@@ -12,12 +12,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common import jobs, sweeps, tables, tuning
+from experiments.common import sweeps, tables, tuning
 from experiments.creamfl import study, table
-from fedjax_mm import report
 from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
-from fedjax_mm.run.sweep_files import read_sweep
 
 METRIC = "valid/rsum"
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
@@ -50,14 +48,8 @@ def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, st
     """({row: the settings with what was best for it}, the parts of a report that say what was tried)."""
     valid = dataclasses.replace(settings.common, split="valid", seed=None, seeds=settings.tuning_seeds)
     tune = functools.partial(_tune, dataclasses.replace(settings, common=valid))
-    own, notes = {}, ["## What was tried on the split valid"]
-    for name, folders in jobs.trained(tune, names, valid).items():
-        sweep = tuning.joined([read_sweep(folder) for folder in folders])
-        best, said = report.best_setting(sweep, METRIC)
-        own[name] = _with(settings, sweep.settings[best])
-        tried = report.table(report.sweep_table(sweep), report.sweep_columns(sweep, METRIC))
-        notes += [f"### {name}", " ".join(said), tried]
-    return own, notes
+    best, notes = tuning.chosen(tune, names, valid, METRIC)
+    return {name: _with(settings, values) for name, values in best.items()}, notes
 
 
 def grid_of(name: str, config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[float]]:

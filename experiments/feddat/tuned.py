@@ -12,11 +12,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common import jobs, tables, tuning
+from experiments.common import tables, tuning
 from experiments.feddat import curve, study, table
 from experiments.feddat.modes import make, modes
-from fedjax_mm import report
-from fedjax_mm.run.sweep_files import read_sweep
 
 METRIC = "valid/score"
 RATES = tuple(0.0005 * 2.0**i for i in range(9))
@@ -58,14 +56,7 @@ def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, Ma
     """({mode: the values that were best for it}, the parts of a report that say what was tried)."""
     valid = dataclasses.replace(settings.common, split="valid", seed=None, seeds=settings.tuning_seeds)
     tune = functools.partial(_tune, dataclasses.replace(settings, common=valid))
-    own, notes = {}, ["## What was tried on the split valid"]
-    for name, folders in jobs.trained(tune, names, valid).items():
-        sweep = tuning.joined([read_sweep(folder) for folder in folders])
-        best, said = report.best_setting(sweep, METRIC)
-        own[name] = sweep.settings[best]
-        tried = report.table(report.sweep_table(sweep), report.sweep_columns(sweep, METRIC))
-        notes += [f"### {name}", " ".join(said), tried]
-    return own, notes
+    return tuning.chosen(tune, names, valid, METRIC)
 
 
 def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:

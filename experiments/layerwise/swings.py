@@ -19,7 +19,6 @@ from experiments.layerwise.costs import PLANS
 from experiments.layerwise.recalibrated import recalibration
 from fedjax_mm import report, run
 from fedjax_mm.methods import layerwise
-from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
 
@@ -90,13 +89,6 @@ def swings_table(found: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -
             row["worst round"] = over_seeds([min(one[kind]) for one in seeds])
             for name, of in (("mean score", np.mean), ("swing", swing)):
                 values = [float(of(one[kind]) - of(one["averaged"])) for one in seeds]
-                row[f"{name}, minus averaged"] = _difference(values) if kind != "averaged" else None
+                row[f"{name}, minus averaged"] = tables.difference(values) if kind != "averaged" else None
             shown.append(row)
     return shown
-
-
-def _difference(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3g}"
-    mean, ends = difference_cells(*interval(values)).values()
-    return f"{mean} ({ends})"

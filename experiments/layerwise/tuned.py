@@ -129,8 +129,8 @@ def train(settings: Settings, name: str, head_rate: float, rate: float, seed: in
     config = config_of(settings, row, head_rate, rate) if row.trunk else config_of(settings, row, rate, 0.0)
     before = None if row.heads is None else (row.heads, head_rate)
     folder = tables.folder(common, f"{name} {rate:g}", seed)
-    about = {"data": _of_a_run(settings), "row": row._asdict(), "method": dataclasses.asdict(config), "before": before}
-    about = json.loads(json.dumps(about))
+    about = {"data": tables.of_a_run(settings), "row": row._asdict(), "method": dataclasses.asdict(config)}
+    about = json.loads(json.dumps(about | {"before": before}))
     kept = Folder(folder).read("point.json")
     if kept is None:
         point = _trained(settings, row, config, before, f"{name} {rate:g}", seed)
@@ -139,13 +139,6 @@ def train(settings: Settings, name: str, head_rate: float, rate: float, seed: in
     if kept["settings"] != about:
         raise ValueError(f"{folder / 'point.json'} is of a run with other settings; give another --out")
     return kept["point"]
-
-
-def _of_a_run(settings: Settings) -> dict[str, Any]:
-    """The settings that decide what a run gives: another grid changes no run."""
-    return {
-        name: value for name, value in tables.of_a_run(settings).items() if name not in ("head_rates", "encoder_rates")
-    }
 
 
 def _trained(
@@ -179,7 +172,7 @@ def _trained(
         evaluate_every=settings.every,
         checkpoint_every=sum(row.rounds),
         watch=list(kept.values()),
-        config={"settings": _of_a_run(settings), "method": config},
+        config={"settings": tables.of_a_run(settings), "method": config},
     )
     done, labels = report.load(folder), {}
     for label, best in kept.items():
@@ -205,7 +198,7 @@ def train_heads(settings: Settings, layers: int, rate: float, seed: int) -> floa
         seed,
         per_round=settings.per_round,
         checkpoint_every=settings.warm,
-        config={"settings": _of_a_run(settings), "method": config},
+        config={"settings": tables.of_a_run(settings), "method": config},
     )
     state = recalibration(stages, data, settings.per_round, seed)(state)
     return _scores(stages, state, trunk.splits["valid"])["chosen_by"]

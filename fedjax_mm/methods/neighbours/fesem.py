@@ -33,7 +33,7 @@ from fedjax_mm.methods.neighbours import ifca
 from fedjax_mm.methods.neighbours.training import check_plain_server, check_whole_model
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
-from fedjax_mm.types import ClientData, Cohort, Download, Each, HasPopulation, Key, Metrics, PyTree, Upload
+from fedjax_mm.types import ClientData, Cohort, Download, HasPopulation, Key, Metrics, PyTree, Upload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,6 @@ def client_update(
     """
     nearest = jnp.argmin(distances(state["own"], dict(download.sent))).astype(jnp.int32)
     number = jnp.where(state["trained"], nearest, state["model"])
-    centre = Download(ifca.pick(download.sent, number))
-    trained, _, metrics = fedavg.client_update(config.fedavg, encoders, head, centre, {}, data, key)
-    upload = {part: Each({"params": sent.value, "model": number}, sent.weight) for part, sent in trained.items()}
-    own = {part: sent.value for part, sent in trained.items()}
+    upload, metrics = ifca.train_picked(config.fedavg, encoders, head, download.sent, number, data, key)
+    own = {part: sent.value["params"] for part, sent in upload.items()}
     return upload, {"own": own, "model": number, "trained": jnp.bool_(True)}, metrics

@@ -153,10 +153,35 @@ def client_update(
     ([-0.5, 0.5], 1)
     """
     number = jnp.argmin(losses_of_models(config, encoders, head, download.sent, data, key)).astype(jnp.int32)
-    picked = Download(pick(download.sent, number))
-    trained, _, metrics = fedavg.client_update(config.fedavg, encoders, head, picked, {}, data, key)
-    upload = {part: Each({"params": sent.value, "model": number}, sent.weight) for part, sent in trained.items()}
+    upload, metrics = train_picked(config.fedavg, encoders, head, download.sent, number, data, key)
     return upload, {"model": number}, metrics
+
+
+def train_picked(
+    config: FedAvgConfig,
+    encoders: Encoders,
+    head: Model,
+    models: Parts,
+    number: jax.Array,
+    data: ClientData,
+    key: Key,
+) -> tuple[Upload, Metrics]:
+    """A client's training, as in FedAvg, of the model of this number: (an Each of {"params", "model"} for each part,
+    the metrics of FedAvg). models: leaves [J, ...].
+
+    >>> from fedjax_mm.local import whole
+    >>> identity = Model(lambda key, x: {}, lambda params, x: x)
+    >>> add = Model(lambda key, x: jnp.zeros(2), lambda bias, x: x + bias[None])
+    >>> data, models = whole({"x": jnp.zeros((1, 2)), "label": jnp.array([1])}), {"x": {}, "head": jnp.zeros((3, 2))}
+    >>> config, key = FedAvgConfig(client_lr=1.0), jax.random.key(0)
+    >>> upload, _ = train_picked(config, {"x": identity}, add, models, jnp.int32(2), data, key)
+    >>> upload["head"].value["params"].tolist(), int(upload["head"].value["model"])
+    ([-0.5, 0.5], 2)
+    """
+    picked = Download(pick(models, number))
+    trained, _, metrics = fedavg.client_update(config, encoders, head, picked, {}, data, key)
+    upload = {part: Each({"params": sent.value, "model": number}, sent.weight) for part, sent in trained.items()}
+    return upload, metrics
 
 
 def mean_by_model(models: PyTree, sent: Each) -> PyTree:
