@@ -32,10 +32,12 @@ from fedjax_mm.methods import (
     fedavg,
     fedclip,
     feddyn,
+    fedmsplit,
     fednova,
     fedproto,
     fedrep,
     fesem,
+    flexmod,
     ifca,
     mfedmc,
     pfedme,
@@ -152,11 +154,17 @@ ROWS = {
     "FeSEM": Row(
         of_own(fesem, fesem.FeSEMConfig), RATES | {"centres": [2, 3, 4]}, "2005.01026", fesem, "model, its centre"
     ),
+    "FedMSplit": Row(
+        of_own(fedmsplit, fedmsplit.FedMSplitConfig),
+        RATES | {"temperature": [0.01, 0.1, 1.0]},
+        *("10.1145/3534678.3539384", fedmsplit, "its number", True),
+    ),
     "FedProto": Row(
         of_own(fedproto, fedproto.FedProtoConfig),
         RATES | {"strength": [0.01, 0.1, 1.0]},
         *("2105.00243", fedproto, "model", True),
     ),
+    "FlexMod": Row(of_own(flexmod, flexmod.FlexModConfig), RATES | {"budget": [0.4, 0.6, 0.8]}, "2408.06549", flexmod),
     "MFedMC": Row(
         of_own(mfedmc, mfedmc.MFedMCConfig),
         RATES | {"sent_share": [0.2, 0.5, 1.0]},

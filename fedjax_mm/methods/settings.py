@@ -19,8 +19,17 @@ AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
     *("hidden", "projection_hidden", "projection_dim", "server_rounds", "inner_steps", "head_steps", "models"),
     *("centres", "candidates", "sent_modalities"),
 )
-ABOVE_ZERO = ("temperature", "weighing_temperature", "moon_temperature", "horizon", "clip", "crop", "sent_share")
-AT_MOST_ONE = ("crop", "sent_share")
+ABOVE_ZERO = (
+    "temperature",
+    "weighing_temperature",
+    "moon_temperature",
+    "horizon",
+    "clip",
+    "crop",
+    "sent_share",
+    "budget",
+)
+AT_MOST_ONE = ("crop", "sent_share", "budget", "need_weight")
 BELOW_ONE = ("warmup", "head_dropout")
 
 

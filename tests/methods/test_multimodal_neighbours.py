@@ -5,6 +5,7 @@ whatever their order.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -15,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 from fedjax_mm.clients import fill_places
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods import carmfl, fedclip, fedproto, fesem, mfedmc
+from fedjax_mm.methods import carmfl, fedavg, fedclip, fedmsplit, fedproto, fesem, flexmod, mfedmc
 from fedjax_mm.methods.fedavg import FedAvgConfig
 from tests.methods.test_neighbours import (
     CONFIG,
@@ -246,6 +247,104 @@ def test_fesem_is_its_equations():
     assert {k: int(last.clients[k[0]]["model"][k[1]]) for k in SIZES} == number
 
 
+def test_fedmsplit_is_its_equations():
+    tau = 0.4
+    first, last = two_rounds(fedmsplit.build(fedmsplit.FedMSplitConfig(tau, CONFIG), world(), ENCODERS, LINEAR))
+    mixed = {k: get({p: first.server[k[0]]["mixed"][p][k[1]] for p in PARTS[k]}, k) for k in SIZES}
+    sent = {}
+    for taken in ROUNDS:
+        sent |= {k: descend(mixed[k], k, STEPS[k]) for k in taken}
+        for k in SIZES:
+            view = {}
+            for i in taken:
+                for p in {*PARTS[k]} & {*PARTS[i]}:
+                    apart, size = np.square(sent.get(k, sent[i])[p] - sent[i][p]).sum(), np.square(sent[i][p]).sum()
+                    view[p, i] = np.exp(-apart / tau / (size + np.square(sent.get(k, sent[i])[p]).sum()))
+            count = {i: SIZES[i] * np.mean([s for (_, who), s in view.items() if who == i]) for i in taken}
+            for p in PARTS[k]:
+                who = [i for i in taken if (p, i) in view]
+                if who:
+                    weights = [count[i] * view[p, i] for i in who]
+                    mixed[k] = {**mixed[k], p: np.average([sent[i][p] for i in who], 0, weights)}
+    of = lambda kind: {k: {p: last.server[k[0]][kind][p][k[1]] for p in PARTS[k]} for k in SIZES}
+    close(of("mixed"), mixed)
+    close(of("sent"), sent)
+
+
+@functools.cache
+def of_fedavg():
+    return two_rounds(fedavg.build(CONFIG, world(), ENCODERS, LINEAR))[1].server["params"]
+
+
+def test_fedmsplit_of_clients_that_are_all_alike_is_fedavg():
+    first, last = two_rounds(fedmsplit.build(fedmsplit.FedMSplitConfig(1e9, CONFIG), world(), ENCODERS, LINEAR))
+    for cohort, parts in (("A", ("a", "head")), ("AB", ("a", "b", "head"))):
+        for p in parts:
+            everyone = last.server[cohort]["mixed"][p]
+            close(everyone, np.broadcast_to(of_fedavg()[p], everyone.shape))
+
+
+def shares_by_hand(budget, beta, quality, phi):
+    """Of two modalities."""
+    part = lambda x: x / x.sum() if x.sum() > 0 else np.full(2, 0.5)
+    wanted = (1 - beta) * part(np.maximum(phi, 0)) + beta * part(1 - quality)
+    share = 2 * budget * wanted / wanted.sum()
+    return share if share.max() < 1 else np.where(share >= 1, 1.0, 2 * budget - 1)
+
+
+def measured_by_hand(w, k, mean, known):
+    """(whether each modality's nearest prototype is right, phi or None) of client k's example under the model w."""
+    right, label = {}, LABEL[ROW[k]]
+    h = {m: embedding(w, k, m) for m in held(k)}
+    for m in h:
+        apart = np.where(known[m] > 0, np.square(mean[m] - h[m]).sum(1), np.inf)
+        right[m] = float(known[m].any() and apart.argmin() == label)
+    if len(h) < 2:
+        return right, None
+    says = lambda z: float((z @ w["head"]).argmax() == label)
+    none, a, b, both = says(np.zeros(3)), says(h["a"]), says(h["b"]), says((h["a"] + h["b"]) / 2)
+    return right, np.array([(a - none + both - b) / 2, (b - none + both - a) / 2])
+
+
+def test_flexmod_is_its_equations():
+    budget, beta = 0.6, 0.3
+    method = flexmod.build(flexmod.FlexModConfig(budget, beta, CONFIG), world(), ENCODERS, LINEAR)
+    first, last = two_rounds(method)
+    w = {p: np.asarray(v, np.float64) for p, v in first.server["params"].items()}
+    mean, known = {m: np.zeros((3, 3)) for m in "ab"}, {m: np.zeros(3) for m in "ab"}
+    quality, phi, seen = np.zeros(2), np.zeros(2), []
+    for taken in ROUNDS:
+        share, sent, right = dict(zip("ab", shares_by_hand(budget, beta, quality, phi), strict=True)), {}, {}
+        seen.append(tuple(share.values()))
+        for k in taken:
+            right[k], v = measured_by_hand(w, k, mean, known), get(w, k)
+            for step in range(STEPS[k]):
+                until = lambda n, m, share=share: np.ceil(share[m] * n - 1e-4)
+                rests = {m for m in held(k) if until(step + 1, m) == until(step, m)}
+                v = descend(v, k, 1, only={*PARTS[k]} - rests)
+            sent[k] = v
+        of = lambda m, taken=taken: [k for k in taken if m in PARTS[k]]
+        weights = lambda who: [SIZES[k] for k in who]
+        quality = np.array([np.average([right[k][0][m] for k in of(m)], weights=weights(of(m))) for m in "ab"])
+        phi = np.average([right[k][1] for k in of("b")], 0, weights(of("b")))
+        mean, known = {m: mean[m].copy() for m in mean}, {m: known[m].copy() for m in known}
+        for m, j in itertools.product("ab", range(3)):
+            who = [k for k in of(m) if LABEL[ROW[k]] == j]
+            if who:
+                mean[m][j] = np.average([embedding(w, k, m) for k in who], 0, weights(who))
+                known[m][j] = 1
+        w = average(w, sent, SIZES)
+    close(last.server["params"], w)
+    close({m: last.server["prototypes"][m]["mean"] for m in "ab"}, mean)
+    close((last.server["quality"], last.server["shapley"]), (quality, phi))
+    assert len({*seen, tuple(shares_by_hand(budget, beta, quality, phi))}) > 1
+
+
+def test_flexmod_with_a_budget_of_1_is_fedavg():
+    last = two_rounds(flexmod.build(flexmod.FlexModConfig(1.0, 0.3, CONFIG), world(), ENCODERS, LINEAR))[1]
+    close(last.server["params"], of_fedavg())
+
+
 def test_carmfl_says_what_public_examples_it_needs():
     with pytest.raises(ValueError, match=r"public examples have no \['a', 'b'\], which clients borrow"):
         carmfl.build(carmfl.CARMFLConfig(fedavg=CONFIG), world(), ENCODERS, LINEAR)
@@ -263,6 +362,15 @@ def test_carmfl_says_what_public_examples_it_needs():
         (mfedmc.build, mfedmc.MFedMCConfig(fedavg=FedAvgConfig(shared=())), "MFedMC says what is personal"),
         (fesem.build, fesem.FeSEMConfig(fedavg=FedAvgConfig(shared=())), "FeSEM says what is personal"),
         (fesem.build, fesem.FeSEMConfig(fedavg=FedAvgConfig(server_lr=0.5)), "server_lr 0.5, which must be"),
+        (fedmsplit.build, fedmsplit.FedMSplitConfig(fedavg=FedAvgConfig(shared=())), "FedMSplit says what is personal"),
+        (
+            fedmsplit.build,
+            fedmsplit.FedMSplitConfig(fedavg=FedAvgConfig(server_lr=0.5)),
+            "server_lr 0.5, which must be",
+        ),
+        (flexmod.build, flexmod.FlexModConfig(fedavg=FedAvgConfig(shared=())), "FlexMod says what is personal"),
+        (flexmod.build, flexmod.FlexModConfig(fedavg=FedAvgConfig(client_optimizer="adam")), 'FlexMod is about "sgd"'),
+        (flexmod.build, flexmod.FlexModConfig(budget=1.5), "budget is 1.5; .* above 0 and at most 1"),
         (carmfl.build, carmfl.CARMFLConfig(fedavg=FedAvgConfig(shared=())), "CAR-MFL says what is personal"),
     ],
 )

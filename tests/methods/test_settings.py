@@ -15,9 +15,11 @@ from fedjax_mm.methods import (
     feddat,
     feddyn,
     fedmekt,
+    fedmsplit,
     fedproto,
     fedrep,
     fesem,
+    flexmod,
     ifca,
     layerwise,
     mfedmc,
@@ -35,6 +37,7 @@ KINDS = [
     *(AveragingConfig, VQAProbe, layerwise.LayerwiseConfig, feddat.FedDATConfig, PEFTConfig, Training),
     *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
     *(fedproto.FedProtoConfig, fedclip.FedCLIPConfig, carmfl.CARMFLConfig, mfedmc.MFedMCConfig, fesem.FeSEMConfig),
+    *(fedmsplit.FedMSplitConfig, flexmod.FlexModConfig),
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 
