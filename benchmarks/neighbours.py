@@ -38,6 +38,7 @@ from fedjax_mm.methods import (
     fedrep,
     fesem,
     flexmod,
+    hafedformer,
     ifca,
     mfedmc,
     pfedme,
@@ -165,6 +166,11 @@ ROWS = {
         *("2105.00243", fedproto, "model", True),
     ),
     "FlexMod": Row(of_own(flexmod, flexmod.FlexModConfig), RATES | {"budget": [0.4, 0.6, 0.8]}, "2408.06549", flexmod),
+    "HA-Fedformer": Row(
+        of_own(hafedformer, hafedformer.HAFedformerConfig),
+        RATES | {"uncertainty": [0.0, 0.5, 1.0]},
+        *("2303.15486", hafedformer),
+    ),
     "MFedMC": Row(
         of_own(mfedmc, mfedmc.MFedMCConfig),
         RATES | {"sent_share": [0.2, 0.5, 1.0]},

@@ -29,7 +29,7 @@ ABOVE_ZERO = (
     "sent_share",
     "budget",
 )
-AT_MOST_ONE = ("crop", "sent_share", "budget", "need_weight")
+AT_MOST_ONE = ("crop", "sent_share", "budget", "need_weight", "cross")
 BELOW_ONE = ("warmup", "head_dropout")
 
 

@@ -30,6 +30,7 @@ from fedjax_mm.methods import (
     fedrep,
     fesem,
     flexmod,
+    hafedformer,
     ifca,
     layerwise,
     mfedmc,
@@ -247,5 +248,6 @@ TINY = {
     "fesem": lambda: _neighbour(fesem.build, fesem.FeSEMConfig(2, SGD)),
     "fedmsplit": lambda: _neighbour(fedmsplit.build, fedmsplit.FedMSplitConfig(0.3, SGD), TWO),
     "flexmod": lambda: _neighbour(flexmod.build, flexmod.FlexModConfig(0.6, 0.5, SGD), TWO),
+    "hafedformer": lambda: _neighbour(hafedformer.build, hafedformer.HAFedformerConfig(0.5, 0.3, SGD), TWO),
     "staged": lambda: Tiny(_staged(), _data()),
 }

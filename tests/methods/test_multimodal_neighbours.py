@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 from fedjax_mm.clients import fill_places
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods import carmfl, fedavg, fedclip, fedmsplit, fedproto, fesem, flexmod, mfedmc
+from fedjax_mm.methods import carmfl, fedavg, fedclip, fedmsplit, fedproto, fesem, flexmod, hafedformer, mfedmc
 from fedjax_mm.methods.fedavg import FedAvgConfig
 from tests.methods.test_neighbours import (
     CONFIG,
@@ -345,6 +345,42 @@ def test_flexmod_with_a_budget_of_1_is_fedavg():
     close(last.server["params"], of_fedavg())
 
 
+def hafedformer_by_hand(first, rho, cross):
+    """The server's parameters after the rounds: unimodal training, and means by certainty."""
+    w = {m: {"encoder": first[m]["encoder"], "head": first["a"]["head"]} for m in "ab"}
+    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), w)
+    for taken in ROUNDS:
+        sent = {m: {} for m in "ab"}
+        for k, m in [(who, m) for who in taken for m in held(who)]:
+            v = {m: w[m]["encoder"], "head": w[m]["head"]}
+            mean, variance = v[m], 0 * v[m]
+            for _ in range(STEPS[k]):
+                v = step_on(v, {m: X[m][ROW[k]].astype(np.float64)}, LABEL[ROW[k]])
+                apart = v[m] - mean
+                mean, variance = mean + 0.1 * apart, 0.9 * (variance + 0.1 * apart**2)
+            sent[m][k] = v[m], v["head"], SIZES[k] * (variance.mean() + 1e-6) ** -rho
+        for m, of in sent.items():
+            encoders, decoders, sure = zip(*of.values(), strict=True)
+            w[m] = {
+                "encoder": np.average(encoders, 0, sure),
+                "head": np.average(decoders, 0, [SIZES[k] for k in of]),
+            }
+        both = (w["a"]["head"] + w["b"]["head"]) / 2
+        w = {m: {**w[m], "head": (1 - cross) * w[m]["head"] + cross * both} for m in w}
+    return w
+
+
+def test_hafedformer_is_its_equations_and_predicts_with_the_mean_of_logits():
+    rho, cross = 0.7, 0.4
+    method = hafedformer.build(hafedformer.HAFedformerConfig(rho, cross, CONFIG), world(), ENCODERS, LINEAR)
+    first, last = two_rounds(method)
+    w = hafedformer_by_hand(first.server["params"], rho, cross)
+    close({m: last.server["params"][m] for m in "ab"}, w)
+    logits = sum(X[m] @ w[m]["encoder"] @ w[m]["head"] for m in "ab")
+    found = method.evaluate(last, {**X, "label": LABEL})["a+b/accuracy"]
+    assert found == pytest.approx(np.mean(logits.argmax(1) == LABEL))
+
+
 def test_carmfl_says_what_public_examples_it_needs():
     with pytest.raises(ValueError, match=r"public examples have no \['a', 'b'\], which clients borrow"):
         carmfl.build(carmfl.CARMFLConfig(fedavg=CONFIG), world(), ENCODERS, LINEAR)
@@ -371,6 +407,9 @@ def test_carmfl_says_what_public_examples_it_needs():
         (flexmod.build, flexmod.FlexModConfig(fedavg=FedAvgConfig(shared=())), "FlexMod says what is personal"),
         (flexmod.build, flexmod.FlexModConfig(fedavg=FedAvgConfig(client_optimizer="adam")), 'FlexMod is about "sgd"'),
         (flexmod.build, flexmod.FlexModConfig(budget=1.5), "budget is 1.5; .* above 0 and at most 1"),
+        (hafedformer.build, hafedformer.HAFedformerConfig(fedavg=FedAvgConfig(shared=())), "HA-Fedformer says what is"),
+        (hafedformer.build, hafedformer.HAFedformerConfig(fedavg=FedAvgConfig(server_lr=0.5)), "which must be"),
+        (hafedformer.build, hafedformer.HAFedformerConfig(cross=1.5), "cross is 1.5; .* at least 0 and at most 1"),
         (carmfl.build, carmfl.CARMFLConfig(fedavg=FedAvgConfig(shared=())), "CAR-MFL says what is personal"),
     ],
 )

@@ -20,6 +20,7 @@ from fedjax_mm.methods import (
     fedrep,
     fesem,
     flexmod,
+    hafedformer,
     ifca,
     layerwise,
     mfedmc,
@@ -37,7 +38,7 @@ KINDS = [
     *(AveragingConfig, VQAProbe, layerwise.LayerwiseConfig, feddat.FedDATConfig, PEFTConfig, Training),
     *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
     *(fedproto.FedProtoConfig, fedclip.FedCLIPConfig, carmfl.CARMFLConfig, mfedmc.MFedMCConfig, fesem.FeSEMConfig),
-    *(fedmsplit.FedMSplitConfig, flexmod.FlexModConfig),
+    *(fedmsplit.FedMSplitConfig, flexmod.FlexModConfig, hafedformer.HAFedformerConfig),
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

@@ -24,6 +24,7 @@ from fedjax_mm.methods import (
     fedrep,
     fesem,
     flexmod,
+    hafedformer,
     ifca,
     layerwise,
     mfedmc,
@@ -42,13 +43,13 @@ MODULES = {
     **{"creamfl": creamfl, "encoder_averaging": encoder_averaging, "scaffold": scaffold, "fednova": fednova},
     **{"feddyn": feddyn, "ditto": ditto, "fedrep": fedrep, "pfedme": pfedme, "ifca": ifca},
     **{"fedproto": fedproto, "fedclip": fedclip, "carmfl": carmfl, "mfedmc": mfedmc, "fesem": fesem},
-    **{"fedmsplit": fedmsplit, "flexmod": flexmod},
+    **{"fedmsplit": fedmsplit, "flexmod": flexmod, "hafedformer": hafedformer},
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
     "feddyn": {"fedavg.server_lr"},  # of which each of these takes one value alone
     "ifca": {"fedavg.server_lr"},
-    **dict.fromkeys(("fedproto", "mfedmc", "fesem", "fedmsplit"), {"fedavg.server_lr"}),
+    **dict.fromkeys(("fedproto", "mfedmc", "fesem", "fedmsplit", "hafedformer"), {"fedavg.server_lr"}),
     "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
 }

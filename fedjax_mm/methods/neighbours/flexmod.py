@@ -161,7 +161,8 @@ def right_by_set(head: Model, params: PyTree, embedded: Mapping[str, tuple], bat
 
     >>> identity = Model(lambda key, x: {}, lambda params, x: x)
     >>> batch = {"label": jnp.array([0, 0]), "mask": jnp.ones(2)}
-    >>> embedded = {"a": (jnp.array([[9.0, 0.0], [1.0, 0.0]]), jnp.ones(2)), "b": (jnp.array([[0.0, 2.0]] * 2), jnp.ones(2))}
+    >>> of_a, of_b = jnp.array([[9.0, 0.0], [1.0, 0.0]]), jnp.array([[0.0, 2.0], [0.0, 2.0]])
+    >>> embedded = {"a": (of_a, jnp.ones(2)), "b": (of_b, jnp.ones(2))}
     >>> right_by_set(identity, {}, embedded, batch).tolist()  # of none, b, a, both
     [2.0, 0.0, 2.0, 1.0]
     """
