@@ -15,6 +15,7 @@ from fedjax_mm.data import (
     Dataset,
     FederatedData,
     digits,
+    hapt,
     mhealth,
     opportunity,
     partition,
@@ -22,10 +23,11 @@ from fedjax_mm.data import (
     ur_fall,
     utd_mhad,
 )
-from fedjax_mm.models import Model, cnn, lstm, mlp, text
+from fedjax_mm.models import Model, cnn, fusion, heads, lstm, mlp, text
 
 SIZES = {"test": 0.2, "proxy": 0.1, "labelled": 0.1, "valid": 0.1}  # shares of recordings; clients own the rest
-Name = Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity"]
+Name = Literal["digits", "scenes", "ur_fall", "mhealth", "utd_mhad", "opportunity", "hapt"]
+Fusion = Literal["mean", "concatenation", "attention"]
 DATASETS: Mapping[Name, Callable[..., Dataset]] = {  # of a folder, a seed, and what of `Cutting` the dataset knows
     "digits": lambda data_dir, seed: digits.load("sequence", seed),
     "scenes": lambda data_dir, seed: scenes.load(seed=seed),
@@ -42,6 +44,9 @@ DATASETS: Mapping[Name, Callable[..., Dataset]] = {  # of a folder, a seed, and 
         data_dir or ".", stride=stride, seed=seed, sizes={**utd_mhad.SIZES, "labelled": labelled}, whole=whole
     ),
     "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
+    "hapt": lambda data_dir, seed, held_out=1: hapt.load(
+        data_dir or ".", seed=seed, sizes={"valid": held_out} if held_out else {}
+    ),
 }
 
 
@@ -55,6 +60,8 @@ class Cutting:
     """Frames from the start of a window to that of the next (ur_fall, utd_mhad)."""
     whole: bool = False
     """Whether a window is a whole trial, interpolated at 24 steps (utd_mhad)."""
+    held_out: int | None = None
+    """Training subjects whose windows choose settings; 0 leaves all to clients (hapt)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Settings:
     cohorts: str = "A10_B10_AB10"
     """How many clients own which modalities; A and B are the first and the second modality of the dataset."""
     alpha: float = 0.3
-    """Dirichlet concentration of classes over clients where examples come in no groups; smaller is more skewed."""
+    """Dirichlet concentration of classes over clients where these own no whole groups; smaller is more skewed."""
     proxy: int = 128
     """Examples that the server and all clients share, evenly spaced over the split `proxy`."""
     fraction: float = 0.34
@@ -111,7 +118,8 @@ def load(
 
     cohorts: "A10_B10_AB10", the letters standing for the dataset's modalities in order. Where examples come in groups
     (subjects, recordings) a client owns whole groups, if there are enough; else the split is Dirichlet(alpha) by
-    class. `proxy` examples of the split of that name, where there is one, are what the server and all clients share.
+    class, in "hapt" among equally many clients of each subject. `proxy` examples of the split of that name, where there
+    is one, are what the server and all clients share.
     Raises ValueError where the dataset does not know a setting of `cutting`.
     """
     given = dataclasses.asdict(cutting)
@@ -122,8 +130,13 @@ def load(
     train = dataset.splits["train"]
     holders = parse_cohorts(cohorts, dataset.modalities)
     total = sum(holders.values())
-    if "group" in train and len(np.unique(train["group"])) >= total:
+    groups = len(np.unique(train["group"])) if "group" in train else 0
+    if groups >= total:
         parts = partition.by_group(train["group"], total, seed)
+    elif name == "hapt":
+        if total % groups:
+            raise ValueError(f"--cohorts {cohorts} has {total} clients; write a multiple of the {groups} subjects")
+        parts = partition.within_groups(train["group"], train["label"], total // groups, alpha, seed)
     else:
         parts = partition.dirichlet(train["label"], total, alpha, seed, min_size=2)
     who = partition.missing_modality(total, dataset.modalities, holders, seed)
@@ -166,6 +179,12 @@ def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...],
             raise ValueError(f"--cohorts {code} is not understood at {piece!r}; write e.g. A10_B10_AB10 with {known}")
         holders[tuple(modalities[i] for i in letters)] = int(match[2])
     return holders
+
+
+def models(problem: Problem, fused: Fusion = "mean") -> tuple[dict[str, Model], Model]:
+    """(encoders, head) of FedAvg: `encoders`, and a linear head on their mean, or a head that fuses them otherwise."""
+    built, classes = encoders(problem.dataset, dtype=problem.dtype), len(problem.dataset.classes)
+    return (built, heads.linear(classes, problem.dtype)) if fused == "mean" else fusion.FUSIONS[fused](built, classes)
 
 
 def encoders(dataset: Dataset, dim: int = 32, dtype: str = "float32") -> dict[str, Model]:

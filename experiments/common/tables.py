@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import cli, data, jobs
-from experiments.common.data import Problem, Settings, encoders, load_problem
+from experiments.common.data import Problem, Settings, load_problem
 from fedjax_mm import evaluate, report, run
 from fedjax_mm.data import Dataset, FederatedData, pooled
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedavg
-from fedjax_mm.models import heads
 from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
@@ -41,23 +40,19 @@ CONSTANT = Variant(None, control=True)
 POOLED = lambda problem: pooled(problem.data)
 
 
-def fedavg_variant(config: fedavg.FedAvgConfig, **settings: Any) -> Variant:
+def fedavg_variant(config: fedavg.FedAvgConfig, fusion: data.Fusion = "mean", **settings: Any) -> Variant:
     """A row of federated averaging."""
-
-    def build(problem: Problem) -> Method:
-        head = heads.linear(len(problem.dataset.classes), problem.dtype)
-        return fedavg.build(config, problem.data, encoders(problem.dataset, dtype=problem.dtype), head)
-
+    build = lambda problem: fedavg.build(config, problem.data, *data.models(problem, fusion))
     return Variant(build, config, **settings)
 
 
-def controls(config: fedavg.FedAvgConfig) -> dict[str, Variant]:
+def controls(config: fedavg.FedAvgConfig, fusion: data.Fusion = "mean") -> dict[str, Variant]:
     """The controls of every table, with the same model, rate, batch size and epochs."""
     plain = dataclasses.replace(config, prox=0.0, server_optimizer="sgd", server_lr=1.0, multimodal_weight=1.0)
     return {
         "constant": CONSTANT,
-        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), everyone=True, control=True),
-        "centralised": fedavg_variant(plain, pool=POOLED, control=True),
+        "local only": fedavg_variant(dataclasses.replace(plain, shared=()), fusion, everyone=True, control=True),
+        "centralised": fedavg_variant(plain, fusion, pool=POOLED, control=True),
     }
 
 

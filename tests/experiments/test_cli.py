@@ -46,7 +46,7 @@ def run(main, flags, monkeypatch):
         ("compare.__main__", "--chunk some", ["--chunk is some", "auto"]),
         ("fedavg.__main__", "--cohorts A10_C5", ["A10_C5", "write e.g. A10_B10_AB10 with A = left, B = right"]),
         ("fedavg.__main__", "--data mhealth --data-dir /nowhere", ["mhealth_chestacc_wristgyro_w100.npz"]),
-        ("fedavg.__main__", "--data faces", ["faces", "digits, scenes, ur_fall, mhealth, utd_mhad, opportunity"]),
+        ("fedavg.__main__", "--data faces", ["faces", "digits, scenes, ur_fall, mhealth, utd_mhad, opportunity, hapt"]),
         ("compare.__main__", "--seed 3 --seeds 5", ["--seed", "--seeds", "not allowed together"]),
         ("compare.__main__", "--config /nowhere.yaml", ["/nowhere.yaml", "No such file"]),
         ("fedmekt.__main__", "--data scenes", ["scenes is not known", "digits, ur_fall"]),

@@ -13,6 +13,8 @@ from tiny_methods import TINY
 from fedjax_mm import laws, methods
 
 STATELESS = {
+    "flexmod",
+    "hafedformer",
     "carmfl",
     "fedclip",
     "fednova",

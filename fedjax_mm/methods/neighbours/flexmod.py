@@ -30,7 +30,6 @@ client would save is 1 - p_m of the backward pass of encoder m. The metric "shar
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -44,6 +43,7 @@ from fedjax_mm.methods import fedavg, outputs
 from fedjax_mm.methods.fedavg import FedAvgConfig, fitting, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
 from fedjax_mm.methods.neighbours import fedproto
+from fedjax_mm.methods.neighbours.flexmod_shares import allocate, demand, right_by_set, works
 from fedjax_mm.methods.neighbours.mfedmc_choice import shapley_values
 from fedjax_mm.methods.neighbours.training import check_sgd, check_whole_model, named, take_named
 from fedjax_mm.methods.settings import check_settings
@@ -106,33 +106,6 @@ def init_server(
     return {**init(key), "prototypes": none, "quality": zeros, "shapley": zeros}
 
 
-def demand(need_weight: float | jax.Array, quality: jax.Array, shapley: jax.Array) -> jax.Array:
-    """(1 - beta) phi_m + beta (1 - q_m), [M], each as a share of its sum. Of a negative phi_m, 0 is taken.
-
-    >>> demand(0.5, jnp.array([0.9, 0.7]), jnp.array([0.3, -0.1])).round(3).tolist()
-    [0.625, 0.375...]
-    """
-    shares = lambda x: jnp.where(x.sum() > 0, x / jnp.where(x.sum() > 0, x.sum(), 1.0), 1 / len(x))
-    return (1 - need_weight) * shares(jnp.maximum(shapley, 0)) + need_weight * shares(1 - quality)
-
-
-def allocate(budget: float | jax.Array, wanted: jax.Array) -> jax.Array:
-    """p [M]: proportional to `wanted` [M], at most 1, with the mean `budget`.
-
-    >>> allocate(0.5, jnp.array([3.0, 1.0])).tolist()
-    [0.75, 0.25]
-    >>> allocate(0.75, jnp.array([3.0, 1.0, 0.5, 0.5])).tolist()  # what is above 1 goes to the others
-    [1.0, 1.0, 0.5, 0.5]
-    """
-    wanted = jnp.maximum(wanted, 1e-3 * wanted.max())  # so that a budget of 1 is spent whatever is wanted
-    share = jnp.zeros_like(wanted)
-    for _ in wanted:
-        full = share >= 1
-        left = budget * len(wanted) - full.sum()
-        share = jnp.where(full, 1.0, left * wanted / jnp.maximum(jnp.where(full, 0.0, wanted).sum(), 1e-9))
-    return jnp.minimum(share, 1.0)
-
-
 def server_download(
     config: FlexModConfig,
     modalities: Mapping[str, tuple[str, ...]],
@@ -152,29 +125,6 @@ def server_download(
     parts = fedavg.server_download(modalities, state)
     extra = lambda own: {f"{kind}/{m}": of[m][kind] for kind in ("prototype", "share") for m in own}
     return {name: Download({**parts[name].sent, **extra(own)}) for name, own in modalities.items()}
-
-
-def right_by_set(head: Model, params: PyTree, embedded: Mapping[str, tuple], batch: Batch) -> jax.Array:
-    """[2^M]: in how many rows the head is right on the mean embedding of each set of modalities; of none it is 0.
-
-    embedded: modality -> (embeddings [B, D], whether a row has it [B]). The sets are in `shapley_values`' order.
-
-    >>> identity = Model(lambda key, x: {}, lambda params, x: x)
-    >>> batch = {"label": jnp.array([0, 0]), "mask": jnp.ones(2)}
-    >>> of_a, of_b = jnp.array([[9.0, 0.0], [1.0, 0.0]]), jnp.array([[0.0, 2.0], [0.0, 2.0]])
-    >>> embedded = {"a": (of_a, jnp.ones(2)), "b": (of_b, jnp.ones(2))}
-    >>> right_by_set(identity, {}, embedded, batch).tolist()  # of none, b, a, both
-    [2.0, 0.0, 2.0, 1.0]
-    """
-    there = jnp.stack([has for _, has in embedded.values()])[..., None].astype(jnp.float32)
-    seen = jnp.stack([h for h, _ in embedded.values()]) * there
-    sets = jnp.array(list(itertools.product([0.0, 1.0], repeat=len(embedded))))
-
-    def right(members: jax.Array) -> jax.Array:
-        mean = jnp.tensordot(members, seen, 1) / jnp.maximum(jnp.tensordot(members, there, 1), 1.0)
-        return ((head.apply(params, mean).argmax(-1) == batch["label"]) * batch["mask"]).sum()
-
-    return jax.vmap(right)(sets)
 
 
 def measure(
@@ -202,22 +152,14 @@ def measure(
         return jax.tree.map(jnp.add, total, new), {}
 
     count = dict.fromkeys(prototypes, jnp.float32(0))
-    sums = {m: {"total": jnp.zeros_like(c["mean"]), "count": jnp.zeros_like(c["known"])} for m, c in prototypes.items()}
+    sums = {
+        m: {"total": jnp.zeros(c["mean"].shape), "count": jnp.zeros(c["known"].shape)} for m, c in prototypes.items()
+    }
     zeros = {"right": count, "rows": count, "prototype": sums, "sets": jnp.zeros(2 ** len(count)) if complete else ()}
     total, _ = local_steps(step, zeros, data, key, batch_size=config.fedavg.batch_size, shuffle=False)
     quality = {m: total["right"][m] / jnp.maximum(total["rows"][m], 1) for m in prototypes}
     phi = shapley_values(total["sets"] / jnp.maximum(data.count, 1)) if complete else ()
     return {"prototype": total["prototype"], "quality": quality, "shapley": dict(zip(encoders, phi, strict=False))}
-
-
-def works(share: jax.Array, step: jax.Array) -> jax.Array:
-    """Whether an encoder is trained in step 0, 1, ... of a client: evenly, in the first one if its share is above 0.
-
-    >>> [bool(works(jnp.float32(0.4), jnp.float32(s))) for s in range(5)]
-    [True, False, True, False, False]
-    """
-    until = lambda steps: jnp.ceil(share * steps - 1e-4)
-    return until(step + 1) > until(step)
 
 
 def client_update(

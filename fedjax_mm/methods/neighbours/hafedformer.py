@@ -175,14 +175,23 @@ def client_update(
     return upload, state, metrics
 
 
-def crossed(cross: float | jax.Array, decoders: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Step 4: (1 - c) g_m + c mean_m' g_m' of every modality. decoders: modality -> g_m, leaves [...].
+def crossed(
+    cross: float | jax.Array, decoders: Mapping[str, PyTree], heard: Mapping[str, jax.Array]
+) -> dict[str, PyTree]:
+    """Step 4: (1 - c) g_m + c mean_m' g_m' over the modalities that were heard; the others' decoders stay.
 
-    >>> {m: float(g) for m, g in crossed(0.5, {"a": jnp.float32(1), "b": jnp.float32(5)}).items()}
-    {'a': 2.0, 'b': 4.0}
+    decoders: modality -> g_m, leaves [...]; heard: modality -> [] bool.
+
+    >>> decoders = {"a": jnp.float32(1), "b": jnp.float32(5), "c": jnp.float32(9)}
+    >>> heard = {"a": jnp.bool_(True), "b": jnp.bool_(True), "c": jnp.bool_(False)}
+    >>> {m: float(g) for m, g in crossed(0.5, decoders, heard).items()}
+    {'a': 2.0, 'b': 4.0, 'c': 9.0}
     """
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *decoders.values())
-    return {m: jax.tree.map(lambda own, all_: (1 - cross) * own + cross * all_, g, mean) for m, g in decoders.items()}
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *decoders.values())
+    weight = jnp.stack(list(heard.values())).astype(jnp.float32)
+    mean = aggregate.weighted_mean(stack, weight, next(iter(decoders.values())))
+    mixed = {m: jax.tree.map(lambda own, both: (1 - cross) * own + cross * both, g, mean) for m, g in decoders.items()}
+    return {m: trees.where(heard[m], optax.tree.cast_like(mixed[m], g), g) for m, g in decoders.items()}
 
 
 def server_update(
@@ -192,7 +201,7 @@ def server_update(
     public: Arrays | None,
     key: Key,
 ) -> tuple[dict[str, dict[str, PyTree]], Metrics]:
-    """Steps 3 and 4: the server's new state, and no metrics. Encoders that nobody sent stay; their decoders mix.
+    """Steps 3 and 4: the server's new state, and no metrics. Encoders and decoders that nobody sent stay.
 
     >>> sent = {"weighted": jnp.array([6.0]), "certainty": jnp.float32(2.0), "head": jnp.array([4.0])}
     >>> state = {"params": {"x": {"encoder": jnp.zeros(1), "head": jnp.zeros(1)}, "head": {}}}
@@ -201,13 +210,13 @@ def server_update(
     >>> new["params"]["x"]["encoder"].tolist(), new["params"]["x"]["head"].tolist()
     ([3.0], [4.0])
     """
-    encoders, decoders = {}, {}
+    encoders, decoders, known = {}, {}, {}
     for m in (m for m in state["params"] if m != "head"):
         old, sent = state["params"][m], aggregate.collect(uploads, m)
-        heard = sent.weight > 0
+        known[m] = heard = sent.weight > 0
         quotient = lambda x, sure, heard=heard: x / jnp.where(heard, sure, 1.0)
         mean = jax.tree.map(quotient, sent.value["weighted"], sent.value["certainty"])
         encoders[m] = trees.where(heard, optax.tree.cast_like(mean, old["encoder"]), old["encoder"])
         decoders[m] = trees.where(heard, optax.tree.cast_like(sent.value["head"], old["head"]), old["head"])
-    mixed = optax.tree.cast_like(crossed(cross, decoders), decoders)
+    mixed = crossed(cross, decoders, known)
     return {"params": {**{m: {"encoder": encoders[m], "head": mixed[m]} for m in encoders}, "head": {}}}, {}
