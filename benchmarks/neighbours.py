@@ -162,7 +162,7 @@ ROWS = {
     ),
     "FedProto": Row(
         of_own(fedproto, fedproto.FedProtoConfig),
-        RATES | {"strength": [0.01, 0.1, 1.0]},
+        RATES | {"strength": [0.001, 0.01, 0.1]},
         *("2105.00243", fedproto, "model", True),
     ),
     "FlexMod": Row(of_own(flexmod, flexmod.FlexModConfig), RATES | {"budget": [0.4, 0.6, 0.8]}, "2408.06549", flexmod),
@@ -182,7 +182,7 @@ ROWS = {
         *("2407.08648", carmfl),
         world="borrowing",
     ),
-    "FedCLIP": Row(of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, world="features"),
+    "FedCLIP": Row(of_features, LOW | {"scale": [1.0, 3.0, 10.0]}, "2302.13485", fedclip, world="features"),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),
