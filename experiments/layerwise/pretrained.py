@@ -64,9 +64,9 @@ class Settings:
     """Hidden units of the projection heads."""
     projection_dim: int = 128
     """Width of the space of the projection heads."""
-    head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    head_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """Rates of the heads that are tried with a frozen trunk; the other rows take the one chosen there."""
-    encoder_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    encoder_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """Rates of the last stage's encoders that are tried. As all rates, for batches of 256."""
     warm: int = 40
     """Rounds in which heads are trained alone before."""
