@@ -44,8 +44,8 @@ DATASETS: Mapping[Name, Callable[..., Dataset]] = {  # of a folder, a seed, and 
         data_dir or ".", stride=stride, seed=seed, sizes={**utd_mhad.SIZES, "labelled": labelled}, whole=whole
     ),
     "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
-    "hapt": lambda data_dir, seed, held_out=1: hapt.load(
-        data_dir or ".", seed=seed, sizes={"valid": held_out} if held_out else {}
+    "hapt": lambda data_dir, seed, tuning_subjects=1: hapt.load(
+        data_dir or ".", seed=seed, sizes={"valid": tuning_subjects} if tuning_subjects else {}
     ),
 }
 
@@ -60,7 +60,7 @@ class Cutting:
     """Frames from the start of a window to that of the next (ur_fall, utd_mhad)."""
     whole: bool = False
     """Whether a window is a whole trial, interpolated at 24 steps (utd_mhad)."""
-    held_out: int | None = None
+    tuning_subjects: int | None = None
     """Training subjects whose windows choose settings; 0 leaves all to clients (hapt)."""
 
 

@@ -45,7 +45,7 @@ PRESETS = {  # ur_fall: chosen on the validation split; the others are untuned s
             alpha=5.0,
             cohorts="AB105",
             fraction=0.1,
-            cutting=data.Cutting(held_out=0),
+            cutting=data.Cutting(tuning_subjects=0),
         ),
         fusion="attention",
     ),

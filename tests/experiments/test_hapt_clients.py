@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 
 def test_a_subject_is_shared_out_among_its_own_clients(folder):
-    problem = data.load("hapt", folder, "AB9", 5.0, 0, cutting=data.Cutting(held_out=0))
+    problem = data.load("hapt", folder, "AB9", 5.0, 0, cutting=data.Cutting(tuning_subjects=0))
     assert problem.data.sizes == {"accelerometer+gyroscope": 9} and "valid" not in problem.dataset.splits
     train, cohort = problem.dataset.splits["train"], problem.data.cohorts["accelerometer+gyroscope"]
     owned = np.split(cohort.rows, cohort.offsets[1:-1])
@@ -30,7 +30,7 @@ def test_a_subject_is_shared_out_among_its_own_clients(folder):
     assert all(len(one) == 1 for one in subjects) and sorted(map(min, subjects)) == [1, 1, 1, 3, 3, 3, 5, 5, 5]
     assert sorted(np.concatenate(owned)) == list(range(len(train["label"])))
     with pytest.raises(ValueError, match="--cohorts AB10 has 10 clients; write a multiple of the 3 subjects"):
-        data.load("hapt", folder, "AB10", 5.0, 0, cutting=data.Cutting(held_out=0))
+        data.load("hapt", folder, "AB10", 5.0, 0, cutting=data.Cutting(tuning_subjects=0))
     held_out = data.load("hapt", folder, "AB4", 5.0, 0)
     assert len(held_out.dataset.splits["valid"]["label"]) and len(set(held_out.dataset.splits["train"]["group"])) == 2
 
@@ -38,4 +38,4 @@ def test_a_subject_is_shared_out_among_its_own_clients(folder):
 def test_the_preset_is_the_quickstart_of_fedmultimodal():
     settings = study.PRESETS["hapt"]
     assert (settings.problem.cohorts, settings.problem.alpha, settings.problem.common.rounds) == ("AB105", 5.0, 200)
-    assert settings.fusion == "attention" and settings.problem.cutting.held_out == 0
+    assert settings.fusion == "attention" and settings.problem.cutting.tuning_subjects == 0

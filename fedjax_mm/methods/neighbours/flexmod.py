@@ -140,7 +140,7 @@ def measure(
 
     def step(total: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Metrics]:
         embedded = fedproto.embed(encoders, received, batch)
-        new = {"right": {}, "rows": {}, "prototype": {}}
+        new: dict[str, PyTree] = {"right": {}, "rows": {}, "prototype": {}}
         for m, (h, there) in embedded.items():
             of_m = {m: prototypes[m]}
             nearest = fedproto.nearest_prototype({m: fedproto.SAME}, of_m, {m: {}}, {"label": batch["label"], m: h})
