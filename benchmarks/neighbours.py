@@ -54,7 +54,7 @@ BASE = FedAvgConfig(batch_size=10, epochs=2)
 OWN = "own/all/accuracy"
 COLUMNS = {
     **{key: key for key in ("method", "settings", "both halves", "minus FedAvg", "own rows", "own minus FedAvg")},
-    **{key: key for key in ("keeps", "kB down", "kB up", "MFLOP", "s per round", "lines", "paper")},
+    **{key: key for key in ("keeps", "kB down", "kB up", "MFLOP", "s per round", "file", "lines", "paper")},
 }
 
 
