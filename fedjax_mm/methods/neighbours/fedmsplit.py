@@ -14,7 +14,8 @@ One round:
      |W_l^m|^2)))  for every client k and every l that sent in this round (`likeness`), and r_kl, the mean of s_kl^m
      over the blocks that both have.
   4. U_k^m <- sum_l n_l s_kl^m r_kl W_l^m / sum_l n_l s_kl^m r_kl  over those l that have the block (`mix`). Clients
-     with other modalities are neighbours by the blocks that they share, one of which is the head.
+     with other modalities are neighbours by the blocks that they share, one of which is the head. (fedmsplit_graph.py
+     has the functions of steps 3 and 4.)
 
 With a tau that is very large all are alike and this is FedAvg, and with one that is very small a client that takes part
 keeps its own model. Client k predicts with U_k.

@@ -15,7 +15,7 @@ One round:
   3. It trains as in FedAvg, but for encoder m, which is trained in  p_m  of the steps and rests in the others (`works`,
      `client_update`).
   4. The server averages each part as in FedAvg, and the prototypes as in FedProto. q_m and phi_m are the means of what
-     this round's clients measured (`server_update`).
+     this round's clients measured (`server_update`). (flexmod_shares.py has what is no step of a client or server.)
 
 With a budget of 1 all p_m are 1, and this is FedAvg.
 
