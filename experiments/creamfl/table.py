@@ -135,12 +135,12 @@ def answer(settings: study.Settings, name: str, seed: int, state: FedState) -> d
     models = study.models(settings)
     encoders = models.equal if isinstance(study.variants(settings)[name], AveragingConfig) else models.server
     of = jax.jit(lambda params, m, x: represent(encoders[m], params[m], x), static_argnums=1)
-    params = state.server["params"]
-    reps = [
-        vqa_evaluation.Questions(of(params, "image", q.image), of(params, "text", q.question), q.target)
+    params, pictures = state.server["params"], {id(q.image): q.image for q in problem.questions}  # each of them once
+    seen = {key: np.asarray(of(params, "image", images)) for key, images in pictures.items()}
+    train, test = (
+        vqa_evaluation.Questions(seen[id(q.image)][q.row], np.asarray(of(params, "text", q.question)), q.target)
         for q in problem.questions
-    ]
-    train, test = reps
+    )
     return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), train, test, jax.random.key(seed))
 
 

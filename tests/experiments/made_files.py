@@ -66,3 +66,41 @@ def _png(rng, side):
     Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
     file.seek(0)
     return file
+
+
+def make_flickr30k(folder, number, side=(40, 30)):
+    """Grey photographs with five captions each, in Karpathy's list."""
+    (folder / "flickr30k-images").mkdir(parents=True)
+    listed = []
+    for i in range(number):
+        Image.new("RGB", side, (i, i, i)).save(folder / "flickr30k-images" / f"{i}.jpg")
+        said = [{"raw": f"picture {i} way {nth}"} for nth in range(5)]
+        listed.append({"filename": f"{i}.jpg", "split": "train", "sentences": said})
+    (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": listed}))
+
+
+def make_vqa_v2(folder, number):
+    """Two questions about each of so many photographs, in the official files of train2014 and val2014."""
+    for split, first in (("train2014", 0), ("val2014", 100)):
+        (folder / split).mkdir(parents=True)
+        asked, given = [], []
+        for i in range(first, first + number):
+            Image.new("RGB", (24, 32), (i, 0, 0)).save(folder / split / f"COCO_{split}_{i:012d}.jpg")
+            for nth in range(2):
+                asked.append({"question_id": 2 * i + nth, "image_id": i, "question": "what is it"})
+                answers = [{"answer": "yes" if nth else "no"}] * 10
+                given.append({"question_id": 2 * i + nth, "answers": answers, "answer_type": "yes/no"})
+        about = {"data_type": "mscoco", "data_subtype": split, "questions": asked}
+        (folder / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps(about))
+        (folder / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({"annotations": given}))
+
+
+def prepare_news(folder, number):
+    """AG's News as TFDS prepares it."""
+    features = {
+        "title": tfds.features.Text(),
+        "description": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(num_classes=4),
+    }
+    rows = [{"title": f"title {i}", "description": "word " * (i % 7), "label": i % 4} for i in range(number)]
+    prepare(folder, "ag_news_subset", features, {"train": rows, "test": rows[:8]})

@@ -9,12 +9,14 @@ import pytest
 
 from benchmarks import streaming
 from experiments.common import cli
+from experiments.creamfl import study as creamfl_study
 from experiments.layerwise import __main__ as layerwise
 from experiments.layerwise import study as layerwise_study
 from experiments.layerwise import table
 from fedjax_mm import streamed
+from fedjax_mm.methods import creamfl as creamfl_method
 from fedjax_mm.methods import layerwise as layerwise_method
-from fedjax_mm.models import bert, vit
+from fedjax_mm.models import bert, resnet, vit
 
 
 @pytest.mark.parametrize(("data", "variant"), [("coco", "coco"), ("advance", "advance"), ("flickr8k", "coco")])
@@ -57,3 +59,57 @@ def test_layerwise_reads_pretrained_encoders_of_any_width_schedules_and_zero_sho
     assert asked["image"].shape == (4, 40, 40, 3) and asked["prompts"].shape == (2, 40)
     assert sorted(asked["label"].tolist()) == [0, 0, 1, 1]
     assert table.chance(settings)["stl10/zero_shot_accuracy"] == 0.5
+
+
+def test_creamfl_presets_are_the_papers_and_the_released_settings():
+    paper, code = creamfl_study.PRESETS["coco"], creamfl_study.CODE["coco"]
+    assert (paper.size.dim, code.size.dim, paper.side, paper.epochs, paper.common.rounds) == (512, 256, 224, 5, 30)
+    numbers = paper.numbers
+    assert [numbers.image, numbers.text, numbers.both, numbers.public] == [10, 10, 15, 50_000]
+    assert [numbers.per_image, numbers.per_text, numbers.per_both] == [5000, 12_000, 9660]
+    for settings, variant in ((paper, "paper"), (code, "released")):
+        config, released = creamfl_study.variants(settings)["CreamFL"], creamfl_method.VARIANTS[variant]
+        training = dataclasses.replace(config.training, side=None, at_once=None)
+        assert dataclasses.replace(config, training=training) == released and config.training.side == 224
+        assert config.public_views and config.training.flip and config.training.alone == "turn"
+
+
+def test_creamfl_reads_the_papers_data_and_its_round_takes_them(tmp_path):
+    folder, weights = tmp_path / "data", tmp_path / "weights"
+    features, rows = made_files.pictures(30, 32, [str(k) for k in range(3)])
+    others = made_files.pictures(8, 32, [str(k) for k in range(3)])[1]
+    made_files.prepare(folder / "tfds", "cifar100", features, {"train": rows, "test": others})
+    made_files.prepare_news(folder / "tfds", 30)
+    made_files.make_flickr30k(folder / "flickr30k", 8)
+    made_files.make_vqa_v2(folder / "vqa_v2", 3)
+    for split, number in (("train2017", 20), ("val2017", 4)):
+        streaming.make_photos(folder / "coco", number, split)
+    words = made_files.save_words(weights / "bert-base-uncased")
+    for name, widths in (("resnet-101", (8,)), ("resnet-18", (4,))):
+        trunk = resnet.encoder((1,), widths, norm="batch", normalise="imagenet", image=32)
+        made_files.save_model(weights / name, trunk, "resnet")
+    text = bert.encoder(words, types=2, pooler=True, dim=8, depth=1, heads=2, mlp=8, positions=20)
+    made_files.save_model(weights / "bert-base-uncased", text, "bert")
+    given = ["--data", "coco", "--data-dir", str(folder), "--checkpoints", str(weights), "--alpha", "100"]
+    given += ["--numbers.image", "2", "--numbers.text", "2", "--numbers.both", "2", "--numbers.per-client", "10"]
+    given += ["--numbers.public", "12", "--numbers.test", "4", "--side", "32", "--photo", "40", "--length", "16"]
+    given += ["--size.dim", "8", "--per-round", "3"]
+    settings = cli.parse(creamfl_study.PRESETS, given, None)
+    problem, models = creamfl_study.load(settings, 0), creamfl_study.models(settings)
+    cohorts, test = problem.data.cohorts, problem.test
+    assert {name: int(cohort.counts.sum()) for name, cohort in cohorts.items()} == {"image": 30, "text": 30, "both": 40}
+    assert cohorts["both"].arrays["image"].shape == (40, 40, 40, 3) and cohorts["both"].arrays["text"].shape == (40, 16)
+    rows = np.asarray(cohorts["both"].rows)[:40].reshape(2, 10, 2)  # ten parts of two captions in their order
+    assert (rows[..., 1] == rows[..., 0] + 1).all() and len(np.unique(rows)) == 40
+    greys = cohorts["both"].arrays["image"][np.array([0, 7, 39])][:, 20, 20, 0]
+    np.testing.assert_allclose(greys, [0, 1, 7], atol=2)
+    assert test["image"].shape == (4, 40, 40, 3) and test["text"].shape == (4, 5, 16)
+    train, asked = problem.questions
+    assert train.image.shape == (6, 40, 40, 3) and train.row.tolist() == [0, 0, 1, 1, 2, 2]
+    assert asked.row.tolist() == [3, 3, 4, 4, 5, 5] and asked.target.sum() == 6
+    valid = creamfl_study.load(cli.parse(creamfl_study.PRESETS, [*given, "--split", "valid"], None), 0)
+    assert int(valid.data.cohorts["image"].counts.sum()) == 26  # four are tested on
+    method = creamfl_study.method_of(settings, "CreamFL", problem, models)
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    taken = problem.data.round({name: np.arange(1) for name in problem.data.sizes})
+    jax.eval_shape(method.round, state, taken, jax.random.key(0))
