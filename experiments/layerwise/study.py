@@ -151,7 +151,7 @@ def train(settings: Settings, plan: Plan, seed: int) -> pathlib.Path:
         seed,
         per_round=settings.per_round,
         test=problem.test,
-        evaluate={name: run.scores(stages[0].method, arrays) for name, arrays in problem.zero_shot.items()},
+        evaluate={f"test/{name}": run.scores(stages[0].method, arrays) for name, arrays in problem.zero_shot.items()},
         evaluate_every=max(1, sum(rounds) // (3 * len(rounds))),
         config={"settings": tables.of_a_run(settings), "method": config_of(settings, plan)},
     )

@@ -40,7 +40,6 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
 def _columns(row: Mapping[str, Any]) -> dict[str, str]:
     scores = ("_r1", "_r10", "/accuracy", "/zero_shot_accuracy", "/macro_f1")
     shown = [key for key in row if key.startswith("test/") and key.endswith(scores)]
-    shown += [key for key in row if key.endswith("/zero_shot_accuracy") and key not in shown]
     paid = ("MB in all", "MB in all, late", "TFLOP in all", "peak MB", "s per round")
     return {"plan": "plan"} | {key: report.heading(key) for key in shown} | {key: key for key in paid}
 
@@ -60,7 +59,7 @@ def chance(settings: study.Settings) -> dict[str, Any]:
         missed = np.prod([(captions - each - i) / (captions - i) for i in range(min(k, captions))])
         scores |= {f"test/i2t_r{k}": 100 * float(1 - missed), f"test/t2i_r{k}": 100 * min(1.0, k / images)}
     for name, arrays in problem.zero_shot.items():
-        scores[f"{name}/zero_shot_accuracy"] = float(np.bincount(arrays["label"]).max() / len(arrays["label"]))
+        scores[f"test/{name}/zero_shot_accuracy"] = float(np.bincount(arrays["label"]).max() / len(arrays["label"]))
     return {"plan": "chance", **scores}
 
 

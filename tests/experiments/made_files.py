@@ -17,6 +17,8 @@ def save_model(folder, model, kind):
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.example)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    unit = lambda path, leaf: np.ones_like(leaf) if path[-1].key == "running_variance" else leaf
+    params = jax.tree_util.tree_map_with_path(unit, params)
     pretrained.save(params, model, folder / "model.safetensors")
     about = {"model_type": kind, **model.checkpoint.config}
     (folder / "config.json").write_text(json.dumps(about))

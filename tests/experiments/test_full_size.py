@@ -10,12 +10,16 @@ import pytest
 from benchmarks import streaming
 from experiments.common import cli
 from experiments.creamfl import study as creamfl_study
+from experiments.feddat import __main__ as feddat_main
+from experiments.feddat import study as feddat_study
 from experiments.layerwise import __main__ as layerwise
 from experiments.layerwise import study as layerwise_study
 from experiments.layerwise import table
 from fedjax_mm import streamed
 from fedjax_mm.methods import creamfl as creamfl_method
+from fedjax_mm.methods import feddat
 from fedjax_mm.methods import layerwise as layerwise_method
+from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import bert, resnet, vit
 
 
@@ -58,7 +62,17 @@ def test_layerwise_reads_pretrained_encoders_of_any_width_schedules_and_zero_sho
     asked = problem.zero_shot["stl10"]
     assert asked["image"].shape == (4, 40, 40, 3) and asked["prompts"].shape == (2, 40)
     assert sorted(asked["label"].tolist()) == [0, 0, 1, 1]
-    assert table.chance(settings)["stl10/zero_shot_accuracy"] == 0.5
+    assert table.chance(settings)["test/stl10/zero_shot_accuracy"] == 0.5
+
+
+def test_feddat_preset_is_the_papers_with_one_schedule_over_all_rounds():
+    settings = feddat_study.PAPER["vqa"]
+    config = feddat_study.mode_of(settings, "dat").config
+    training = Training(lr=1e-4, batch_size=2, epochs=1, restart=False, horizon=30.0)
+    assert config == dataclasses.replace(feddat.VARIANTS["paper"], training=training) and settings.common.rounds == 30
+    assert settings.widths._asdict() == {"adapter": 48, "prompt": 192, "rank": 16}
+    with pytest.raises(ValueError, match="the --preset code is not known; there are paper"):
+        feddat_main.main(["--preset", "code"])
 
 
 def test_creamfl_presets_are_the_papers_and_the_released_settings():
