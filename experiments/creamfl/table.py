@@ -34,8 +34,8 @@ class Finished(NamedTuple):
 
     folder: pathlib.Path
     answer: dict[str, float] | None
-    end: FedState | None
-    """The last state, of one seed of the methods that are pictured."""
+    seen: dict[str, dict[str, np.ndarray]] | None
+    """{modality: representations}, of one seed of the methods that are pictured; the state itself is let go of."""
 
 
 def compare(
@@ -50,7 +50,7 @@ def compare(
     done = jobs.trained(functools.partial(_finish, dict.fromkeys(names, settings) | dict(own or {})), names, common)
     runs = {name: [report.load(one.folder) for one in same] for name, same in done.items()}
     rows = [chance(settings), *(_row(name, runs[name], [one.answer for one in done[name]]) for name in names)]
-    pictured = _draw(settings, rows, runs, {name: same[0].end for name, same in done.items()})
+    pictured = _draw(settings, rows, runs, {name: same[0].seen for name, same in done.items()})
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
     leader = "CreamFL" if "CreamFL" in names else names[-1]
     differences = tables.ahead(last, leader, {f"test/{key}": key for key in COMPARED})
@@ -79,11 +79,14 @@ def single(settings: study.Settings) -> None:
 def _finish(own: Mapping[str, study.Settings], name: str, seed: int) -> Finished:
     settings = own[name]
     folder, state = study.train(settings, name, seed)
-    kept = name in PICTURED and seed == settings.common.all_seeds[0]
-    return Finished(folder, answer(settings, name, seed, state), state if kept else None)
+    seen = None
+    if name in PICTURED and seed == settings.common.all_seeds[0]:
+        problem = study.load(settings, seed)
+        seen = {m: representations(settings, problem, state, m) for m in MODALITIES}
+    return Finished(folder, answer(settings, name, seed, state), seen)
 
 
-def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, ends: Mapping) -> list[str]:
+def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, seen: Mapping) -> list[str]:
     """Writes bars, curves and representations; the names of the methods whose representations are shown."""
     out = pathlib.Path(settings.common.out)
     bars = {"quality": "test/rsum", "quality_axis": "sum of recalls, %", "cost": ("MB down", "MB up")}
@@ -91,11 +94,9 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     report.plot_bars(rows, out / "bars.png", label="method", controls=apart, **bars)
     curves = {name: [run.rows for run in runs[name]] for name in [name for name in CURVES if name in runs] or runs}
     plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
-    problem = study.load(settings, settings.common.all_seeds[0])
     pictured = [name for name in PICTURED if name in runs]
     for name in pictured:
-        reps = {m: representations(settings, problem, ends[name], m) for m in MODALITIES}
-        plots.plot_representations(reps, out / f"representations_{name}.png", name)
+        plots.plot_representations(seen[name], out / f"representations_{name}.png", name)
     return pictured
 
 

@@ -77,6 +77,9 @@ class Settings:
     zero_shot: tuple[str, ...] = ()
     """Datasets that a model of captions also classifies, by the prompts of their classes: those that TFDS prepared in
     the folder tfds of --data-dir, such as stl10 and cifar10."""
+    stream: bool = False
+    """Whether training examples stay in the host's memory, and come to the device batch by batch; COCO's always stay on
+    the disk."""
     remat: bool = False
     """Whether encoders keep what enters each layer alone, and compute what is inside again for the gradient."""
     crop: float | None = None

@@ -17,6 +17,7 @@ from fedjax_mm.methods import layerwise
 from fedjax_mm.methods.layerwise import LayerwiseConfig
 from fedjax_mm.models import Transformer, ast, bert, transformer, vit
 from fedjax_mm.stages import Stage
+from fedjax_mm.streamed import is_streamed, of_array
 from fedjax_mm.types import PyTree
 
 __all__ = ["PRESETS", "SWEPT", "Plan", "Problem", "Settings", "Size", "config_of", "load", "subject", "train"]
@@ -46,7 +47,9 @@ def load(settings: Settings, seed: int) -> Problem:
         owned = partition.dirichlet(train["label"], settings.clients, settings.alpha, seed, min_size=2)
     else:
         owned = partition.iid(total, settings.clients, seed)
-    data = FederatedData.from_arrays({k: train[k] for k in keys}, owned, num_classes=num_classes)
+    held = lambda k: of_array(train[k]) if settings.stream and k in ("image", "audio") else train[k]
+    arrays = {k: train[k] if is_streamed(train[k]) else held(k) for k in keys}
+    data = FederatedData.from_arrays(arrays, owned, num_classes=num_classes)
     modalities = [k for k in keys if k != "label"]
     params = None
     if settings.checkpoints:

@@ -44,14 +44,29 @@ FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}
 
 
 def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    kept = ("server only", "CreamFL")
+    kept = ("CreamFL", "server only")
     both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
     made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
     monkeypatch.setattr(study, "models", lambda *given: made)
     settings = dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, out=str(tmp_path)))
     own = {"CreamFL": dataclasses.replace(settings, server_lr=0.5)}
     settings = dataclasses.replace(settings, rows=kept)
+    study.load(settings, 0)
+    train, held = study.train, []
+
+    def cut_off(given, name, seed):  # between two rows, once
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        if name == "server only" and len(held) == 2:
+            raise KeyboardInterrupt
+        return train(given, name, seed)
+
+    monkeypatch.setattr(study, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        table.compare(settings, own)
+    log = (tmp_path / "CreamFL" / "seed0" / "metrics.jsonl").read_bytes()
     rows = {row["method"]: row for row in table.compare(settings, own, ["what was tried"])}
+    assert (tmp_path / "CreamFL" / "seed0" / "metrics.jsonl").read_bytes() == log
+    assert held[1] - held[0] < 4 * 32 * 32 * 3 * 8  # of the row before not even one encoder is held
     assert list(rows) == ["chance", *kept]
     for name, rate in (("server_only", 3e-3), ("CreamFL", 0.5)):
         config = json.loads((tmp_path / name / "seed0" / "config.json").read_text())["config"]
