@@ -9,7 +9,18 @@ import tyro
 
 from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
-from experiments.creamfl.models import Models, Size, frozen, full, on_features, pretrained, small
+from experiments.creamfl.models import (
+    PATCH,
+    Models,
+    Size,
+    below_the_last,
+    frozen,
+    full,
+    on_features,
+    on_tokens,
+    pretrained,
+    small,
+)
 from experiments.creamfl.paper import Sizes, paper_problem
 from experiments.weights import sources
 from fedjax_mm.federate import Method
@@ -28,11 +39,13 @@ class Settings:
     checkpoints: str | None = None
     """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models, which coco needs; None takes small
     models."""
-    encoders: Literal["trained", "frozen"] = "trained"
+    encoders: Literal["trained", "frozen", "last_layer"] = "trained"
     """Encoders of photographs and captions: trained ones, or linear maps of what pretrained ones say that stay as they
-    are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches)."""
+    are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches), or these with their last layer
+    trained too, on what the layers below it say."""
     side: int = 32
-    """Pixels of the side of photographs; 224 for the paper's models. Frozen encoders take 98, whatever this is."""
+    """Pixels of the side of photographs; 224 for the paper's models, and for last_layer a multiple of 14. Frozen
+    encoders take 98, whatever this is."""
     photo: int | None = None
     """Pixels of the shorter side of stored photographs, whose aspect is kept and which views of --side are cut from;
     None: photographs are squashed to --side. coco needs it."""
@@ -65,6 +78,8 @@ class Settings:
     kd_state: Literal["shared", "own"] | None = None
     """State of Adam that distillation has: that of the pairs' loss, or one of its own; None takes the variant's, and on
     frozen encoders one of its own."""
+    kd_rates: tuple[float, ...] = ()
+    """Shares that the commands tuned and teachers try for CreamFL in place of those of their grid."""
     server_passes: int | None = None
     """Passes over the public pairs in a round of a server that does not distil; None: two, as many steps as one that
     does, or the one that its row says."""
@@ -87,8 +102,10 @@ class Settings:
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
         cli.at_least(3, length=self.length)
-        if self.encoders == "frozen" and (self.checkpoints or self.data != "flickr8k"):
-            raise ValueError("--encoders frozen is for --data flickr8k, without --checkpoints")
+        if self.encoders != "trained" and (self.checkpoints or self.data != "flickr8k"):
+            raise ValueError(f"--encoders {self.encoders} is for --data flickr8k, without --checkpoints")
+        if self.encoders == "last_layer" and self.side % PATCH:
+            raise ValueError(f"--side is {self.side}; with --encoders last_layer it must be a multiple of {PATCH}")
         if self.photo is not None and (self.data != "coco" or self.photo < self.side):
             raise ValueError(f"--photo is {self.photo}; it is for --data coco, and at least --side, {self.side}")
 
@@ -146,7 +163,7 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
         training, server_epochs=(settings.server_passes or passes) * training.server_epochs
     )
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
-    state = settings.kd_state or ("own" if settings.encoders == "frozen" else None)
+    state = settings.kd_state or ("own" if settings.encoders != "trained" else None)
     chosen = {"kd_rate": settings.kd_rate, "kd_state": state, "public_batch": settings.public_batch}
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
     cream = functools.partial(dataclasses.replace, config)
@@ -192,6 +209,7 @@ def _about_all_rows(settings: Settings) -> Settings:
     """The settings with None for those that rows may have of their own, so that all rows find one problem in memory."""
     rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes", "public_batch"))
     same = {"method": "", "rows": (), "teachers": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
+    same |= {"kd_rates": ()}
     return dataclasses.replace(settings, **same, **rates)
 
 
@@ -207,10 +225,12 @@ def _load(settings: Settings, seed: int) -> Problem:
         if not settings.checkpoints or settings.photo is None:
             raise ValueError("--data coco takes the paper's models; give --checkpoints and --photo")
         return paper_problem(*given, folder, vocabulary, Sizes(settings.photo, settings.length))
+    if settings.encoders != "trained":
+        vocabulary, encode = sources.find("minilm") / "vocab.txt", below_the_last
     if settings.encoders == "frozen":
-        vocabulary, side, encode = sources.find("minilm") / "vocab.txt", 98, frozen
+        side, encode = 98, frozen
     how = {"side": side, "length": settings.length, "vocabulary": vocabulary, "encode": encode}
-    return photo_problem(*given, folder, **how)
+    return photo_problem(*given, folder, **how, standardised=settings.encoders == "frozen")
 
 
 @functools.lru_cache(4)
@@ -221,6 +241,8 @@ def _models(settings: Settings) -> Models:
     problem = _load(settings, settings.common.all_seeds[0])
     if settings.encoders == "frozen":
         return on_features(settings.size, settings.common.dtype)
+    if settings.encoders == "last_layer":
+        return on_tokens(settings.size, problem.test, settings.common.dtype)
     fresh = small(settings.size, problem.vocabulary, released, settings.common.dtype)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 

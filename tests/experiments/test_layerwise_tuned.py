@@ -128,6 +128,24 @@ def test_rates_and_rounds_are_chosen_on_validation(tmp_path, study):
         tuned.compare(dataclasses.replace(study, rows=("head",)))
 
 
+def test_beside_trained_layers_heads_have_the_rate_that_the_frozen_trunk_chose(monkeypatch, study):
+    asked = []
+
+    def train(settings, name, heads, rate, seed):
+        asked.append((name, heads, rate))
+        one = {"round": 1, "valid": rate, "test": {"accuracy": 0.5, "macro_f1": 0.5}, "paid": {}}
+        return {"labels": dict.fromkeys(tuned.rows(settings)[name].labels, one)}
+
+    monkeypatch.setattr(tuned, "train_heads", lambda settings, layers, rate, seed: -rate)
+    monkeypatch.setattr(tuned, "train", train)
+    tuned.compare(dataclasses.replace(study, rows=("end-to-end",)))
+    assert [(heads, rate) for name, heads, rate in asked if name == "frozen trunk"] == [
+        ((0.1, 0.1), 0.1),
+        ((0.1, 0.1), 1),
+    ]
+    assert {heads for name, heads, _ in asked if name == "end-to-end"} == {(0.1, 1.0)}
+
+
 def test_a_row_begins_with_the_heads_that_were_trained_before(tmp_path, study):
     given = problem()
     assert 0 < tuned.train_heads(study, 2, 0.1, 0) <= 100
