@@ -103,7 +103,7 @@ class Settings:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
         cli.at_least(3, length=self.length)
         if self.encoders != "trained" and (self.checkpoints or self.data != "flickr8k"):
-            raise ValueError(f"--encoders {self.encoders} is for --data flickr8k, without --checkpoints")
+            raise ValueError(f"--encoders {self.encoders} is for photographs of flickr8k, without --checkpoints")
         if self.encoders == "last_layer" and self.side % PATCH:
             raise ValueError(f"--side is {self.side}; with --encoders last_layer it must be a multiple of {PATCH}")
         if self.photo is not None and (self.data != "coco" or self.photo < self.side):
