@@ -102,12 +102,12 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, s
 
 def _about(settings: study.Settings) -> str:
     problem, common = study.load(settings, settings.common.all_seeds[0]), settings.common
-    sizes = ", ".join(f"{n} with {name}" for name, n in problem.data.sizes.items())
+    mean = lambda name: float(problem.data.cohorts[name].counts.mean())
+    sizes = ", ".join(f"{n} with {name} ({mean(name):.0f} examples)" for name, n in problem.data.sizes.items())
     return (
-        f"{settings.data}, clients: {sizes}, {settings.numbers.per_client} examples each on average, "
-        f"{settings.per_round} of them a round, {common.rounds} rounds, {settings.numbers.public} public pairs, "
-        f"{len(problem.test['image'])} test pictures; {common.about_seeds}, {common.split} split, variant "
-        f"{settings.variant}."
+        f"{settings.data}, clients: {sizes}, {settings.per_round} of them a round, {common.rounds} rounds, "
+        f"{settings.numbers.public} public pairs, {len(problem.test['image'])} test pictures; "
+        f"{common.about_seeds}, {common.split} split, variant {settings.variant}."
     )
 
 
