@@ -49,7 +49,7 @@ class Numbers(NamedTuple):
     per_text: int | None = None
     """Texts of a client with texts alone, at most; None: per_client, and no fewer."""
     per_both: int | None = None
-    """Pairs of a client, at most; None: per_client, and no fewer."""
+    """Pairs of a client, of COCO's study at most; None: per_client."""
     public: int = 1000
     """Public pairs."""
     test: int = 500
@@ -127,7 +127,7 @@ def photo_problem(
     parts = ("pretraining", "train", "test")
     image = {k: {"image": _wide(cifar[k]["image"], side), "label": cifar[k]["label"]} for k in parts}
     text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
-    taken = numbers.both * numbers.per_client
+    taken = numbers.both * (numbers.per_both or numbers.per_client)
     check_enough("Flickr8k's train", len(captions), "--numbers.both times --numbers.per-client", taken)
     check_enough(f"Flickr8k's {split}", len(images[split]), "--numbers.test", numbers.test)
     pairs = rng.permutation(len(captions))[:taken]

@@ -102,6 +102,11 @@ class Settings:
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
         cli.at_least(3, length=self.length)
+        own = {name: getattr(self.numbers, name) for name in ("per_image", "per_text", "per_both")}
+        if self.data == "scenes" and (given := [name for name, number in own.items() if number is not None]):
+            raise ValueError(
+                f"--numbers.{given[0].replace('_', '-')} says nothing of scenes; give --numbers.per-client"
+            )
         if self.encoders != "trained" and (self.checkpoints or self.data != "flickr8k"):
             raise ValueError(f"--encoders {self.encoders} is for photographs of flickr8k, without --checkpoints")
         if self.encoders == "last_layer" and self.side % PATCH:
