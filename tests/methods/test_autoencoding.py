@@ -222,9 +222,9 @@ def test_of_a_stream_every_frame_is_classified_with_the_state_of_its_chunk():
     scores = evaluation(params, {"a": stream, "labels": truth})
     assert scores["a/accuracy"] == pytest.approx((found == truth).mean()) and len(set(found)) > 1
     assert scores["a/official_f1"] == pytest.approx(f1_score(truth, found, average="weighted", zero_division=0))
-    with pytest.raises(ValueError, match=r"with probe.stream it has streams \[T, F\] and labels \[T\]"):
+    with pytest.raises(ValueError, match=r"streams are \[T, F\] and their labels \[T\], all of one length T"):
         evaluation.check({"a": windows, "labels": labels})
-    with pytest.raises(ValueError, match="all streams must have one length T"):
+    with pytest.raises(ValueError, match="all of one length T"):
         evaluation.check({"a": stream, "labels": truth[:5]})
     with pytest.raises(ValueError, match='probe.stream 4 is of frames; set probe.unit to "frame"'):
         linear_evaluation(Probe(unit="window", stream=4), ae, {"a": windows, "label": labels[:, 0]}, 3)

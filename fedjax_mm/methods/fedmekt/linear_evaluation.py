@@ -45,8 +45,8 @@ class Probe:
     `readout` makes one row (`label` [M])."""
     stream: int | None = None
     """Frames through which the encoder of a test stream runs with one state, as in the released code (2000); test
-    arrays are then recordings one after the other, {m: [T, F]} with `labels` [T]. None: they are windows [M, T, F],
-    each encoded from a zero state. It needs the unit "frame"; labelled windows are windows in either case."""
+    arrays are then recordings one after the other, {m: [T, F]} with `labels` [T]. None: windows [M, T, F], each from a
+    zero state. It needs the unit "frame"; the labelled set has windows in either case."""
     readout: Readout = "last"
     """What is read of a window: its last step, the mean over its steps, or mean and standard deviation; of the
     embeddings or, with "hidden", of the states of the encoder's first layer."""
@@ -196,16 +196,10 @@ def _check_set(
 
 
 def _check_test(probe: Probe, ae: AutoEncoder, num_classes: int, arrays: Arrays) -> None:
-    """`_check_set` of the test; of streams, once they have one length and are cut into windows."""
+    """`_check_set` of the test; of streams, once they are cut into windows."""
     if probe.stream is not None:
         check_mapping("the test set", arrays)
-        known = [k for k in (*ae.modalities, LABELS["frame"]) if k in arrays]
-        shapes = {k: [*np.shape(arrays[k])] for k in known}
-        if any(len(shape) != (1 if k == LABELS["frame"] else 2) for k, shape in shapes.items()):
-            raise ValueError(f"the test set has {shapes}; with probe.stream it has streams [T, F] and labels [T]")
-        if len({shape[0] for shape in shapes.values()}) > 1:
-            raise ValueError(f"the test set has {shapes}; all streams must have one length T")
-        arrays = in_chunks(arrays, known, probe.stream)
+        arrays = in_chunks(arrays, (*ae.modalities, LABELS["frame"]), probe.stream)
     _check_set(probe, ae, num_classes, "test", (), arrays)
 
 
