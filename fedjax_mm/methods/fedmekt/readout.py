@@ -49,7 +49,7 @@ def read(readout: Readout, z: jax.Array, h: jax.Array) -> jax.Array:
     return mean if over == "mean" else jnp.concatenate([mean, jnp.sqrt(x.var(1) + SMALL)], axis=-1)
 
 
-def in_chunks(streams: Mapping[str, Any], names: Iterable[str], frames: int) -> dict[str, np.ndarray]:
+def in_chunks(streams: Mapping[str, Any], names: Iterable[str], frames: int) -> dict[str, Any]:
     """Streams {m: [T, ...]} as windows of `frames` steps, {m: [C, frames, ...]}: the last one ends in zeros.
 
     Arrays that are not in `names` stay away. A recurrent encoder runs through a window with one state, which no later
