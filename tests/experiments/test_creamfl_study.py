@@ -182,7 +182,7 @@ def test_the_last_layer_of_a_pretrained_encoder_is_trained_on_what_the_others_sa
     )
     start = jax.device_get(wide.init(jax.random.key(1), np.ones((1, 3, 384), np.float32)))
     own = {m: upper_layers.Upper("", 2, axes, Layer(6, 8)) for m, axes in (("image", 3), ("text", 1))}
-    monkeypatch.setattr(models, "uppers", lambda dropout, dtype: own)
+    monkeypatch.setattr(models, "uppers", lambda dropout, *dtype: own)
     monkeypatch.setattr(upper_layers, "_weights", lambda name: start)
     tokens = np.random.default_rng(0).normal(size=(4, 3, 384)).astype(np.float32)
     monkeypatch.setattr(upper_layers, "hidden", lambda name, layers, x: tokens[: len(x)] * layers)
