@@ -31,6 +31,7 @@ from fedjax_mm.methods import (
     ditto,
     fedavg,
     fedclip,
+    feddm,
     feddyn,
     fednova,
     fedproto,
@@ -40,9 +41,10 @@ from fedjax_mm.methods import (
     mfedmc,
     pfedme,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.models import Model, heads
+from fedjax_mm.models import Model, heads, mlp
 from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.run.sweep_files import Sweep
@@ -101,6 +103,28 @@ def of_own(module: Any, kind: Any, **fixed: Any) -> Callable[..., Method]:
         return module.build(kind(fedavg=dataclasses.replace(BASE, client_lr=client_lr), **fixed, **chosen), *models)
 
     return build
+
+
+def of_split(models: tuple, /, client_lr: float = 0.1, mixed: int | None = None) -> Method:
+    """Split-Mix of four networks, each a quarter of the digits' encoders: with one half a client trains two of them."""
+    held, encoders, head = models
+    narrow = dict.fromkeys(encoders, mlp.encoder((16,), 8))
+    budgets = {name: 4 if "+" in name else 2 for name in held.cohorts}
+    config = splitmix.SplitMixConfig(4, budgets, mixed, dataclasses.replace(BASE, client_lr=client_lr))
+    return splitmix.build(config, held, narrow, head)
+
+
+def of_narrow(models: tuple, /, client_lr: float = 0.1) -> Method:
+    """FedAvg with one of Split-Mix's networks."""
+    held, encoders, head = models
+    narrow = dict.fromkeys(encoders, mlp.encoder((16,), 8))
+    return fedavg.build(dataclasses.replace(BASE, client_lr=client_lr), held, narrow, head)
+
+
+def of_matching(models: tuple, /, client_lr: float = 0.1, radius: float = 5.0) -> Method:
+    """FedDM of two synthetic examples of each class, with five times the passes of the other rows."""
+    of = dataclasses.replace(BASE, client_lr=client_lr, epochs=10, server_lr=0.3)
+    return feddm.build(feddm.FedDMConfig(2, radius, 30, of), *models)
 
 
 def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
@@ -169,6 +193,11 @@ ROWS = {
         world="borrowing",
     ),
     "FedCLIP": Row(of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, world="features"),
+    "Split-Mix": Row(of_split, RATES, "2203.09747", splitmix),
+    "Split-Mix, one network": Row(functools.partial(of_split, mixed=1), LOW, "2203.09747", splitmix),
+    "FedAvg, a quarter": Row(of_narrow, LOW),
+    "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
+    "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         carmfl,
         ditto,
         fedclip,
+        feddm,
         feddyn,
         fednova,
         fedproto,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
         ifca,
         mfedmc,
         pfedme,
+        promptfl,
         scaffold,
+        splitmix,
     )
 
 MODULES = {
@@ -32,6 +35,7 @@ MODULES = {
     "fedavg": "fedavg",
     "fedclip": "neighbours.fedclip",
     "feddat": "feddat",
+    "feddm": "neighbours.feddm",
     "feddyn": "neighbours.feddyn",
     "fedmekt": "fedmekt",
     "fednova": "neighbours.fednova",
@@ -44,7 +48,9 @@ MODULES = {
     "mmfl": "fedmekt.mmfl",
     "peft": "feddat.peft",
     "pfedme": "neighbours.pfedme",
+    "promptfl": "neighbours.promptfl",
     "scaffold": "neighbours.scaffold",
+    "splitmix": "neighbours.splitmix",
 }
 
 __getattr__, __dir__ = _lazy.attach(__name__, MODULES)
@@ -56,6 +62,7 @@ __all__ = [
     "fedavg",
     "fedclip",
     "feddat",
+    "feddm",
     "feddyn",
     "fedmekt",
     "fednova",
@@ -68,5 +75,7 @@ __all__ = [
     "mmfl",
     "peft",
     "pfedme",
+    "promptfl",
     "scaffold",
+    "splitmix",
 ]

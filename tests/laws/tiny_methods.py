@@ -22,6 +22,7 @@ from fedjax_mm.methods import (
     ditto,
     fedavg,
     fedclip,
+    feddm,
     feddyn,
     fedmekt,
     fednova,
@@ -32,7 +33,9 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.creamfl.joint_space import Training
@@ -88,6 +91,12 @@ def _neighbour(build, config, cohorts=("AB",)) -> Tiny:
 def _fedclip() -> Tiny:
     data = _data(cohorts=("A",))
     return Tiny(fedclip.build(fedclip.FedCLIPConfig(5.0, SGD), data, ["a"], np.eye(3, 4, dtype=np.float32)), data)
+
+
+def _promptfl() -> Tiny:
+    data, names = _data(cohorts=("A",)), np.arange(12, dtype=np.float32).reshape(3, 1, 4) / 10
+    config = promptfl.PromptFLConfig(2, 5.0, SGD)
+    return Tiny(promptfl.build(config, data, ["a"], names, lambda prompts: jnp.tanh(prompts).mean(1)), data)
 
 
 def _autoencoder() -> AutoEncoder:
@@ -243,5 +252,8 @@ TINY = {
     "carmfl": lambda: _neighbour(carmfl.build, carmfl.CARMFLConfig(3, 0.5, SGD), TWO),
     "mfedmc": lambda: _neighbour(mfedmc.build, mfedmc.MFedMCConfig(1, 0.5, fedavg=SGD)),
     "fesem": lambda: _neighbour(fesem.build, fesem.FeSEMConfig(2, SGD)),
+    "splitmix": lambda: _neighbour(splitmix.build, splitmix.SplitMixConfig(3, {"AB": 2}, 2, SGD)),
+    "feddm": lambda: _neighbour(feddm.build, feddm.FedDMConfig(2, 1.0, 3, SGD)),
+    "promptfl": _promptfl,
     "staged": lambda: Tiny(_staged(), _data()),
 }

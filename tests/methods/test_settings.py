@@ -13,6 +13,7 @@ from fedjax_mm.methods import (
     fedavg,
     fedclip,
     feddat,
+    feddm,
     feddyn,
     fedmekt,
     fedproto,
@@ -22,6 +23,8 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.vqa_evaluation import VQAProbe
@@ -35,6 +38,9 @@ KINDS = [
     *(AveragingConfig, VQAProbe, layerwise.LayerwiseConfig, feddat.FedDATConfig, PEFTConfig, Training),
     *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
     *(fedproto.FedProtoConfig, fedclip.FedCLIPConfig, carmfl.CARMFLConfig, mfedmc.MFedMCConfig, fesem.FeSEMConfig),
+    splitmix.SplitMixConfig,
+    feddm.FedDMConfig,
+    promptfl.PromptFLConfig,
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

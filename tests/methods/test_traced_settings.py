@@ -16,6 +16,7 @@ from fedjax_mm.methods import (
     fedavg,
     fedclip,
     feddat,
+    feddm,
     feddyn,
     fedmekt,
     fednova,
@@ -26,7 +27,9 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.feddat import peft
@@ -40,12 +43,17 @@ MODULES = {
     **{"creamfl": creamfl, "encoder_averaging": encoder_averaging, "scaffold": scaffold, "fednova": fednova},
     **{"feddyn": feddyn, "ditto": ditto, "fedrep": fedrep, "pfedme": pfedme, "ifca": ifca},
     **{"fedproto": fedproto, "fedclip": fedclip, "carmfl": carmfl, "mfedmc": mfedmc, "fesem": fesem},
+    "splitmix": splitmix,
+    "feddm": feddm,
+    "promptfl": promptfl,
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
     "feddyn": {"fedavg.server_lr"},  # of which each of these takes one value alone
     "ifca": {"fedavg.server_lr"},
     **dict.fromkeys(("fedproto", "mfedmc", "fesem"), {"fedavg.server_lr"}),
+    "splitmix": {"fedavg.server_lr"},
+    "feddm": {"fedavg.prox"},
     "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
 }
