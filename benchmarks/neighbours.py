@@ -21,6 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import prompts
 from experiments.common import cli, data, jobs, tables
 from experiments.common.data import Problem
 from fedjax_mm import evaluate, report, run
@@ -40,6 +41,7 @@ from fedjax_mm.methods import (
     ifca,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
     splitmix,
 )
@@ -88,7 +90,8 @@ class Row(NamedTuple):
     """Whether it is tuned for clients' own rows, and not for the server's model."""
     world: str = "clients"
     """Whose examples train: "clients", "alone" (all clients in every round), "pooled" (one client), "server",
-    "borrowing" (clients that see the server's labelled pairs too) or "features" (of a network of the server's)."""
+    "borrowing" (clients that see the server's labelled pairs too), "features" (of a network of the server's) or
+    "prompts" (of one that knows words too)."""
 
 
 def of_fedavg(module: Any, **fixed: Any) -> Callable[..., Method]:
@@ -131,6 +134,19 @@ def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -
     """FedCLIP on features. models: (data, modalities, features of the classes)."""
     fedavg_config = dataclasses.replace(BASE, client_lr=client_lr)
     return fedclip.build(fedclip.FedCLIPConfig(scale, fedavg_config), *models)
+
+
+def of_prompts(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
+    """PromptFL of four context vectors. models: (data, modalities, {"names", parameters of the encoder of texts})."""
+    held, modalities, words = models
+    config = promptfl.PromptFLConfig(4, scale, dataclasses.replace(BASE, client_lr=client_lr))
+    return promptfl.build(config, held, modalities, words["names"], prompts.text_encoder(words))
+
+
+def of_names(models: tuple, /, scale: float = 10.0) -> Method:
+    """The names of the classes without a context: nothing is trained, and nothing travels."""
+    held, modalities, words = models
+    return of_frozen((held, modalities, prompts.encode(words, words["names"])), scale)
 
 
 def of_frozen(models: tuple, /, scale: float = 10.0) -> Method:
@@ -199,6 +215,10 @@ ROWS = {
     "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
     "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
+    "PromptFL, on features": Row(
+        of_prompts, RATES | {"scale": [3.0, 10.0, 30.0]}, "2208.11625", promptfl, world="prompts"
+    ),
+    "names without context": Row(of_names, {"scale": [10.0]}, world="prompts"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),
     "centralised": Row(of_fedavg(fedavg), RATES, world="pooled"),
@@ -229,8 +249,8 @@ def world(settings: Settings, seed: int, tuned: bool) -> Problem:
 def world_of(settings: Settings, row: Row, seed: int, tuned: bool) -> Problem:
     """The problem of a row: that of all, or its features."""
     problem = world(settings, seed, tuned)
-    if row.world == "features":
-        return featured(settings, problem, seed)
+    if row.world in ("features", "prompts"):
+        return featured(settings, problem, seed, row.world == "prompts")
     if row.world == "borrowing":
         return problem._replace(data=dataclasses.replace(problem.data, public=labelled(problem)))
     return problem
@@ -242,14 +262,17 @@ def labelled(problem: Problem) -> dict[str, np.ndarray]:
     return {key: arrays[key] for key in (*problem.dataset.modalities, "label")}
 
 
-def featured(settings: Settings, problem: Problem, seed: int) -> Problem:
+def featured(settings: Settings, problem: Problem, seed: int, words: bool = False) -> Problem:
     """The problem with embeddings in place of examples, and the features of the classes as its split "text".
+
+    words: this split is the names of the classes and the parameters of an encoder of texts (see `prompts`).
 
     In place of CLIP stands what the server alone learns of its labelled pairs, with the settings of "server only":
     encoders into one space, in which the rows of the linear head stand for the classes.
     """
     held, taken = given(settings, ROWS["server only"], problem)
     _, encoders, head = models_of(problem, held)
+    head = prompts.head(len(problem.dataset.classes)) if words else head
     method = fedavg.build(dataclasses.replace(BASE, client_lr=1.0), held, encoders, head)
     rounds = settings.problem.common.rounds
     params = run.train(method, held, rounds=rounds, per_round=taken, seed=seed, progress=False).server["params"]
@@ -260,7 +283,8 @@ def featured(settings: Settings, problem: Problem, seed: int) -> Problem:
         for name, one in problem.data.cohorts.items()
     }
     splits = {split: swap(arrays) for split, arrays in problem.dataset.splits.items()}
-    text = {"features": np.asarray(params["head"]["Dense_0"]["kernel"]).T}
+    learned = jax.tree.map(np.asarray, params["head"])
+    text = dict(learned) if words else {"features": learned["Dense_0"]["kernel"].T}
     data = dataclasses.replace(problem.data, cohorts=cohorts, public=None)
     return Problem(data, problem.dataset._replace(splits={**splits, "text": text}))
 
@@ -279,9 +303,11 @@ def given(settings: Settings, row: Row, problem: Problem) -> tuple[FederatedData
 
 
 def models_of(problem: Problem, held: FederatedData) -> tuple:
-    """What every method is built from: (data, encoders, head), or of features (data, modalities, classes' features)."""
+    """What every method is built from: (data, encoders, head), or of features (data, modalities, classes' features
+    or names with their encoder)."""
     if "text" in problem.dataset.splits:
-        return held, problem.dataset.modalities, problem.dataset.splits["text"]["features"]
+        text = problem.dataset.splits["text"]
+        return held, problem.dataset.modalities, text.get("features", text)
     return held, data.encoders(problem.dataset), heads.linear(len(problem.dataset.classes))
 
 
