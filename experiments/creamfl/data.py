@@ -93,6 +93,7 @@ def photo_problem(
     length: int = 24,
     vocabulary: int | str | pathlib.Path = 4000,
     encode: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    standardised: bool = True,
 ) -> Problem:
     """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs.
 
@@ -104,6 +105,7 @@ def photo_problem(
         or a BERT vocab.txt.
     encode: a frozen encoder, ("image", [E, H, W, 3] uint8) or ("text", [E, L] int32) -> [E, D], whose features then
         stand in place of images and texts; there are no questions then.
+    standardised: whether features are standardised by those of the public pairs.
     """
     folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
     numbers = numbers._replace(pretraining=0) if encode else numbers  # a frozen encoder learns no more
@@ -139,7 +141,7 @@ def photo_problem(
     if encode is not None:
         shared = {m: encode(m, x) for m, x in shared.items()}
         centre, spread = ({m: f(x, 0) for m, x in shared.items()} for f in (np.mean, np.std))  # all know these
-        scaled = lambda m, x: (x - centre[m]) / (spread[m] + 1e-6)
+        scaled = lambda m, x: (x - centre[m]) / (spread[m] + 1e-6) if standardised else x
         seen = lambda m, x: x if m == "label" else scaled(m, encode(m, x))
         of = lambda arrays: {key: seen(key.rpartition("/")[2], x) for key, x in arrays.items()}
         shared = {m: scaled(m, x) for m, x in shared.items()}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.weights.features import features
+from experiments.weights.upper import given, upper_encoder, uppers
 from fedjax_mm import trees
 from fedjax_mm.data import wordpiece
 from fedjax_mm.local import gradient_step
@@ -21,6 +22,9 @@ from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
 from fedjax_mm.models import Model, bert, cnn, embedding, mlp, resnet
 from fedjax_mm.models import pretrained as checkpoints
+
+PATCH, WIDTH = 14, 384
+"""Pixels of the side of a patch of ViT-S/14, and the width of its tokens and of MiniLM's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,32 @@ def on_features(size: Size, dtype: str = "float32") -> Models:
     """A linear map of each modality's features into the joint space, of the same form at the server and at clients."""
     both = {m: mlp.encoder((), size.dim, dtype) for m in ("image", "text")}
     return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
+
+
+def on_tokens(size: Size, examples: Mapping[str, np.ndarray]) -> Models:
+    """The last layer of both pretrained encoders, and a linear map of the mean of its tokens; the same everywhere.
+
+    examples[m]: what `below_the_last` gives.
+    """
+    both = {m: _last_layer(m, examples[m], size.dim) for m in ("image", "text")}
+    return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
+
+
+def _last_layer(m: str, examples: np.ndarray, dim: int) -> Model:
+    tokens = lambda x: x.reshape(len(x), -1, WIDTH)
+    encoder, start = upper_encoder(uppers(0.0)[m], tokens(examples[:1]), 1)
+    init = lambda key, x: trees.grow(start, encoder.init(key, tokens(x)))
+    return embedding.linear(Model(init, lambda params, x: encoder.apply(params, tokens(x))), dim)
+
+
+def below_the_last(m: str, examples: np.ndarray) -> np.ndarray:
+    """What the layers below the last one say: images [..., S, S, 3] or word pieces [..., L] -> [..., T * D] float16.
+
+    All tokens of an example are in one row, as CreamFL takes a text [L] for one and [Q, L] for several captions.
+    """
+    upper = uppers(0.0)[m]
+    tokens = given(upper, examples, 1)
+    return tokens.reshape(*examples.shape[: -upper.axes], -1)
 
 
 def frozen(m: str, examples: np.ndarray) -> np.ndarray:

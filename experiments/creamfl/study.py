@@ -9,7 +9,18 @@ import tyro
 
 from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
-from experiments.creamfl.models import Models, Size, frozen, full, on_features, pretrained, small
+from experiments.creamfl.models import (
+    PATCH,
+    Models,
+    Size,
+    below_the_last,
+    frozen,
+    full,
+    on_features,
+    on_tokens,
+    pretrained,
+    small,
+)
 from experiments.weights import sources
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
@@ -26,11 +37,13 @@ class Settings:
     """Dataset: scenes are embedded; the others, with CIFAR-100 and AG's News, are read from --data-dir."""
     checkpoints: str | None = None
     """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None takes small models."""
-    encoders: Literal["trained", "frozen"] = "trained"
+    encoders: Literal["trained", "frozen", "last_layer"] = "trained"
     """Encoders of photographs and captions: trained ones, or linear maps of what pretrained ones say that stay as they
-    are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches)."""
+    are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches), or these with their last layer
+    trained too, on what the layers below it say."""
     side: int = 32
-    """Pixels of the side of photographs; 224 for the paper's models. Frozen encoders take 98, whatever this is."""
+    """Pixels of the side of photographs; 224 for the paper's models, and for last_layer a multiple of 14. Frozen
+    encoders take 98, whatever this is."""
     variant: Annotated[Literal["ours", "paper", "released"], tyro.conf.arg(aliases=["--preset"])] = "ours"
     """Variant of the method: ours has rates for small fresh models, paper the paper's equations, released the
     behaviour of the released code."""
@@ -58,6 +71,8 @@ class Settings:
     kd_state: Literal["shared", "own"] | None = None
     """State of Adam that distillation has: that of the pairs' loss, or one of its own; None takes the variant's, and on
     frozen encoders one of its own."""
+    kd_rates: tuple[float, ...] = ()
+    """Shares that the commands tuned and teachers try for CreamFL in place of those of their grid."""
     server_passes: int | None = None
     """Passes over the public pairs in a round of a server that does not distil; None: two, as many steps as one that
     does, or the one that its row says."""
@@ -79,8 +94,10 @@ class Settings:
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
-        if self.encoders == "frozen" and (self.checkpoints or self.data == "scenes"):
-            raise ValueError("--encoders frozen is for photographs, without --checkpoints")
+        if self.encoders != "trained" and (self.checkpoints or self.data == "scenes"):
+            raise ValueError(f"--encoders {self.encoders} is for photographs, without --checkpoints")
+        if self.encoders == "last_layer" and self.side % PATCH:
+            raise ValueError(f"--side is {self.side}; with --encoders last_layer it must be a multiple of {PATCH}")
 
 
 SWEPT = ("method", "epochs", "server_lr", "client_lr", "weighing_temperature", "kd_rate")
@@ -119,7 +136,7 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
         training, server_epochs=(settings.server_passes or passes) * training.server_epochs
     )
     config = dataclasses.replace(config, training=training, weighing_temperature=settings.weighing_temperature)
-    state = settings.kd_state or ("own" if settings.encoders == "frozen" else None)
+    state = settings.kd_state or ("own" if settings.encoders != "trained" else None)
     chosen = {"kd_rate": settings.kd_rate, "kd_state": state, "public_batch": settings.public_batch}
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
     cream = functools.partial(dataclasses.replace, config)
@@ -165,6 +182,7 @@ def _about_all_rows(settings: Settings) -> Settings:
     """The settings with None for those that rows may have of their own, so that all rows find one problem in memory."""
     rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes", "public_batch"))
     same = {"method": "", "rows": (), "teachers": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
+    same |= {"kd_rates": ()}
     return dataclasses.replace(settings, **same, **rates)
 
 
@@ -176,10 +194,20 @@ def _load(settings: Settings, seed: int) -> Problem:
     vocabulary, side, encode = 4000, settings.side, None
     if settings.checkpoints:
         vocabulary = pathlib.Path(settings.checkpoints) / "bert-base-uncased" / "vocab.txt"
+    if settings.encoders != "trained":
+        vocabulary, encode = sources.find("minilm") / "vocab.txt", below_the_last
     if settings.encoders == "frozen":
-        vocabulary, side, encode = sources.find("minilm") / "vocab.txt", 98, frozen
+        side, encode = 98, frozen
     folder = settings.common.data_dir or "."
-    return photo_problem(*given, folder, public=settings.data, side=side, vocabulary=vocabulary, encode=encode)
+    return photo_problem(
+        *given,
+        folder,
+        public=settings.data,
+        side=side,
+        vocabulary=vocabulary,
+        encode=encode,
+        standardised=settings.encoders == "frozen",
+    )
 
 
 @functools.lru_cache(4)
@@ -190,6 +218,8 @@ def _models(settings: Settings) -> Models:
     problem = _load(settings, settings.common.all_seeds[0])
     if settings.encoders == "frozen":
         return on_features(settings.size, settings.common.dtype)
+    if settings.encoders == "last_layer":
+        return on_tokens(settings.size, problem.test)
     fresh = small(settings.size, problem.vocabulary, released, settings.common.dtype)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 

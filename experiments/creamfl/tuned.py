@@ -14,11 +14,10 @@ from typing import Any
 
 from experiments.common import sweeps, tables, tuning
 from experiments.creamfl import study, table
-from fedjax_mm.methods.creamfl import CreamFLConfig
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 
 METRIC = "valid/rsum"
-GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
+GRIDS: Mapping[str, dict[str, Sequence[float]]] = {
     "alone": {"server_passes": (1, 2, 4), "server_lr": (0.016, 0.064, 0.256, 1.024)},
     "FedAvg": {"client_lr": (0.01, 0.03, 0.1), "server_lr": (0.001, 0.004, 0.016, 0.064)},
     "FedIoT": {"client_lr": (0.1, 0.3, 1.0), "server_lr": (0.004, 0.016, 0.064, 0.256)},
@@ -29,6 +28,8 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
 """Of a server that distils nothing, of averaged weights by row, of distillation with a state of its own from clients
 that contrast and from others, and of distillation in a shared state. Each was moved until it held its best inside, but
 that of a server alone, which is best with the fewest passes there are."""
+LAST_LAYER = {"server_lr": (1e-4, 3e-4, 1e-3, 3e-3), "client_lr": (1e-4, 3e-4, 1e-3)}
+"""In place of the rates of GRIDS where the last layer of pretrained encoders is trained."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
@@ -52,13 +53,21 @@ def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, st
     return {name: _with(settings, values) for name, values in best.items()}, notes
 
 
-def grid_of(name: str, config: CreamFLConfig | AveragingConfig) -> Mapping[str, Sequence[float]]:
+def grid_of(settings: study.Settings, name: str) -> dict[str, Sequence[float]]:
     """What is tuned of a row: setting -> its values."""
+    lower = LAST_LAYER if settings.encoders == "last_layer" else {}
+    return {key: lower.get(key, values) for key, values in _grid(settings, name).items()}
+
+
+def _grid(settings: study.Settings, name: str) -> Mapping[str, Sequence[float]]:
+    config = study.variants(settings)[name]
     if isinstance(config, AveragingConfig):
         return GRIDS[name]
     if not config.exchanges:
         return GRIDS["alone"]
-    return GRIDS["shared" if config.kd_state == "shared" else "contrasts" if config.contrasts else "distils"]
+    if config.kd_state == "shared" or not config.contrasts:
+        return GRIDS["shared" if config.kd_state == "shared" else "distils"]
+    return GRIDS["contrasts"] | ({"kd_rate": settings.kd_rates} if settings.kd_rates else {})
 
 
 def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:
@@ -72,7 +81,7 @@ def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:
         tables.folder(dataclasses.replace(settings.common, out=str(out / "tuning")), name, seed),
         lambda **values: study.method_of(_with(settings, values), name, problem, encoders),
         problem.data,
-        grid=grid_of(name, study.variants(settings)[name]),
+        grid=grid_of(settings, name),
         seed=seed,
         rounds=settings.common.rounds,
         per_round=settings.per_round,

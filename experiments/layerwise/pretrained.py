@@ -11,17 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from experiments.common import cli
 from experiments.weights import sources
-from experiments.weights.features import hidden
+from experiments.weights.upper import Upper, given, upper_encoder, uppers
 from fedjax_mm._lazy import require
 from fedjax_mm.data import FederatedData, arrays, audio, av_digits, flickr8k, partition
 from fedjax_mm.methods.augment import random_resized_crop
-from fedjax_mm.models import Transformer, transformer
-from fedjax_mm.models.pretrained import Checkpoint
-from fedjax_mm.models.transformer import Layer
+from fedjax_mm.models import Transformer
 from fedjax_mm.types import PyTree
 
 LAYERS = 3
@@ -67,9 +64,9 @@ class Settings:
     """Hidden units of the projection heads."""
     projection_dim: int = 128
     """Width of the space of the projection heads."""
-    head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    head_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """Rates of the heads that are tried with a frozen trunk; the other rows take the one chosen there."""
-    encoder_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    encoder_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     """Rates of the last stage's encoders that are tried. As all rates, for batches of 256."""
     warm: int = 40
     """Rounds in which heads are trained alone before."""
@@ -127,36 +124,6 @@ class Problem(NamedTuple):
         """The training examples of all clients, of the first alone, or of all as if one had them."""
         owned = {"all": self.owned, "one": self.owned[:1], "pooled": [np.concatenate(self.owned)]}[who]
         return FederatedData.from_arrays(trunk.splits["train"], owned, num_classes=self.num_classes)
-
-
-class Upper(NamedTuple):
-    """A pretrained encoder whose last layers are trained."""
-
-    name: str
-    """In the cache of experiments.weights."""
-    depth: int
-    """Layers that it has."""
-    axes: int
-    """Axes of an example."""
-    layer: Layer
-    """A layer of this family."""
-
-
-def uppers(dropout: float) -> dict[str, Upper]:
-    """Modality -> the encoder. dropout: rate of the trained layers of the text encoder, which was trained with .1."""
-    return {
-        "image": Upper("vit_s14", 9, 3, Layer(6, 1536, epsilon=1e-6)),
-        "text": Upper("minilm", 6, 1, Layer(12, 1536, pre_norm=False, dropout=(dropout, dropout, dropout))),
-        "audio": Upper("whisper_base", 6, 2, Layer(8, 2048, epsilon=1e-5, key_bias=False)),
-    }
-
-
-class Kept(nn.Module):
-    """In place of an encoder's embeddings: what its lower layers gave, as it is."""
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return tokens
 
 
 def load(settings: Settings, seed: int) -> Problem:
@@ -220,43 +187,12 @@ def _av_digits(settings: Settings, seed: int) -> tuple[Mapping[str, Mapping[str,
     return {"image": image, "audio": sound}, {split: {"label": of["label"]} for split, of in splits.items()}
 
 
-def given(upper: Upper, examples: np.ndarray, above: int) -> np.ndarray:
-    """What the layers below the last `above` ones give of examples [E, ...] or [E, V, ...]: [..., T, D] float16."""
-    outer, own = examples.shape[: -upper.axes], examples.shape[-upper.axes :]
-    tokens = hidden(upper.name, upper.depth - above, examples.reshape(-1, *own))
-    return tokens.reshape(*outer, *tokens.shape[1:])
-
-
 def pooled(upper: Upper, tokens: np.ndarray) -> np.ndarray:
     """The features [..., 1, D] float32 of a frozen trunk: the mean of the real tokens [..., T, D] after all layers."""
     x, real = tokens.astype(np.float32), (tokens != 0).any(-1, keepdims=True).astype(np.float32)
     if upper.layer.pre_norm:  # as an encoder whose last norm is fresh
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + upper.layer.epsilon)
     return (x * real).sum(-2, keepdims=True) / real.sum(-2, keepdims=True)
-
-
-def upper_encoder(upper: Upper, tokens: np.ndarray, layers: int) -> tuple[Transformer, PyTree]:
-    """(an encoder of the last `layers` layers, their pretrained parameters); `apply` is the mean of the tokens.
-
-    tokens: [..., T, D] as the layers below them give them, 0 where there is padding.
-    """
-    above = transformer.above(_weights(upper.name), upper.depth - layers)["layers"] if layers else {}
-    model = transformer.stack(
-        Kept(),
-        upper.layer if layers else dataclasses.replace(upper.layer, pre_norm=False),
-        layers,
-        tokens.shape[-1],
-        jax.ShapeDtypeStruct((1, *tokens.shape[-2:]), tokens.dtype),
-        Checkpoint({}, "", ()),
-        mask=lambda x: (x != 0).any(-1),
-        pool="mean",
-    )
-    return model, {"embeddings": {}, "layers": {f"{i:02d}": layer for i, layer in enumerate(above.values())}}
-
-
-@functools.lru_cache(3)
-def _weights(name: str) -> PyTree:
-    return sources.load(name)[1]
 
 
 def crops(images: np.ndarray, views: int, least: float, side: int) -> np.ndarray:

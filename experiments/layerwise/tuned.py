@@ -4,9 +4,9 @@ Fresh heads would spoil pretrained layers, so heads are trained alone before (li
 2022, arXiv 2202.10054): for --warm rounds, on what the layers of a row's first stage give. Each row goes on from there.
 
 Every row tries as many rates on the split `valid` of the first seed: where the trunk is frozen a rate of the heads, and
-else, at the rate of the heads that the rounds before chose, a rate of the encoders. All seeds are trained with what was
-chosen. Of each run the round is chosen on `valid` too, and the server of that round is scored on the test. At equal
-FLOPs every row has those of layer-wise training, and rate and round are chosen within them.
+else, with the rate of the heads that the frozen trunk chose in as many rounds, a rate of the encoders. All seeds are
+trained with what was chosen. Of each run the round is chosen on `valid` too, and the server of that round is scored on
+the test. At equal FLOPs every row has those of layer-wise training, and rate and round are chosen within them.
 """
 
 import dataclasses
@@ -52,6 +52,15 @@ class Row(NamedTuple):
     heads: int | None = LAYERS
     """Layers that the heads were trained on before; None: the heads are fresh."""
     who: Literal["all", "one", "pooled"] = "all"
+
+
+class HeadRates(NamedTuple):
+    """Rates of the heads."""
+
+    before: float
+    """In the rounds in which they are trained alone."""
+    beside: float
+    """Beside layers that are trained."""
 
 
 def low_high(total: int) -> tuple[int, ...]:
@@ -120,14 +129,14 @@ def config_of(settings: Settings, row: Row, head_rate: float, encoder_rate: floa
     )
 
 
-def train(settings: Settings, name: str, head_rate: float, rate: float, seed: int) -> Point:
+def train(settings: Settings, name: str, heads: HeadRates, rate: float, seed: int) -> Point:
     """What a run gives, from its file where it is there already. Raises ValueError where that is of other settings.
 
     rate: the one that is tried, of the encoders or, where the trunk is frozen, of the heads.
     """
     row, common = rows(settings)[name], settings.common
-    config = config_of(settings, row, head_rate, rate) if row.trunk else config_of(settings, row, rate, 0.0)
-    before = None if row.heads is None else (row.heads, head_rate)
+    config = config_of(settings, row, heads.beside, rate) if row.trunk else config_of(settings, row, rate, 0.0)
+    before = None if row.heads is None else (row.heads, heads.before)
     folder = tables.folder(common, f"{name} {rate:g}", seed)
     about = {"data": tables.of_a_run(settings), "row": row._asdict(), "method": dataclasses.asdict(config)}
     about = json.loads(json.dumps(about | {"before": before}))
@@ -270,11 +279,14 @@ def compare(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     depths = {known[name].heads for name in names} - {None}
     given = [(settings, layers, head_rate, seed) for seed in common.all_seeds for layers in depths]
     jobs.done_all(train_heads, given, common.jobs)
-    tried = _tune(settings, names, head_rate)
+    heads = HeadRates(head_rate, head_rate)
+    tried = _tune(settings, [name for name in known if not known[name].trunk and name in {HEADS, *names}], heads)
+    heads = heads._replace(beside=chosen(tried[HEADS], HEADS))
+    tried |= _tune(settings, [name for name in names if known[name].trunk], heads)
     labels = {label: name for name in names for label in known[name].labels}
     picked = {label: chosen(tried[name], label) for label, name in labels.items()}
     runs = [(label, seed) for seed in common.all_seeds for label in labels]
-    given = [(settings, labels[label], head_rate, picked[label], seed) for label, seed in runs]
+    given = [(settings, labels[label], heads, picked[label], seed) for label, seed in runs]
     found: dict[str, list[dict[str, Any]]] = {label: [] for label in labels}
     for (label, _), point in zip(runs, jobs.done_all(train, given, common.jobs), strict=True):
         found[label].append(point["labels"][label])
@@ -282,12 +294,12 @@ def compare(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _tune(settings: Settings, names: Sequence[str], head_rate: float) -> dict[str, dict[float, Point]]:
+def _tune(settings: Settings, names: Sequence[str], heads: HeadRates) -> dict[str, dict[float, Point]]:
     """Row -> rate -> its point at the first seed."""
     known, tried = rows(settings), {}
     rates = lambda name: settings.encoder_rates if known[name].trunk else settings.head_rates
     runs = [(name, rate) for name in names for rate in rates(name)]
-    given = [(settings, name, head_rate, rate, settings.common.all_seeds[0]) for name, rate in runs]
+    given = [(settings, name, heads, rate, settings.common.all_seeds[0]) for name, rate in runs]
     for (name, rate), point in zip(runs, jobs.done_all(train, given, settings.common.jobs), strict=True):
         tried.setdefault(name, {})[rate] = point
     return tried

@@ -15,12 +15,15 @@ from PIL import Image
 
 from experiments.common import cli, tuning
 from experiments.creamfl import data as creamfl_data
-from experiments.creamfl import study, table, teachers, tuned
+from experiments.creamfl import models, study, table, teachers, tuned
 from experiments.creamfl.models import Models, Size, full, pretrained, small
+from experiments.weights import upper as upper_layers
 from fedjax_mm import evaluate
 from fedjax_mm.data import wordpiece
-from fedjax_mm.models import Model, bert, resnet
+from fedjax_mm.models import Model, bert, resnet, transformer
 from fedjax_mm.models import pretrained as pretrained_files
+from fedjax_mm.models.pretrained import Checkpoint
+from fedjax_mm.models.transformer import Layer
 from fedjax_mm.run import records
 from fedjax_mm.run.sweep_files import read_sweep
 
@@ -144,9 +147,46 @@ def test_a_server_alone_takes_as_many_passes_as_it_is_told():
     passes = lambda row, **given: study.variants(dataclasses.replace(SMALL, **given))[row].training.server_epochs
     assert passes("server only") == 2 and passes("server only, one pass") == passes("CreamFL") == 1
     assert passes("server only", server_passes=4) == 4 and passes("CreamFL", server_passes=4) == 1
-    grids = [tuned.grid_of(name, config) for name, config in study.variants(SMALL).items()]
-    points = [np.prod([len(values) for values in grid.values()]) for grid in grids]
-    assert set(points) == {12}  # of every row, tuned or not
+
+
+def test_all_rows_have_as_many_points_and_lower_rates_where_a_layer_is_trained():
+    upper = dataclasses.replace(SMALL, data="flickr8k", encoders="last_layer", side=28, kd_rates=(0.5, 0.7, 0.9))
+    for settings in (SMALL, upper):
+        grids = {name: tuned.grid_of(settings, name) for name in study.variants(settings)}
+        assert {np.prod([len(values) for values in grid.values()]) for grid in grids.values()} == {12}
+    assert grids["CreamFL"] == {"server_lr": tuned.LAST_LAYER["server_lr"], "kd_rate": (0.5, 0.7, 0.9)}
+    with pytest.raises(ValueError, match="--side is 32; with --encoders last_layer it must be a multiple of 14"):
+        dataclasses.replace(upper, side=32)
+    with pytest.raises(ValueError, match="--encoders last_layer is for photographs"):
+        dataclasses.replace(upper, data="scenes")
+
+
+def test_the_last_layer_of_a_pretrained_encoder_is_trained_on_what_the_others_say(monkeypatch):
+    wide = transformer.stack(
+        upper_layers.Kept(), Layer(6, 8), 2, 384, jax.ShapeDtypeStruct((1, 3, 384), np.float32), Checkpoint({}, "", ())
+    )
+    start = jax.device_get(wide.init(jax.random.key(1), np.ones((1, 3, 384), np.float32)))
+    own = {m: upper_layers.Upper("", 2, axes, Layer(6, 8)) for m, axes in (("image", 3), ("text", 1))}
+    monkeypatch.setattr(models, "uppers", lambda dropout: own)
+    monkeypatch.setattr(upper_layers, "_weights", lambda name: start)
+    tokens = np.random.default_rng(0).normal(size=(4, 3, 384)).astype(np.float32)
+    monkeypatch.setattr(upper_layers, "hidden", lambda name, layers, x: tokens[: len(x)] * layers)
+    examples = {"image": np.zeros((2, 2, 14, 14, 3), np.uint8), "text": np.zeros((4, 5), np.int32)}
+    examples = {m: models.below_the_last(m, x) for m, x in examples.items()}
+    assert examples["image"].shape == (2, 2, 3 * 384) and examples["text"].shape == (4, 3 * 384)
+
+    made = models.on_tokens(models.Size(dim=6), {"image": examples["image"][0], "text": examples["text"]})
+    params = made.server["text"].init(jax.random.key(0), examples["text"])
+    chex.assert_trees_all_equal(params["trunk"]["layers"], {"00": start["layers"]["01"]})
+    above = {**start, "layers": {"01": start["layers"]["01"]}}
+    said = wide.tokens({**above, "norm": params["trunk"]["norm"]}, None, below=tokens).mean(1)
+    head = params["head"]
+    np.testing.assert_allclose(
+        made.server["text"].apply(params, examples["text"]),
+        said @ head["kernel"] + head["bias"][None],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("released", [False, True])

@@ -10,8 +10,10 @@ import pytest
 
 from experiments.common import cli
 from experiments.layerwise import pretrained, tuned
-from experiments.layerwise.pretrained import Problem, Settings, Trunk, Upper
+from experiments.layerwise.pretrained import Problem, Settings, Trunk
 from experiments.layerwise.recalibrated import Best, recalibration
+from experiments.weights import upper as upper_layers
+from experiments.weights.upper import Upper
 from fedjax_mm import run
 from fedjax_mm.methods import layerwise
 from fedjax_mm.models import bert, transformer, vit
@@ -35,20 +37,20 @@ def test_upper_layers_go_on_where_the_lower_ones_end(family, monkeypatch):
         batch = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
         upper = Upper("", 3, 3, Layer(2, 8))
     params = model.init(jax.random.key(0), batch)
-    monkeypatch.setattr(pretrained, "_weights", lambda name: params)
+    monkeypatch.setattr(upper_layers, "_weights", lambda name: params)
     keep = lambda name, layers, x: np.asarray(
         model.hidden({**params, "layers": {k: v for k, v in params["layers"].items() if int(k) < layers}}, x)
         * (np.ones((*x.shape[:1], 5, 1)) if x.ndim == 4 else (x != 0)[..., None])
     )
-    monkeypatch.setattr(pretrained, "hidden", keep)
-    tokens = pretrained.given(upper, batch[:, None], 2)[:, 0]  # [E, V, ...]: one view
-    encoder, own = pretrained.upper_encoder(upper, tokens, 2)
+    monkeypatch.setattr(upper_layers, "hidden", keep)
+    tokens = upper_layers.given(upper, batch[:, None], 2)[:, 0]  # [E, V, ...]: one view
+    encoder, own = upper_layers.upper_encoder(upper, tokens, 2)
     if family == "image":
         own["norm"] = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
     assert sorted(own["layers"]) == ["00", "01"]
-    frozen = pretrained.pooled(upper, pretrained.given(upper, batch, 0))
+    frozen = pretrained.pooled(upper, upper_layers.given(upper, batch, 0))
     np.testing.assert_allclose(encoder.apply(own, tokens), frozen[:, 0], atol=1e-5)
-    heads_alone, nothing = pretrained.upper_encoder(upper, frozen, 0)
+    heads_alone, nothing = upper_layers.upper_encoder(upper, frozen, 0)
     np.testing.assert_allclose(heads_alone.apply(nothing, frozen), frozen[:, 0], rtol=1e-6)
     if family == "text":
         np.testing.assert_allclose(frozen[:, 0], model.apply(params, batch), atol=1e-5)
@@ -87,7 +89,7 @@ def problem():
 
 def encoders_of(depth):
     layer, example = Layer(1, 2, pre_norm=False), jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
-    encoder = transformer.stack(pretrained.Kept(), layer, depth, 4, example, Checkpoint({}, "", ()))
+    encoder = transformer.stack(upper_layers.Kept(), layer, depth, 4, example, Checkpoint({}, "", ()))
     first = encoder.init(jax.random.key(0), jnp.zeros((1, 1, 4)))
     return dict.fromkeys(("image", "text"), encoder), dict.fromkeys(("image", "text"), first)
 
@@ -124,6 +126,24 @@ def test_rates_and_rounds_are_chosen_on_validation(tmp_path, study):
         tuned.compare(dataclasses.replace(study, temperature=0.2))
     with pytest.raises(ValueError, match="the row of --rows head is not known"):
         tuned.compare(dataclasses.replace(study, rows=("head",)))
+
+
+def test_beside_trained_layers_heads_have_the_rate_that_the_frozen_trunk_chose(monkeypatch, study):
+    asked = []
+
+    def train(settings, name, heads, rate, seed):
+        asked.append((name, heads, rate))
+        one = {"round": 1, "valid": rate, "test": {"accuracy": 0.5, "macro_f1": 0.5}, "paid": {}}
+        return {"labels": dict.fromkeys(tuned.rows(settings)[name].labels, one)}
+
+    monkeypatch.setattr(tuned, "train_heads", lambda settings, layers, rate, seed: -rate)
+    monkeypatch.setattr(tuned, "train", train)
+    tuned.compare(dataclasses.replace(study, rows=("end-to-end",)))
+    assert [(heads, rate) for name, heads, rate in asked if name == "frozen trunk"] == [
+        ((0.1, 0.1), 0.1),
+        ((0.1, 0.1), 1),
+    ]
+    assert {heads for name, heads, _ in asked if name == "end-to-end"} == {(0.1, 1.0)}
 
 
 def test_a_row_begins_with_the_heads_that_were_trained_before(tmp_path, study):
