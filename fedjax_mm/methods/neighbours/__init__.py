@@ -3,5 +3,6 @@
 Each is a module that is read beside its paper, and is FedAvg's method with some functions replaced: its server's
 (FedNova), its clients' (Ditto, FedRep, pFedMe), or both (SCAFFOLD, FedDyn, IFCA, FeSEM). About modalities are CAR-MFL,
 which borrows those that a client lacks, MFedMC, which chooses those that are sent, FedProto, which sends prototypes of
-each, and FedCLIP, which is FedAvg on frozen features.
+each, and FedCLIP, which is FedAvg on frozen features. Clients of Split-Mix send several narrow networks, those of FedDM
+synthetic examples, and those of PromptFL the context of a prompt.
 """

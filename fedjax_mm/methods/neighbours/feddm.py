@@ -17,8 +17,7 @@ One round:
 A client's synthetic examples have all modalities that it has, and h_w is what the head reads, the mean of their
 embeddings. Where the paper's text was not at hand: w is w_r plus a draw of N(0, I) that is pulled onto the ball, S_k
 starts at N(0, I) in every round, an S_k^c weighs in the server's loss as many real examples as it stands for, and the
-server takes steps on all S_k at once. The paper's differential privacy is not here (`uploads` has Gaussian noise for
-any upload).
+server takes steps on all S_k at once. The paper's differential privacy is not here.
 """
 
 import dataclasses
@@ -75,22 +74,19 @@ def build(config: FedDMConfig, data: HasPopulation, encoders: Encoders, head: Mo
     classes = fitting.count_classes(encoders, head, examples)
     init_server = lambda key: {"params": base.server.init(key)["params"]}
     update = functools.partial(server_update, config, encoders, head)
-    server = base.server._replace(init=init_server, update=update)
     cohorts = {}
     for name, cohort in base.cohorts.items():
         kinds = {m: jax.ShapeDtypeStruct(examples[m].shape[1:], examples[m].dtype) for m in modalities[name]}
-        one = functools.partial(client_update, config, classes, kinds, encoders, head)
-        cohorts[name] = cohort._replace(update=one)
-    return base._replace(server=server, cohorts=cohorts)
+        cohorts[name] = cohort._replace(update=functools.partial(client_update, config, classes, kinds, encoders, head))
+    return base._replace(server=base.server._replace(init=init_server, update=update), cohorts=cohorts)
 
 
 def onto_ball(centre: PyTree, point: PyTree, radius: float | jax.Array) -> PyTree:
     """The point nearest to `point` in the ball of this radius around the centre.
 
-    >>> onto_ball(jnp.array([1.0, 0.0]), jnp.array([4.0, 4.0]), 2.5).tolist()
-    [2.5, 2.0]
-    >>> onto_ball(jnp.array([1.0, 0.0]), jnp.array([1.5, 0.0]), 2.5).tolist()
-    [1.5, 0.0]
+    >>> pull = lambda point: onto_ball(jnp.array([1.0, 0.0]), jnp.array(point), 2.5).tolist()
+    >>> pull([4.0, 4.0]), pull([1.5, 0.0])
+    ([2.5, 2.0], [1.5, 0.0])
     """
     away = optax.tree.sub(point, centre)
     shrink = jnp.minimum(1.0, radius / jnp.maximum(optax.tree.norm(away), 1e-12))
@@ -100,8 +96,7 @@ def onto_ball(centre: PyTree, point: PyTree, radius: float | jax.Array) -> PyTre
 def draw_near(params: PyTree, radius: float | jax.Array, key: Key) -> PyTree:
     """A random w within `radius` of the parameters: N(0, I) around them, pulled onto the ball.
 
-    >>> drawn = draw_near(jnp.zeros(100), 0.5, jax.random.key(0))
-    >>> round(float(jnp.linalg.norm(drawn)), 4)
+    >>> round(float(jnp.linalg.norm(draw_near(jnp.zeros(100), 0.5, jax.random.key(0)))), 4)
     0.5
     """
     leaves, tree = jax.tree.flatten(params)
