@@ -247,7 +247,7 @@ EXEMPT = {
     **{f"data.{room}.": FILES for room in ("advance", "arrays", "audio", "av_digits", "captions", "coco_captions")},
     **{
         f"data.{room}.": FILES
-        for room in ("digits", "flickr8k", "hapt", "images", "mhealth", "opportunity", "prepared")
+        for room in ("digits", "flickr8k", "flickr30k", "hapt", "images", "mhealth", "opportunity", "prepared")
     },
     **{f"data.{room}.": FILES for room in ("scenes", "tables", "ur_fall", "utd_mhad", "vqa", "windows", "wordpiece")},
     **{f"data.streams.{name}": FILES for name in ("files", "records")},

@@ -106,6 +106,27 @@ def command(arguments: Sequence[str], names: Sequence[str]) -> tuple[str, list[s
     return one_of("command", arguments[0], names), list(arguments[1:])
 
 
+def given(flag: str, arguments: Sequence[str]) -> bool:
+    """Whether a flag is among the arguments.
+
+    >>> given("--seed", ["--seed=1"]), given("--seed", ["--seeds", "1"])
+    (True, False)
+    """
+    return any(argument.partition("=")[0] == flag for argument in arguments)
+
+
+def taken(flag: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the value of a flag or None, the arguments without it).
+
+    >>> taken("--preset", ["--data", "vqa", "--preset", "paper"])
+    ('paper', ['--data', 'vqa'])
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(flag, dest="value", nargs="?")
+    early, others = first.parse_known_args(arguments)
+    return early.value, others
+
+
 def one_of(what: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """The name. Raises ValueError that lists the known names where it is not one of them."""
     if name not in known:

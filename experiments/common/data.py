@@ -32,17 +32,31 @@ DATASETS: Mapping[Name, Callable[..., Dataset]] = {  # of a folder, a seed, and 
     "ur_fall": lambda data_dir, seed, labelled=0.1, stride=6: ur_fall.load(
         data_dir, seed=seed, sizes=SIZES | {"labelled": labelled}, stride=stride, lead_in=True
     ),
-    "mhealth": lambda data_dir, seed, labelled=1: mhealth.load_windows(
-        pathlib.Path(data_dir or ".") / "mhealth_chestacc_wristgyro_w100.npz",
-        seed,
-        {"test": 2, "proxy": 1, "labelled": labelled, "valid": 1},
-        steps=25,
+    "mhealth": lambda data_dir, seed, labelled=1, modalities=("accelerometer", "gyroscope"): _mhealth(
+        pathlib.Path(data_dir or "."), seed, {"test": 2, "proxy": 1, "labelled": labelled, "valid": 1}, modalities
     ),
     "utd_mhad": lambda data_dir, seed, labelled=1, stride=12, whole=False: utd_mhad.load(
         data_dir or ".", stride=stride, seed=seed, sizes={**utd_mhad.SIZES, "labelled": labelled}, whole=whole
     ),
     "opportunity": lambda data_dir, seed: opportunity.load(data_dir, seed=seed),
 }
+
+
+def _mhealth(folder: pathlib.Path, seed: int, sizes: Mapping[str, int | float], modalities: Sequence[str]) -> Dataset:
+    """The official logs where they are, else the reduced windows; with these modalities, in this order."""
+    if (folder / "mHealth_subject1.log").is_file():
+        dataset = mhealth.load(folder, seed=seed, sizes=sizes)
+    else:
+        dataset = mhealth.load_windows(folder / "mhealth_chestacc_wristgyro_w100.npz", seed, sizes, steps=25)
+    if unknown := sorted(set(modalities) - set(dataset.modalities)):
+        raise ValueError(f"--modalities has {', '.join(unknown)}; {folder} has {', '.join(dataset.modalities)}")
+    others = set(dataset.modalities) - set(modalities)
+    splits = {name: {k: x for k, x in own.items() if k not in others} for name, own in dataset.splits.items()}
+    return dataset._replace(splits=splits, modalities=tuple(modalities))
+
+
+FOLLOWING = {"mhealth": 24, "opportunity": 24}
+"""Dataset -> frames of its windows, each of which begins where the one before ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +69,9 @@ class Cutting:
     """Frames from the start of a window to that of the next (ur_fall, utd_mhad)."""
     whole: bool = False
     """Whether a window is a whole trial, interpolated at 24 steps (utd_mhad)."""
+    modalities: tuple[str, ...] | None = None
+    """Modalities, of which the first is A in --cohorts: of mhealth's logs, any of accelerometer, gyroscope and
+    magnetometer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +170,18 @@ def tested(problem: Problem, split: str) -> dict[str, np.ndarray]:
     """The arrays of a split that a method is scored on."""
     arrays = problem.dataset.splits[split]
     return {key: arrays[key] for key in (*problem.dataset.modalities, "label", "labels") if key in arrays}
+
+
+def recordings(problem: Problem, split: str) -> dict[str, np.ndarray]:
+    """A split's recordings one after the other, {m: [T, F]} with `labels` [T], of windows that follow one another.
+
+    Raises ValueError for a dataset whose windows do not.
+    """
+    name, arrays = problem.dataset.name, problem.dataset.splits[split]
+    keys = (*problem.dataset.modalities, "labels")
+    if name not in FOLLOWING or any(np.shape(arrays.get(key))[1:2] != (FOLLOWING[name],) for key in keys):
+        raise ValueError("--stateful is for windows that follow one another: mhealth from its logs, and opportunity")
+    return {key: arrays[key].reshape(-1, *arrays[key].shape[2:]) for key in keys}
 
 
 def parse_cohorts(code: str, modalities: Sequence[str]) -> dict[tuple[str, ...], int]:

@@ -20,6 +20,7 @@ from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.types import FedState
 
+OTHERS = "test/stateful/"  # scores of other rows than those of the constant prediction
 COSTS = ("MB down", "MB up", "GFLOP per step", "peak MB", "s per round")
 
 
@@ -32,6 +33,7 @@ class Variant(NamedTuple):
     pool: Callable[[Problem], FederatedData] | None = None  # all examples as those of one client
     score: Callable[[Problem, str], Mapping[str, float]] | None = None
     watch: Sequence[Callable[..., Any]] = ()  # of run.train
+    evaluate: Callable[[Problem, str], Mapping[str, Any]] | None = None  # a problem and a split -> that of run.train
     everyone: bool = False  # all clients take part in every round: a round stands for an epoch and nothing travels
     control: bool = False  # shown apart from the methods
     travels: bool = True  # False: what clients send is not used, and not counted
@@ -138,6 +140,7 @@ def _finish(
     variant, problem = make_variants()[name], load_problem(settings, seed)
     assert variant.build is not None
     tested, common = data.tested(problem, settings.common.split), settings.common
+    others = variant.evaluate(problem, common.split) if variant.evaluate else {}
     if variant.pool:
         problem = problem._replace(data=variant.pool(problem))
     share = 1.0 if variant.pool or variant.everyone else settings.fraction if variant.travels else 0.0
@@ -151,6 +154,7 @@ def _finish(
         rounds=common.rounds,
         per_round=data.taking_part(problem, share),
         test=tested,
+        evaluate=others,
         evaluate_every=max(1, common.rounds // 6),
         checkpoint_every=max(1, common.rounds // 3),
         watch=variant.watch,
@@ -260,6 +264,6 @@ def _with_constant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if "constant" in row:
             values = row.pop("constant")
-            known = {key: key.rpartition("/")[2] for key in tested}
+            known = {key: key.rpartition("/")[2] for key in tested if not key.startswith(OTHERS)}
             row |= {key: over_seeds(values[metric]) for key, metric in known.items() if metric in values}
     return rows

@@ -6,6 +6,8 @@ python -m experiments.creamfl tuned --data flickr8k --data-dir DIR --encoders fr
     compare after each row has chosen its rates on the split valid
 python -m experiments.creamfl teachers --data flickr8k --data-dir DIR --encoders frozen
     what CreamFL's server gains from clients with more and with fewer examples
+python -m experiments.creamfl --data coco --data-dir DIR --checkpoints DIR --preset paper
+    the paper's models, data and settings, for a GPU; --preset code has those of the released code
 python -m experiments.creamfl sweep --grid server_lr=.001,.003 client_lr=.001,.003 --seeds 8
 
 On 2 shared CPU cores a round of CreamFL takes 6.1 s on scenes (1.6 to 3.1 s for the baselines). 15 rounds, 3 seeds, sum
@@ -23,9 +25,12 @@ RENAMED = {"small": "ours", "code": "released"}
 def main(arguments: Sequence[str]) -> object:
     """Runs the command."""
     command, arguments = cli.command(arguments, ("compare", "tuned", "teachers", "sweep"))
+    arguments = _renamed(arguments)
+    of_the_code = any(argument.rpartition("=")[2] == "released" for argument in arguments)
+    presets = study.CODE if of_the_code else study.PRESETS
     if command == "sweep":
-        return sweeps.main(study.PRESETS, _renamed(arguments), __doc__, lambda s: s.common, study.subject, study.SWEPT)
-    settings = cli.parse(study.PRESETS, _renamed(arguments), __doc__)
+        return sweeps.main(presets, arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
+    settings = cli.parse(presets, arguments, __doc__)
     cli.one_of("--method", settings.method, study.variants(settings))
     study.named(settings)
     commands = {"compare": table.compare, "tuned": tuned.compare, "teachers": teachers.compare, "": table.single}

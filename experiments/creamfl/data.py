@@ -2,20 +2,22 @@
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_mm._lazy import require
-from fedjax_mm.data import FederatedData, coco_captions, flickr8k, partition, prepared, scenes, vqa, wordpiece
+from fedjax_mm.data import FederatedData, flickr8k, partition, prepared, scenes, vqa, wordpiece
 
 NEWS = "ag_news_subset"
 
 
 class Questions(NamedTuple):
-    """Questions about pictures: image [E, H, W, 3] uint8, question [E, L] int32, target [E, K] the answers' scores."""
+    """Questions about pictures: image [I, H, W, 3] uint8, and of each question its picture's row [E], its word pieces
+    question [E, L] int32, and target [E, K], the answers' scores."""
 
-    image: np.ndarray
+    image: Any
+    row: np.ndarray
     question: np.ndarray
     target: np.ndarray
 
@@ -42,6 +44,12 @@ class Numbers(NamedTuple):
     """Clients with pairs of an image and a text."""
     per_client: int = 100
     """Examples of a client, on average."""
+    per_image: int | None = None
+    """Images of a client with images alone, at most; None: per_client, and no fewer."""
+    per_text: int | None = None
+    """Texts of a client with texts alone, at most; None: per_client, and no fewer."""
+    per_both: int | None = None
+    """Pairs of a client, of COCO's study at most; None: per_client."""
     public: int = 1000
     """Public pairs."""
     test: int = 500
@@ -71,14 +79,14 @@ def scenes_problem(numbers: Numbers, split: str, alpha: float, seed: int) -> Pro
     public = {m: splits["public"][m] for m in ("image", "text")}
     questions = lambda n, seed: scenes.load("vqa", n, seed=seed, others={}).splits["train"]
     answers = lambda labels: np.eye(len(scenes.ANSWERS), dtype=np.float32)[labels]
-    of = lambda arrays: Questions(arrays["image"], arrays["text"], answers(arrays["label"]))
+    of = lambda asked: Questions(asked["image"], np.arange(len(asked["image"])), asked["text"], answers(asked["label"]))
     asked = of(questions(numbers.asked, seed + 1000)), of(questions(numbers.asked // 4, seed + 1001))
     classes = {"image": len(scenes.SHAPES), "text": len(scenes.SHAPES)}
     other = scenes.make(numbers.pretraining, 1_000_000)  # to tell the largest object's shape and colour
     label = other.shape[:, 0] * len(scenes.COLOURS) + other.colour[:, 0]
     before = {"image": other.image, "text": other.tokens}
     before = {m: {m: x, "label": label} for m, x in before.items()}
-    data = _shared_out(numbers, arrays, public, alpha, seed)
+    data = shared_out(numbers, arrays, public, alpha, seed)
     return Problem(data, test, classes, len(scenes.VOCABULARY), asked, before)
 
 
@@ -88,7 +96,6 @@ def photo_problem(
     alpha: float,
     seed: int,
     data_dir: str,
-    public: Literal["flickr8k", "coco"] = "flickr8k",
     side: int = 32,
     length: int = 24,
     vocabulary: int | str | pathlib.Path = 4000,
@@ -98,9 +105,7 @@ def photo_problem(
     """CIFAR-100 at clients with images, AG's News at those with texts, Flickr8k at those with pairs.
 
     data_dir: a folder with flickr8k (its raw files), tfds (cifar100 and ag_news_subset, prepared), for questions
-        vqa/easy_vqa, and for `public` "coco" a folder coco, as data.coco_captions takes it.
-    public: where the public pairs, with one caption each, and the test photos come from; COCO's are those of val in
-        either split, as the captions of its test are not given out.
+        vqa/easy_vqa.
     side: pixels of all images. length: tokens of a text. vocabulary: so many word pieces, fitted to captions and news,
         or a BERT vocab.txt.
     encode: a frozen encoder, ("image", [E, H, W, 3] uint8) or ("text", [E, L] int32) -> [E, D], whose features then
@@ -109,13 +114,9 @@ def photo_problem(
     """
     folder, rng = pathlib.Path(data_dir), np.random.default_rng(seed)
     numbers = numbers._replace(pretraining=0) if encode else numbers  # a frozen encoder learns no more
-    aside = numbers.public if public == "flickr8k" else 0
-    photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=aside, seed=seed)
+    photos = flickr8k.load(folder / "flickr8k", image=side, length=length, public=numbers.public, seed=seed)
     images, named = {name: arrays["image"] for name, arrays in photos.splits.items()}, photos.captions
-    tested = split if public == "flickr8k" else "valid"
-    if public == "coco":
-        images, named = _coco(folder / "coco", numbers.public, side, length, rng)
-    cifar, news = _labelled(folder / "tfds", split, rng, numbers)
+    cifar, news = labelled(folder / "tfds", split, rng, numbers)
     captions = photos.captions["train"]
     if isinstance(vocabulary, int):  # one for all seeds, which differ in what of Flickr8k is public
         known = sorted([*captions.reshape(-1).tolist(), *named["public"].reshape(-1).tolist()])
@@ -126,13 +127,13 @@ def photo_problem(
     parts = ("pretraining", "train", "test")
     image = {k: {"image": _wide(cifar[k]["image"], side), "label": cifar[k]["label"]} for k in parts}
     text = {k: {"text": tokens(news[k]["text"]), "label": news[k]["label"]} for k in parts}
-    taken = numbers.both * numbers.per_client
-    _check_enough("Flickr8k's train", len(captions), "--numbers.both times --numbers.per-client", taken)
-    _check_enough(f"{public}'s {tested}", len(images[tested]), "--numbers.test", numbers.test)
+    taken = numbers.both * (numbers.per_both or numbers.per_client)
+    check_enough("Flickr8k's train", len(captions), "--numbers.both times --numbers.per-client", taken)
+    check_enough(f"Flickr8k's {split}", len(images[split]), "--numbers.test", numbers.test)
     pairs = rng.permutation(len(captions))[:taken]
     both = {"image": photos.splits["train"]["image"][pairs], "text": tokens(captions[pairs])}
     shared = {"image": images["public"], "text": tokens(named["public"][:, 0])}
-    test = {"image": images[tested][: numbers.test], "text": tokens(named[tested][: numbers.test])}
+    test = {"image": images[split][: numbers.test], "text": tokens(named[split][: numbers.test])}
     test |= {"image/image": image["test"]["image"], "image/label": image["test"]["label"]}
     test |= {"text/text": text["test"]["text"], "text/label": text["test"]["label"]}
     asked = None
@@ -149,10 +150,15 @@ def photo_problem(
     elif (folder / "vqa" / "easy_vqa").is_dir():
         source = {"easy_vqa": vqa.imagefolder(folder / "vqa")["easy_vqa"]}
         tasks = vqa.load(source, (side, side), 32, length, tokenizer=tokenizer, seed=seed)
-        of = lambda arrays: Questions(arrays["image"], arrays["question"], arrays["target"])
-        asked = of(vqa.examples(tasks, "easy_vqa", "train")), of(vqa.examples(tasks, "easy_vqa", "test"))
-    data = _shared_out(numbers, arrays, shared, alpha, seed)
+        asked = questions(tasks, "easy_vqa", "train"), questions(tasks, "easy_vqa", "test")
+    data = shared_out(numbers, arrays, shared, alpha, seed)
     return Problem(data, test, {"image": 100, "text": 4}, tokenizer.get_vocab_size(), asked, before)
+
+
+def questions(tasks: vqa.Tasks, name: str, split: str) -> Questions:
+    """The questions of a client's split."""
+    arrays = tasks.tasks[name].splits[split]
+    return Questions(tasks.image, arrays["image_row"], arrays["question"], arrays["target"])
 
 
 def _wide(images: np.ndarray, side: int) -> np.ndarray:
@@ -164,41 +170,34 @@ def _wide(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([resize(image) for image in images]) if len(images) else np.zeros((0, side, side, 3), np.uint8)
 
 
-def _check_enough(what: str, there: int, argument: str, asked: int) -> None:
+def check_enough(what: str, there: int, argument: str, asked: int) -> None:
     if asked > there:
         raise ValueError(f"{argument} asks for {asked} examples, and {what} has {there}; ask for fewer")
 
 
-def _coco(folder: pathlib.Path, public: int, side: int, length: int, rng: np.random.Generator):
-    """({split: images}, {split: captions}) of COCO: so many public ones of its train, and "valid"."""
-    coco = coco_captions.load(folder, ("train", "valid"), image=side, length=length)
-    there = len(coco.captions["train"])
-    _check_enough("COCO's train", there, "--numbers.public", public)
-    chosen = np.sort(rng.permutation(there)[:public])
-    images = {"public": coco.splits["train"]["image"][chosen], "valid": coco.splits["valid"]["image"]}
-    return images, {"public": coco.captions["train"][chosen], "valid": coco.captions["valid"]}
-
-
-def _labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):
+def labelled(folder: pathlib.Path, split: str, rng: np.random.Generator, numbers: Numbers):
     """({split: arrays} of CIFAR-100, of the news): as many as clients have; tuning tests on training examples.
 
     Of the training examples, those in "pretraining" are the same for all seeds.
     """
     found = []
-    for name, clients in (("cifar100", numbers.image), (NEWS, numbers.text)):
+    kinds = (("cifar100", numbers.image, numbers.per_image), (NEWS, numbers.text, numbers.per_text))
+    for name, clients, most in kinds:
         columns = ("image", "label") if name == "cifar100" else ("title", "description", "label")
         whole = prepared.load(name, folder, "train", columns)
         tested = prepared.load(name, folder, "test", columns) if split == "test" else whole
         if name == NEWS:
             whole, tested = _read(whole), _read(tested)
-        total, train = len(whole["label"]), clients * numbers.per_client
-        _check_enough(f"half of {name}", total // 2, "--numbers.pretraining", numbers.pretraining)
+        total, train = len(whole["label"]), clients * (most or numbers.per_client)
+        check_enough(f"half of {name}", total // 2, "--numbers.pretraining", numbers.pretraining)
         before, order = np.split(np.random.default_rng(0).permutation(total), [numbers.pretraining])
         order = rng.permutation(order)
+        if most:
+            train = min(train, len(order) - (0 if split == "test" else numbers.test))
         rows = order[train : train + numbers.test] if split != "test" else rng.permutation(len(tested["label"]))
         asked = train if split == "test" else train + numbers.test
-        _check_enough(f"{name}, besides {len(before)} to pretrain on,", len(order), "--numbers", asked)
-        _check_enough(f"the test of {name}", len(rows), "--numbers.test", numbers.test)
+        check_enough(f"{name}, besides {len(before)} to pretrain on,", len(order), "--numbers", asked)
+        check_enough(f"the test of {name}", len(rows), "--numbers.test", numbers.test)
         take = lambda arrays, rows: {k: v[rows] for k, v in arrays.items()}
         parts = {"pretraining": take(whole, before), "train": take(whole, order[:train])}
         found.append({**parts, "test": take(tested, rows[: numbers.test]), "all": whole})
@@ -210,10 +209,10 @@ def _read(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"text": np.array([f"{title} {text}".strip().lower() for title, text in pairs]), "label": arrays["label"]}
 
 
-def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> FederatedData:
+def shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int, pairs: Any = None) -> FederatedData:
     """Labelled examples by Dirichlet(alpha), with no client much larger than others, and pairs evenly.
 
-    As in section 1.1 of docs/specs/creamfl.md.
+    As in section 1.1 of docs/specs/creamfl.md. pairs: the rows of each client with pairs, in place of an even draw.
     """
     owned = {}
     for i, (name, columns) in enumerate(arrays.items()):
@@ -221,6 +220,8 @@ def _shared_out(numbers: Numbers, arrays, public, alpha: float, seed: int) -> Fe
         if "label" in columns:
             least = max(2, numbers.per_client // 10)
             owned[name] = partition.dirichlet(columns["label"], clients, alpha, rng, least, balanced=True)
+        elif pairs is not None:
+            owned[name] = pairs
         else:
             owned[name] = partition.iid(len(columns["image"]), clients, rng)
     return FederatedData.from_arrays(arrays, owned, public=public)

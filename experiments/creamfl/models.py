@@ -7,8 +7,8 @@ BERT and GloVe: with fresh ones clients have nothing to teach.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,10 +18,10 @@ from experiments.weights.upper import given, upper_encoder, uppers
 from fedjax_mm import trees
 from fedjax_mm.data import wordpiece
 from fedjax_mm.local import gradient_step
+from fedjax_mm.methods.augment import resized
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
 from fedjax_mm.models import Model, bert, cnn, embedding, mlp, resnet
-from fedjax_mm.models import pretrained as checkpoints
 
 PATCH, WIDTH = 14, 384
 """Pixels of the side of a patch of ViT-S/14, and the width of its tokens and of MiniLM's."""
@@ -65,18 +65,18 @@ def on_features(size: Size, dtype: str = "float32") -> Models:
     return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
 
 
-def on_tokens(size: Size, examples: Mapping[str, np.ndarray]) -> Models:
+def on_tokens(size: Size, examples: Mapping[str, np.ndarray], dtype: str = "float32") -> Models:
     """The last layer of both pretrained encoders, and a linear map of the mean of its tokens; the same everywhere.
 
     examples[m]: what `below_the_last` gives.
     """
-    both = {m: _last_layer(m, examples[m], size.dim) for m in ("image", "text")}
+    both = {m: _last_layer(m, examples[m], size.dim, dtype) for m in ("image", "text")}
     return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
 
 
-def _last_layer(m: str, examples: np.ndarray, dim: int) -> Model:
+def _last_layer(m: str, examples: np.ndarray, dim: int, dtype: str) -> Model:
     tokens = lambda x: x.reshape(len(x), -1, WIDTH)
-    encoder, start = upper_encoder(uppers(0.0)[m], tokens(examples[:1]), 1)
+    encoder, start = upper_encoder(uppers(0.0, dtype)[m], tokens(examples[:1]), 1)
     init = lambda key, x: trees.grow(start, encoder.init(key, tokens(x)))
     return embedding.linear(Model(init, lambda params, x: encoder.apply(params, tokens(x))), dim)
 
@@ -103,13 +103,40 @@ def full(folder: str | pathlib.Path, dim: int, side: int, released: bool, dtype:
 
     folder: resnet-101, resnet-18 and bert-base-uncased as Hugging Face has them, the last with its vocab.txt, and, if
     word vectors are not to start at random, glove.840B.300d.txt. All texts are in BERT's word pieces, of which GloVe
-    knows those that are words; the paper's GRU reads words.
+    knows those that are words; the paper's GRU reads words. Sizes are those of each config.json. Images have another
+    side than `side` where they are stored so, and are then seen as `at_side` says.
     """
     folder = pathlib.Path(folder)
     words = wordpiece.load(folder / "bert-base-uncased" / "vocab.txt").get_vocab()
     words, vectors = sorted(words, key=words.__getitem__), folder / "glove.840B.300d.txt"
     table = embedding.glove(vectors, words) if vectors.is_file() else None
-    return fresh(dim, side, released, len(words), table, lambda model, name: _start(model, folder / name), dtype)
+    trunks = {name: resnet.from_pretrained(folder / name, side, dtype) for name in ("resnet-101", "resnet-18")}
+    trunks["bert-base-uncased"] = bert.from_pretrained(folder / "bert-base-uncased", True, dropout=0.0, dtype=dtype)
+    started = {name: _started(model, jax.device_get(params)) for name, (model, params) in trunks.items()}
+    made = _of_trunks(started, dim, released, len(words), table, dtype)
+    seen = lambda encoders: {m: at_side(model, side) if m == "image" else model for m, model in encoders.items()}
+    clients = {name: seen(encoders) for name, encoders in made.clients.items()}
+    return Models(seen(made.server), clients, clients["both"])
+
+
+def at_side(model: Model, side: int) -> Model:
+    """The same encoder, which sees of larger images [B, H, W, C] the middle square of this side, and smaller ones in
+    this size.
+
+    >>> model = at_side(Model(lambda key, x: x.shape, lambda params, x: x.shape), 4)
+    >>> model.init(None, np.zeros((1, 6, 6, 3))), model.apply((), np.zeros((1, 2, 2, 3)))
+    ((1, 4, 4, 3), (1, 4, 4, 3))
+    """
+
+    def seen(x: jax.Array) -> jax.Array:
+        if min(x.shape[1:3]) < side:
+            return resized(x, (side, side))
+        top, left = ((size - side) // 2 for size in x.shape[1:3])
+        return x[:, top : top + side, left : left + side]
+
+    return model._replace(
+        init=lambda key, x: model.init(key, seen(x)), apply=lambda params, x: model.apply(params, seen(x))
+    )
 
 
 def fresh(
@@ -118,23 +145,30 @@ def fresh(
     released: bool,
     vocabulary: int = 30522,
     table: np.ndarray | None = None,
-    start: Callable = lambda model, name: model.init,
     dtype: jax.typing.DTypeLike = np.float32,
 ) -> Models:
-    """The paper's, which start at random unless `start(model, name of its checkpoint)` gives another `init`."""
-    of = lambda model, name: Model(start(model, name), model.apply, getattr(model, "vocabulary", None))
-    server = {
-        "image": embedding.pie_image(of(resnet.resnet101(side, dtype=dtype), "resnet-101"), dim, dtype),
-        "text": embedding.linear(of(bert.base(dropout=0.0, dtype=dtype), "bert-base-uncased"), dim),
+    """The paper's, which start at random."""
+    trunks: dict[str, Any] = {
+        "resnet-101": resnet.resnet101(side, dtype=dtype),
+        "resnet-18": resnet.resnet18(side, dtype),
     }
-    trunk = of(resnet.resnet18(side, dtype=dtype), "resnet-18")
-    return _with_clients(server, trunk, dim, vocabulary, 300, table, released, dtype)
+    trunks["bert-base-uncased"] = bert.base(dropout=0.0, dtype=dtype)
+    started = {name: _started(model, {}) for name, model in trunks.items()}
+    return _of_trunks(started, dim, released, vocabulary, table, dtype)
 
 
-def _start(model, path: pathlib.Path):
-    """`init` that gives what a checkpoint holds, and fresh values to what it lacks."""
-    start = jax.device_get(checkpoints.load(model, path))
-    return lambda key, x: trees.grow(start, model.init(key, x))
+def _started(model: Any, params: Any) -> Model:
+    """The model whose `init` gives these parameters, and fresh values to what they lack."""
+    init = lambda key, x: trees.grow(params, model.init(key, x)) if params else model.init(key, x)
+    return Model(init, model.apply, getattr(model, "vocabulary", None))
+
+
+def _of_trunks(trunks: Mapping[str, Model], dim: int, released: bool, vocabulary: int, table, dtype) -> Models:
+    server = {
+        "image": embedding.pie_image(trunks["resnet-101"], dim, dtype),
+        "text": embedding.linear(trunks["bert-base-uncased"], dim),
+    }
+    return _with_clients(server, trunks["resnet-18"], dim, vocabulary, 300, table, released, dtype)
 
 
 def _with_clients(server: Encoders, trunk: Model, dim: int, vocabulary: int, width: int, table, released: bool, dtype):

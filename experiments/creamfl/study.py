@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,6 +21,7 @@ from experiments.creamfl.models import (
     pretrained,
     small,
 )
+from experiments.creamfl.paper import Sizes, paper_problem
 from experiments.weights import sources
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
@@ -36,7 +37,8 @@ class Settings:
     data: Literal["scenes", "flickr8k", "coco"] = "scenes"
     """Dataset: scenes are embedded; the others, with CIFAR-100 and AG's News, are read from --data-dir."""
     checkpoints: str | None = None
-    """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models; None takes small models."""
+    """Folder of resnet-101, resnet-18 and bert-base-uncased, the paper's models, which coco needs; None takes small
+    models."""
     encoders: Literal["trained", "frozen", "last_layer"] = "trained"
     """Encoders of photographs and captions: trained ones, or linear maps of what pretrained ones say that stay as they
     are (ViT-S/14 at 98 pixels and MiniLM, which python -m experiments.weights fetches), or these with their last layer
@@ -44,6 +46,11 @@ class Settings:
     side: int = 32
     """Pixels of the side of photographs; 224 for the paper's models, and for last_layer a multiple of 14. Frozen
     encoders take 98, whatever this is."""
+    photo: int | None = None
+    """Pixels of the shorter side of stored photographs, whose aspect is kept and which views of --side are cut from;
+    None: photographs are squashed to --side. coco needs it."""
+    length: int = 24
+    """Word pieces of a text."""
     variant: Annotated[Literal["ours", "paper", "released"], tyro.conf.arg(aliases=["--preset"])] = "ours"
     """Variant of the method: ours has rates for small fresh models, paper the paper's equations, released the
     behaviour of the released code."""
@@ -94,10 +101,18 @@ class Settings:
         cli.at_least(0, pretraining=self.pretraining)
         if not self.alpha > 0:
             raise ValueError(f"--alpha is {self.alpha}; it must be more than 0")
-        if self.encoders != "trained" and (self.checkpoints or self.data == "scenes"):
-            raise ValueError(f"--encoders {self.encoders} is for photographs, without --checkpoints")
+        cli.at_least(3, length=self.length)
+        own = {name: getattr(self.numbers, name) for name in ("per_image", "per_text", "per_both")}
+        if self.data == "scenes" and (given := [name for name, number in own.items() if number is not None]):
+            raise ValueError(
+                f"--numbers.{given[0].replace('_', '-')} says nothing of scenes; give --numbers.per-client"
+            )
+        if self.encoders != "trained" and (self.checkpoints or self.data != "flickr8k"):
+            raise ValueError(f"--encoders {self.encoders} is for photographs of flickr8k, without --checkpoints")
         if self.encoders == "last_layer" and self.side % PATCH:
             raise ValueError(f"--side is {self.side}; with --encoders last_layer it must be a multiple of {PATCH}")
+        if self.photo is not None and (self.data != "coco" or self.photo < self.side):
+            raise ValueError(f"--photo is {self.photo}; it is for --data coco, and at least --side, {self.side}")
 
 
 SWEPT = ("method", "epochs", "server_lr", "client_lr", "weighing_temperature", "kd_rate")
@@ -112,14 +127,30 @@ PRESETS = {
     "coco": Settings(
         "coco",
         variant="paper",
-        numbers=Numbers(per_client=500, public=50_000, test=5000),
+        numbers=Numbers(
+            per_client=500,
+            per_image=5000,
+            per_text=12_000,
+            per_both=9660,
+            public=50_000,
+            test=5000,
+            pretraining=0,
+        ),
         side=224,
+        photo=256,
+        length=64,
         size=Size(dim=512),
         epochs=5,
         at_once=32,
         common=cli.Common(rounds=30, out="runs/creamfl_coco"),
     ),
 }
+
+
+CODE = PRESETS | {
+    "coco": dataclasses.replace(PRESETS["coco"], variant="released", size=Size(dim=256)),
+}
+"""The presets of a command with --preset code: the released code has half of the paper's width."""
 
 
 def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
@@ -130,7 +161,8 @@ def variants(settings: Settings) -> dict[str, CreamFLConfig | AveragingConfig]:
     """
     config = creamfl.VARIANTS[settings.variant]
     rates = {"server_lr": settings.server_lr, "client_lr": settings.client_lr, "both_lr": settings.client_lr}
-    given = {key: rate for key, rate in rates.items() if rate is not None}
+    given: dict[str, Any] = {key: rate for key, rate in rates.items() if rate is not None}
+    given["side"] = None if settings.photo is None else settings.side
     training = dataclasses.replace(config.training, epochs=settings.epochs, at_once=settings.at_once, **given)
     alone = lambda passes: dataclasses.replace(
         training, server_epochs=(settings.server_passes or passes) * training.server_epochs
@@ -191,23 +223,19 @@ def _load(settings: Settings, seed: int) -> Problem:
     given = (settings.numbers, settings.common.split, settings.alpha, seed)
     if settings.data == "scenes":
         return scenes_problem(*given)
-    vocabulary, side, encode = 4000, settings.side, None
+    vocabulary, side, encode, folder = 4000, settings.side, None, settings.common.data_dir or "."
     if settings.checkpoints:
         vocabulary = pathlib.Path(settings.checkpoints) / "bert-base-uncased" / "vocab.txt"
+    if settings.data == "coco":
+        if not settings.checkpoints or settings.photo is None:
+            raise ValueError("--data coco takes the paper's models; give --checkpoints and --photo")
+        return paper_problem(*given, folder, vocabulary, Sizes(settings.photo, settings.length))
     if settings.encoders != "trained":
         vocabulary, encode = sources.find("minilm") / "vocab.txt", below_the_last
     if settings.encoders == "frozen":
         side, encode = 98, frozen
-    folder = settings.common.data_dir or "."
-    return photo_problem(
-        *given,
-        folder,
-        public=settings.data,
-        side=side,
-        vocabulary=vocabulary,
-        encode=encode,
-        standardised=settings.encoders == "frozen",
-    )
+    how = {"side": side, "length": settings.length, "vocabulary": vocabulary, "encode": encode}
+    return photo_problem(*given, folder, **how, standardised=settings.encoders == "frozen")
 
 
 @functools.lru_cache(4)
@@ -219,7 +247,7 @@ def _models(settings: Settings) -> Models:
     if settings.encoders == "frozen":
         return on_features(settings.size, settings.common.dtype)
     if settings.encoders == "last_layer":
-        return on_tokens(settings.size, problem.test)
+        return on_tokens(settings.size, problem.test, settings.common.dtype)
     fresh = small(settings.size, problem.vocabulary, released, settings.common.dtype)
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 

@@ -34,8 +34,8 @@ class Finished(NamedTuple):
 
     folder: pathlib.Path
     answer: dict[str, float] | None
-    end: FedState | None
-    """The last state, of one seed of the methods that are pictured."""
+    seen: dict[str, dict[str, np.ndarray]] | None
+    """{modality: representations}, of one seed of the methods that are pictured; the state itself is let go of."""
 
 
 def compare(
@@ -50,7 +50,7 @@ def compare(
     done = jobs.trained(functools.partial(_finish, dict.fromkeys(names, settings) | dict(own or {})), names, common)
     runs = {name: [report.load(one.folder) for one in same] for name, same in done.items()}
     rows = [chance(settings), *(_row(name, runs[name], [one.answer for one in done[name]]) for name in names)]
-    pictured = _draw(settings, rows, runs, {name: same[0].end for name, same in done.items()})
+    pictured = _draw(settings, rows, runs, {name: same[0].seen for name, same in done.items()})
     last = {name: [run.rows[-1] for run in same] for name, same in runs.items()}
     leader = "CreamFL" if "CreamFL" in names else names[-1]
     differences = tables.ahead(last, leader, {f"test/{key}": key for key in COMPARED})
@@ -79,11 +79,14 @@ def single(settings: study.Settings) -> None:
 def _finish(own: Mapping[str, study.Settings], name: str, seed: int) -> Finished:
     settings = own[name]
     folder, state = study.train(settings, name, seed)
-    kept = name in PICTURED and seed == settings.common.all_seeds[0]
-    return Finished(folder, answer(settings, name, seed, state), state if kept else None)
+    seen = None
+    if name in PICTURED and seed == settings.common.all_seeds[0]:
+        problem = study.load(settings, seed)
+        seen = {m: representations(settings, problem, state, m) for m in MODALITIES}
+    return Finished(folder, answer(settings, name, seed, state), seen)
 
 
-def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, ends: Mapping) -> list[str]:
+def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, seen: Mapping) -> list[str]:
     """Writes bars, curves and representations; the names of the methods whose representations are shown."""
     out = pathlib.Path(settings.common.out)
     bars = {"quality": "test/rsum", "quality_axis": "sum of recalls, %", "cost": ("MB down", "MB up")}
@@ -91,22 +94,20 @@ def _draw(settings: study.Settings, rows: list[dict[str, Any]], runs: Mapping, e
     report.plot_bars(rows, out / "bars.png", label="method", controls=apart, **bars)
     curves = {name: [run.rows for run in runs[name]] for name in [name for name in CURVES if name in runs] or runs}
     plot_curves(curves, ["test/rsum", "test/both/i2t_r10"], out / "curves.png")
-    problem = study.load(settings, settings.common.all_seeds[0])
     pictured = [name for name in PICTURED if name in runs]
     for name in pictured:
-        reps = {m: representations(settings, problem, ends[name], m) for m in MODALITIES}
-        plots.plot_representations(reps, out / f"representations_{name}.png", name)
+        plots.plot_representations(seen[name], out / f"representations_{name}.png", name)
     return pictured
 
 
 def _about(settings: study.Settings) -> str:
     problem, common = study.load(settings, settings.common.all_seeds[0]), settings.common
-    sizes = ", ".join(f"{n} with {name}" for name, n in problem.data.sizes.items())
+    mean = lambda name: float(problem.data.cohorts[name].counts.mean())
+    sizes = ", ".join(f"{n} with {name} ({mean(name):.0f} examples)" for name, n in problem.data.sizes.items())
     return (
-        f"{settings.data}, clients: {sizes}, {settings.numbers.per_client} examples each on average, "
-        f"{settings.per_round} of them a round, {common.rounds} rounds, {settings.numbers.public} public pairs, "
-        f"{len(problem.test['image'])} test pictures; {common.about_seeds}, {common.split} split, variant "
-        f"{settings.variant}."
+        f"{settings.data}, clients: {sizes}, {settings.per_round} of them a round, {common.rounds} rounds, "
+        f"{settings.numbers.public} public pairs, {len(problem.test['image'])} test pictures; "
+        f"{common.about_seeds}, {common.split} split, variant {settings.variant}."
     )
 
 
@@ -135,12 +136,12 @@ def answer(settings: study.Settings, name: str, seed: int, state: FedState) -> d
     models = study.models(settings)
     encoders = models.equal if isinstance(study.variants(settings)[name], AveragingConfig) else models.server
     of = jax.jit(lambda params, m, x: represent(encoders[m], params[m], x), static_argnums=1)
-    params = state.server["params"]
-    reps = [
-        vqa_evaluation.Questions(of(params, "image", q.image), of(params, "text", q.question), q.target)
+    params, pictures = state.server["params"], {id(q.image): q.image for q in problem.questions}  # each of them once
+    seen = {key: np.asarray(of(params, "image", images)) for key, images in pictures.items()}
+    train, test = (
+        vqa_evaluation.Questions(seen[id(q.image)][q.row], np.asarray(of(params, "text", q.question)), q.target)
         for q in problem.questions
-    ]
-    train, test = reps
+    )
     return vqa_evaluation.vqa(vqa_evaluation.VQAProbe(), train, test, jax.random.key(seed))
 
 

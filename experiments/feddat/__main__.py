@@ -4,6 +4,8 @@ python -m experiments.feddat                                     one run, --mode
 python -m experiments.feddat compare --data vqa --data-dir DIR   all modes, the same steps and rates
 python -m experiments.feddat tuned --data vqa --data-dir DIR --trunk runs/fusion --sizes 30 60 120
     compare after each mode has chosen its rate and strength on the split valid; and with fewer questions
+python -m experiments.feddat compare --data vqa --preset paper --benchmark domain --data-dir DIR --trunk DIR --stream
+    the paper's settings over a published trunk, for a GPU
 python -m experiments.feddat sweep --grid training.lr=.003,.01,.03 --seeds 8
 python -m experiments.feddat costs --trunk albef                 what each mode trains and sends of a published trunk
 
@@ -24,9 +26,12 @@ def main(arguments: Sequence[str]) -> object:
     command, arguments = cli.command(arguments, ("compare", "costs", "sweep", "tuned"))
     if command == "costs":
         return cli.call(costs.main, arguments)
+    preset, arguments = cli.taken("--preset", arguments)
+    presets = {None: study.PRESETS, "paper": study.PAPER}
+    cli.one_of("--preset", preset or "paper", ("paper",))
     if command == "sweep":
-        return sweeps.main(study.PRESETS, arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
-    settings = cli.parse(study.PRESETS, arguments, __doc__)
+        return sweeps.main(presets[preset], arguments, __doc__, lambda s: s.common, study.subject, study.SWEPT)
+    settings = cli.parse(presets[preset], arguments, __doc__)
     for mode in (settings.mode, *settings.modes):
         cli.one_of("mode", mode, modes(settings.training))
     return {"compare": table.compare, "tuned": tuned.compare, "": table.single}[command](settings)

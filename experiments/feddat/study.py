@@ -12,9 +12,11 @@ from experiments.feddat import frozen, trunks
 from experiments.feddat.modes import Mode, Widths, make, modes
 from fedjax_mm.data import FederatedData, vqa
 from fedjax_mm.data.scenes import tasks as scene_tasks
+from fedjax_mm.data.vqa.pictures import Resize
 from fedjax_mm.methods.feddat import Answers
 from fedjax_mm.methods.feddat.vqa_tuning import Training
-from fedjax_mm.models import Model
+from fedjax_mm.models import Model, vilt
+from fedjax_mm.streamed import is_streamed, of_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,14 @@ class Settings:
     """Questions that a client is tested on, at most."""
     valid: int = 100
     """Questions that are kept out of train for validation, picture by picture."""
+    unknown: Literal["kept", "dropped"] = "kept"
+    """Questions to which a client knows no answer: they stay in valid and test, where nobody scores on them, or are
+    dropped, as in the released code."""
+    sides: Literal["bucket", "processor"] = "bucket"
+    """Sizes of pictures before a ViLT: to touch a square of the trunk's side, or those of ViLT's own processor, in a
+    bucket for wide and tall ones. ALBEF takes squares."""
+    stream: bool = False
+    """Whether pictures stay on the disk, or in memory, and come to the device batch by batch (docs/streaming.md)."""
     schedule: Literal["whole", "restart"] = "whole"
     """whole: the rate rises and falls once over all rounds, whatever --training.horizon and restart say; restart: as
     these say, by default anew in each round, which never comes to its end."""
@@ -65,6 +75,24 @@ PRESETS = {
 }
 
 
+PAPER = {
+    "vqa": dataclasses.replace(
+        PRESETS["vqa"],
+        benchmark="domain",
+        trunk=None,
+        train=2500,
+        test=500,
+        unknown="dropped",
+        sides="processor",
+        training=Training(),
+        widths=Widths(),
+        common=cli.Common(rounds=30, out="runs/feddat_paper"),
+    )
+}
+"""The presets of a command with --preset paper, as sections 2 and 3 of docs/specs/feddat.md say, but for the schedule
+of the learning rate, which runs over all rounds: in the released code it never comes to its end."""
+
+
 class Problem(NamedTuple):
     """A client a task, and what they all tune."""
 
@@ -87,20 +115,38 @@ def load(settings: Settings, seed: int) -> Problem:
             raise ValueError(f"the trunk {settings.trunk} reads frozen features, and {settings.data} has none")
         if settings.benchmark:
             raise ValueError(f"the trunk {settings.trunk} reads folders of questions; leave --benchmark out")
+        if settings.stream:
+            raise ValueError(f"--stream says nothing: the trunk {settings.trunk} reads features, and no pictures")
         tasks, examples = frozen.load(settings.common.data_dir or ".", trunk.known, asked)
         return _problem(tasks, examples, trunk, settings.common.dtype)
     side, size = trunk.size.image, trunk.size
+    bucket, resize = _bucket(settings, trunk)
     tasks = vqa.load(
         _sources(settings, side, seed),
-        (side, side),
+        bucket,
         size.patch,
         size.length,
         tokenizer=trunk.tokenizer,
-        resize=None if trunk.words is None else lambda *sides: (side, side),
+        resize=resize,
+        drop_unknown=settings.unknown == "dropped",
+        stream=settings.stream,
         **asked,
     )
+    if settings.stream and not is_streamed(tasks.image):
+        tasks = tasks._replace(image=of_array(tasks.image))
     examples = lambda split: vqa.all_examples(tasks, split, trunk.words)
     return _problem(tasks, examples, trunk, settings.common.dtype, trunk.head)
+
+
+def _bucket(settings: Settings, trunk: pretrain_vilt.Trunk) -> tuple[tuple[int, int], Resize | None]:
+    """(the bucket of all pictures, the rule for the size of each) before a trunk."""
+    side, patch = trunk.size.image, trunk.size.patch
+    if trunk.words is not None:
+        return (side, side), lambda *sides: (side, side)
+    if settings.sides == "bucket":
+        return (side, side), None
+    long = 1333 * side // 800 // patch * patch
+    return (long, long), lambda *sides: vilt.resized_size(*sides, short=side, patch=patch)
 
 
 def _sources(settings: Settings, side: int, seed: int) -> Mapping[str, Any]:

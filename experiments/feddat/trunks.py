@@ -9,7 +9,7 @@ from experiments import pretrain_vilt
 from experiments.pretrain_vilt import Size, Trunk
 from fedjax_mm.data import wordpiece
 from fedjax_mm.methods.feddat import Answers, written_answers
-from fedjax_mm.models import Albef, Model, Vilt, adapters, albef, vault
+from fedjax_mm.models import Albef, Model, Vilt, adapters, albef, vault, vilt
 from fedjax_mm.types import PyTree
 
 KNOWN = """a folder of experiments.pretrain_vilt; of ViLT-B/32, with model.safetensors and vocab.txt; of VAuLT, with the
@@ -32,6 +32,9 @@ def load(folder: str | pathlib.Path, dtype: str = "float32") -> Trunk:
         trunk = {part: leaves for part, leaves in params.items() if part != "head"}
         words, tokenizer = model.example["choices"].shape[-1], wordpiece.load(folder / "vocab.txt")
         return Trunk(model, trunk, tokenizer, _size(model), {}, params["head"], words)
+    if (folder / "config.json").is_file():
+        model, params = vilt.from_pretrained(folder, dtype=dtype)
+        return Trunk(model, params, wordpiece.load(folder / "vocab.txt"), _size(model), {})
     return pretrain_vilt.load(folder, dtype)
 
 

@@ -11,13 +11,13 @@ from experiments.common import cli, data, sweeps, tables
 from experiments.common.data import Problem
 from experiments.common.tables import Variant
 from experiments.fedmekt import raw
-from fedjax_mm import report
+from fedjax_mm import evaluate, report, run
 from fedjax_mm.data import FederatedData
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import fedmekt
 from fedjax_mm.methods.fedmekt import FedMEKTConfig, mmfl
 from fedjax_mm.methods.fedmekt.knowledge import distillation_share
-from fedjax_mm.methods.fedmekt.linear_evaluation import Probe
+from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, chunked_f1
 from fedjax_mm.methods.fedmekt.mmfl import MMFLConfig
 from fedjax_mm.models import autoencoder
 from fedjax_mm.models.autoencoder import AutoEncoder
@@ -45,6 +45,9 @@ class Settings:
     autoencoder: Shape = Shape()
     released: bool = False
     """Add a row with the behaviour of the released code, which takes minutes: it sends 150 times as much."""
+    stateful: bool = False
+    """Score every frame of the test recordings too, read in chunks of 2000 with one state each and classified as in the
+    released code: test/stateful/..., beside the scores of windows. For mhealth's logs and opportunity."""
     rows: tuple[str, ...] = ()
     """Rows of the command `tuned`, by their names; none given: all."""
     rates: tuple[float, ...] = (0.002, 0.008, 0.032, 0.128)
@@ -55,6 +58,7 @@ class Settings:
 
 SWEPT = [*sweeps.fields(FedMEKTConfig, "method."), *sweeps.fields(Shape, "autoencoder.")]
 WINDOW = Probe(unit="window")
+STATEFUL = Probe(unit="frame", classifier="adam", stream=2000)
 WIDE = Shape(width=16, readout=True)
 
 
@@ -108,6 +112,22 @@ def autoencoder_of(shape: Shape, problem: Problem) -> AutoEncoder:
     return autoencoder.split_lstm(features, **dataclasses.asdict(shape), dtype=problem.dtype)
 
 
+def stateful(module: Any, config: Any, shape: Shape, problem: Problem, split: str) -> dict[str, Any]:
+    """{name: score} of a row's encoders on every frame of the recordings of a split (1.6)."""
+    method = method_of(module, dataclasses.replace(config, probe=STATEFUL), shape, problem)
+    return {"test/stateful": run.scores(method, data.recordings(problem, split))}
+
+
+def constant_frames(problem: Problem, split: str) -> dict[str, float]:
+    """What the commonest class of the training frames scores on every frame of the recordings of a split."""
+    train, classes = problem.dataset.splits["train"]["labels"], len(problem.dataset.classes)
+    labels = data.recordings(problem, split)["labels"]
+    commonest = np.full(len(labels), np.bincount(train.ravel()).argmax())
+    scores = evaluate.classification(labels, commonest, classes) | {"official_f1": chunked_f1(labels, commonest)}
+    both = "+".join(problem.dataset.modalities)
+    return {f"stateful/{m}/{key}": x for m in (*problem.dataset.modalities, both) for key, x in scores.items()}
+
+
 def controls(settings: Settings) -> dict[str, Variant]:
     """Constant prediction; raw windows; a random frozen encoder; the server without knowledge of any client; clients
     alone; one autoencoder on all clients' windows."""
@@ -146,7 +166,11 @@ def variants(settings: Settings) -> dict[str, Variant]:
     if settings.released:
         released = dataclasses.replace(fedmekt.VARIANTS["released"], probe=settings.method.probe)
         rows["FedMEKT released"] = variant(fedmekt, released, Shape())
-    return rows
+    if not settings.stateful:
+        return rows
+    of = lambda row: functools.partial(stateful, *row.build.args) if row.build else None
+    rows = {name: row._replace(evaluate=of(row)) for name, row in rows.items()}
+    return {"constant, of frames": Variant(None, score=constant_frames, control=True), **rows}
 
 
 def compare(settings: Settings) -> list[dict[str, Any]]:

@@ -131,14 +131,17 @@ def _trained(settings: study.Settings, problem: Problem, name: str, seed: int) -
         first = jax.random.fold_in(jax.random.key(seed), 0)  # as run.sweep draws first states
         server = jax.jit(functools.partial(init_server, build(0.0)))(first)
         return [{"value": 0.0, "share": {}} | scored for scored in scores(ae, server["params"], problem)]
+    common = settings.problem.common
     fraction = settings.problem.fraction if row.fraction is None else row.fraction
     sweep = run.sweep(
         build,
         problem.data,
         grid={"value": list(row.values)},
         seeds=(seed,),
-        rounds=settings.problem.common.rounds,
+        rounds=common.rounds,
         per_round=data.taking_part(problem, fraction),
+        chunk=None if common.chunk in (1, "1", "auto") else int(common.chunk),
+        devices=common.devices or 1,
         log=lambda line: None,
     )
     points = []

@@ -134,7 +134,7 @@ def load(settings: Settings, seed: int) -> Problem:
 @functools.lru_cache(2)
 def _load(settings: Settings, seed: int) -> Problem:
     examples, labels = (_flickr8k if settings.data == "flickr8k" else _av_digits)(settings, seed)
-    own = uppers(settings.dropout)
+    own = uppers(settings.dropout, settings.common.dtype)
     trunk = functools.partial(_trunk, {m: own[m] for m in examples}, examples, labels)
     rng = np.random.default_rng((seed, 1))
     if labels:

@@ -24,11 +24,11 @@ def compare(settings: study.Settings) -> list[dict[str, Any]]:
     report.plot_curves([r for same in runs.values() for r in same], ["all/loss", quality], out / "curves.png")
     paid_axis = {"cost": ("MB in all",), "cost_axis": "MB of a client, in all rounds"}
     report.plot_bars(rows, out / "bars.png", quality=quality, label="plan", controls=(rows[0]["plan"],), **paid_axis)
-    problem = study.load(settings, common.all_seeds[0])
+    problem, rounds = study.load(settings, common.all_seeds[0]), settings.rounds_of_stages
     skewed = f" (Dirichlet {settings.alpha:g})" if problem.num_classes else ""
     about = (
-        f"{settings.data}, {settings.clients} clients{skewed}, {settings.per_round} a round, {common.rounds} rounds in "
-        f"{settings.stages} stages, {common.about_seeds}, {common.split} split, "
+        f"{settings.data}, {settings.clients} clients{skewed}, {settings.per_round} a round, {sum(rounds)} rounds in "
+        f"stages of {', '.join(map(str, rounds))}, {common.about_seeds}, {common.split} split, "
         f"{len(next(iter(problem.test.values())))} examples."
     )
     parts = ["![scores and bytes](bars.png)", "![curves](curves.png)", "## All metrics"]
@@ -56,8 +56,10 @@ def chance(settings: study.Settings) -> dict[str, Any]:
     captions = problem.test["text"].size // problem.test["text"].shape[-1]
     each = captions // images
     for k in (1, 5, 10, 50):
-        missed = np.prod([(captions - each - i) / (captions - i) for i in range(k)])
-        scores |= {f"test/i2t_r{k}": 100 * float(1 - missed), f"test/t2i_r{k}": 100 * k / images}
+        missed = np.prod([(captions - each - i) / (captions - i) for i in range(min(k, captions))])
+        scores |= {f"test/i2t_r{k}": 100 * float(1 - missed), f"test/t2i_r{k}": 100 * min(1.0, k / images)}
+    for name, arrays in problem.zero_shot.items():
+        scores[f"test/{name}/zero_shot_accuracy"] = float(np.bincount(arrays["label"]).max() / len(arrays["label"]))
     return {"plan": "chance", **scores}
 
 

@@ -29,13 +29,15 @@ class Upper(NamedTuple):
     """A layer of this family."""
 
 
-def uppers(dropout: float) -> dict[str, Upper]:
-    """Modality -> the encoder. dropout: rate of the trained layers of the text encoder, which was trained with .1."""
-    return {
+def uppers(dropout: float, dtype: str = "float32") -> dict[str, Upper]:
+    """Modality -> the encoder. dropout: rate of the trained layers of the text encoder, which was trained with .1.
+    dtype: type of the trained layers' arithmetic."""
+    found = {
         "image": Upper("vit_s14", 9, 3, Layer(6, 1536, epsilon=1e-6)),
         "text": Upper("minilm", 6, 1, Layer(12, 1536, pre_norm=False, dropout=(dropout, dropout, dropout))),
         "audio": Upper("whisper_base", 6, 2, Layer(8, 2048, epsilon=1e-5, key_bias=False)),
     }
+    return {m: one._replace(layer=dataclasses.replace(one.layer, dtype=dtype)) for m, one in found.items()}
 
 
 class Kept(nn.Module):

@@ -30,12 +30,14 @@ def load(
     limit: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     stream: bool = False,
+    centre: bool = False,
 ) -> Captioned:
     """Returns COCO captions with `image` [I, image, image, 3] uint8 as read-only memory maps, or as Streamed arrays.
 
     data_dir: the folder with train2017, val2017 and annotations of the official files, or else the one that holds
     TFDS's prepared `coco_captions` (array_record; its splits are Karpathy's of 2014, with `test` and `restval` too).
-    splits: some of train, valid (and test, restval). image: pixels of a side; photos are squashed to a square.
+    splits: some of train, valid (and test, restval). image: pixels of a side; photos are squashed to a
+    square, or with `centre` keep their aspect, and lose what is outside of their middle square.
     length, tokenizer, vocabulary: as in `captions.tokenized`; without a tokenizer one is fitted to the captions of the
     first split named. limit: at most so many photos of each split, from the first on in the order of COCO's ids.
     cache_dir: where the decoded photos are kept, written at the first call (None: the user's cache); 224 x 224 pixels
@@ -57,8 +59,9 @@ def load(
     for split in splits:
         photos = read(data_dir, split, limit)
         arguments.say_fewer(f"split {split!r} of {data_dir}", len(photos.names), limit=limit)
-        row = functools.partial(_decode, photos, image)
-        path = images.cache_file(cache_dir, "coco_captions", split, image, len(photos.names), photos.version)
+        row = functools.partial(_decode, photos, image, centre)
+        about = (split, image, *["centre"] * centre, len(photos.names), photos.version)
+        path = images.cache_file(cache_dir, "coco_captions", *about)
         if stream:
             pictures[split] = of_rows(row, len(photos.names), (image, image, 3), np.uint8, version=path.name)
         else:
@@ -76,8 +79,8 @@ class _Photos(NamedTuple):
     version: str  # of the files they come from
 
 
-def _decode(photos: _Photos, size: int, place: int) -> np.ndarray:
-    return images.decode(photos.content(place), size, photos.names[place])
+def _decode(photos: _Photos, size: int, centre: bool, place: int) -> np.ndarray:
+    return images.decode(photos.content(place), size, photos.names[place], centre)
 
 
 def _official(data_dir: pathlib.Path, split: str, limit: int | None) -> _Photos:

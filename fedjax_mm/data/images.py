@@ -4,7 +4,8 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,9 +16,10 @@ from fedjax_mm.data import arguments, pixels, prepared
 DECODING = "v2"  # of what is kept in files: 1 left photos sideways and transparent parts in hidden colours
 
 
-def decode(content: bytes, size: int, name: str | os.PathLike) -> np.ndarray:
+def decode(content: bytes, size: int, name: str | os.PathLike, centre: bool = False) -> np.ndarray:
     """Returns an encoded picture as uint8 [size, size, 3], squashed to a square (bilinear, antialiased).
 
+    centre: it keeps its aspect instead: its shorter side becomes `size`, and of the longer one the middle is cut out.
     It is what a viewer shows: turned as its EXIF orientation says, transparent parts over white. A JPEG that is more
     than twice too large is decoded at a reduced scale. Raises ValueError, with the picture's name, where it is cut off
     or no picture, or would take more memory than `pixels.MOST_PIXELS` allows.
@@ -25,12 +27,21 @@ def decode(content: bytes, size: int, name: str | os.PathLike) -> np.ndarray:
     arguments.check_whole(1, size=size)
     bilinear = _lazy.require("PIL.Image", "text").Resampling.BILINEAR
     with pixels.opened(content, name) as picture:
-        return np.asarray(pixels.rgb(pixels.upright(picture, (size, size))).resize((size, size), bilinear))
+        height, width = _around(pixels.size(picture), size) if centre else (size, size)
+        shown = pixels.rgb(pixels.upright(picture, (height, width))).resize((width, height), bilinear)
+        top, left = (height - size) // 2, (width - size) // 2
+        return np.asarray(shown)[top : top + size, left : left + size]
 
 
-def read(path: str | os.PathLike, size: int) -> np.ndarray:
+def _around(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    """The (height, width) of a picture whose shorter side becomes `size`."""
+    height, width = (max(size, round(side * size / min(sides))) for side in sides)
+    return height, width
+
+
+def read(path: str | os.PathLike, size: int, centre: bool = False) -> np.ndarray:
     """Returns the picture of a file as `decode` does. Raises FileNotFoundError too."""
-    return decode(pathlib.Path(path).read_bytes(), size, path)
+    return decode(pathlib.Path(path).read_bytes(), size, path, centre)
 
 
 def memory_map(path: str | os.PathLike, number: int, row: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -71,6 +82,20 @@ def memory_map(path: str | os.PathLike, number: int, row: Callable[[int], np.nda
 def cache_file(cache_dir: str | os.PathLike | None, *parts: object) -> pathlib.Path:
     """Returns the path of a memory map in `cache_dir` (None: the user's cache): its parts joined by "_", and .npy."""
     return pathlib.Path(cache_dir or prepared.cache_dir()) / ("_".join(map(str, (*parts, DECODING))) + ".npy")
+
+
+def check_there(paths: Sequence[pathlib.Path]) -> None:
+    """Raises FileNotFoundError, with the first picture that is missing and how many are."""
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"there is no picture {missing[0]} ({len(missing)} of {len(paths)} are missing); copy or download them"
+        )
+
+
+def version(paths: Sequence[pathlib.Path], *how: object) -> str:
+    """Returns a text that tells these pictures, in this order and decoded in this way, from others."""
+    order = zlib.crc32("\n".join(map(str, (*paths, *how))).encode())
+    return " ".join(map(str, (listing(paths), order, *how, DECODING)))
 
 
 def listing(paths: Iterable[pathlib.Path]) -> str:

@@ -9,7 +9,6 @@ and `coco_captions.load(..., stream=True)` give such arrays too. docs/streaming.
 
 import os
 import pathlib
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,22 +41,22 @@ def files(
     index: Any = None,
     threads: int | None = None,
     kept_bytes: int = KEPT_BYTES,
+    centre: bool = False,
 ) -> Streamed:
     """Returns the pictures of files as an array [E, size, size, 3] uint8, each decoded when a step asks for it.
 
     index: [E] int, the number of each example's path, so that a picture of several examples is decoded once for all of
-    them in a batch and kept once; None: a path is an example. size: as of images.decode. threads: how many decode;
-    None: as many as there are processors. kept_bytes: of pictures that stay decoded in memory, the first that come.
+    them in a batch and kept once; None: a path is an example. size, centre: as of images.decode. threads: how many
+    decode; None: as many as there are processors. kept_bytes: of pictures that stay decoded in memory, the first that
+    come.
     Raises FileNotFoundError, with the first file that is missing, and ValueError for wrong arguments.
     """
     arguments.check_whole(1, size=size)
     arguments.check_whole(0, kept_bytes=kept_bytes)
     found = [pathlib.Path(path) for path in paths]
-    if missing := [path for path in found if not path.is_file()]:
-        raise FileNotFoundError(f"there is no picture {missing[0]} ({len(missing)} of {len(found)} are missing)")
-    read = lambda number: images.read(found[number], size)
-    order = zlib.crc32("\n".join(map(str, found)).encode())
-    version = f"{images.listing(found)} {order} {size} {images.DECODING}"
+    images.check_there(found)
+    read = lambda number: images.read(found[number], size, centre)
+    version = images.version(found, size, *["centre"] * centre)
     kept = {"index": index, "version": version, "threads": threads, "kept_bytes": kept_bytes}
     return of_rows(read, len(found), (size, size, 3), np.uint8, **kept)
 

@@ -1,7 +1,10 @@
 """Random views of examples, drawn inside a client's step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import jax.scipy.ndimage
 
 from fedjax_mm.types import Key
 
@@ -46,6 +49,52 @@ def random_resized_crop(
     return resized_parts(images, draw(2, 0.0, 1.0) * (1 - tall), tall, draw(3, 0.0, 1.0) * (1 - wide), wide, size)
 
 
+def mirrored(key: Key, images: jax.Array) -> jax.Array:
+    """Images [B, H, W, C], each of them flipped from left to right with a chance of one half.
+
+    >>> images = jnp.arange(2.0).reshape(1, 1, 2, 1)
+    >>> sorted({tuple(mirrored(jax.random.key(i), images).ravel().tolist()) for i in range(9)})
+    [(0.0, 1.0), (1.0, 0.0)]
+    """
+    turned = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(turned, images[:, :, ::-1], images)
+
+
+def rotated(key: Key, images: jax.Array, degrees: float) -> jax.Array:
+    """Images [B, H, W, C], each turned around its centre by a uniform angle in [-degrees, degrees], in the same type.
+
+    It is bilinear, and 0 where nothing of the image comes to lie. Integers are rounded.
+
+    >>> white = jnp.full((1, 8, 8, 1), 255, jnp.uint8)
+    >>> turned = rotated(jax.random.key(0), white, 45.0)[0, :, :, 0]
+    >>> int(turned[4, 4]), turned.shape, turned.dtype.name
+    (255, (8, 8), 'uint8')
+    """
+    angle = jax.random.uniform(key, (len(images),), minval=-degrees, maxval=degrees) * jnp.pi / 180
+    middle = (jnp.array(images.shape[1:3], jnp.float32) - 1) / 2
+    across = jnp.stack(jnp.meshgrid(*(jnp.arange(size) for size in images.shape[1:3]), indexing="ij"))
+    y, x = across - middle[:, None, None]
+
+    def one(image: jax.Array, angle: jax.Array) -> jax.Array:
+        sine, cosine = jnp.sin(angle), jnp.cos(angle)
+        places = [cosine * y - sine * x + middle[0], sine * y + cosine * x + middle[1]]
+        turn = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=places, order=1)
+        return jax.vmap(turn, in_axes=-1, out_axes=-1)(image)
+
+    return _as(jax.vmap(one)(images.astype(jnp.float32), angle), images.dtype)
+
+
+def random_part(key: Key, images: jax.Array, share: float, size: tuple[int, int]) -> jax.Array:
+    """A part of each image [B, H, W, C] at a random place, `share` of its height and width, resized to `size`.
+
+    >>> random_part(jax.random.key(0), jnp.ones((2, 9, 9, 3)), 2 / 3, (6, 6)).shape
+    (2, 6, 6, 3)
+    """
+    top, left = jax.random.uniform(key, (2, len(images)), maxval=1 - share)
+    all_of_it = jnp.full(len(images), share)
+    return resized_parts(images, top, all_of_it, left, all_of_it, size)
+
+
 def resized(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Whole images [B, H, W, C] resized to `size`; as they are where they have it.
 
@@ -85,9 +134,14 @@ def resized_parts(
         rows, columns = _scaling(images.shape[1], size[0], top, tall), _scaling(images.shape[2], size[1], left, wide)
     x = jnp.einsum("bih,bhwc->biwc", rows, images.astype(jnp.float32))
     x = jnp.einsum("bjw,biwc->bijc", columns, x)
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        x = jnp.clip(jnp.round(x), 0, jnp.iinfo(images.dtype).max)
-    return x.astype(images.dtype)
+    return _as(x, images.dtype)
+
+
+def _as(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Pixels in a type; integers are rounded."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        x = jnp.clip(jnp.round(x), 0, jnp.iinfo(dtype).max)
+    return x.astype(dtype)
 
 
 def _interpolation(size: int, start: jax.Array, share: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_mm.checks import say
 from fedjax_mm.models.attention import dropout
 from fedjax_mm.models.checks import check_dtype, check_number, check_sizes
 from fedjax_mm.models.layers import run_module
@@ -101,6 +102,24 @@ class _Pieces(NamedTuple):
     embeddings_dropout: float
     mask: Callable[[jax.Array], jax.Array | None]
     pool: Pool
+    remat: bool = False
+
+
+def remat(model: Transformer) -> Transformer:
+    """The same encoder, which keeps what enters each layer alone, and computes what is inside again for the gradient.
+
+    A third more time buys the activations of all layers but one (Chen et al. 2016, arXiv 1604.06174). Results differ by
+    rounding. Raises ValueError for an encoder that `stack` has not made.
+
+    >>> example = jax.ShapeDtypeStruct((1, 3, 2), jnp.float32)
+    >>> model = remat(stack(nn.Dense(4), Layer(heads=2, mlp=8), 1, 4, example, Checkpoint({}, "", ())))
+    >>> jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0), example), example).shape
+    (1, 4)
+    """
+    pieces = model.apply.args[0] if isinstance(model, Transformer) and isinstance(model.apply, functools.partial) else 0
+    if not isinstance(pieces, _Pieces):
+        raise ValueError(f"model is {say(model)}; give an encoder as vit.encoder and its siblings make it")
+    return model._replace(**_functions(pieces._replace(remat=True)))
 
 
 def stack(
@@ -143,8 +162,14 @@ def stack(
     if pool not in get_args(Pool):
         raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(get_args(Pool))}")
     pieces = _Pieces(embeddings, layer, norm, depth, width, pooler, embeddings_dropout, mask, pool)
-    init, apply, tokens, hidden = (functools.partial(f, pieces) for f in (_init, _apply, _tokens, _hidden))
-    return Transformer(depth, width, init, apply, tokens, example, checkpoint, vocabulary, hidden)
+    return Transformer(
+        depth=depth, width=width, example=example, checkpoint=checkpoint, vocabulary=vocabulary, **_functions(pieces)
+    )
+
+
+def _functions(pieces: _Pieces) -> dict[str, Callable]:
+    all_of_them = {"init": _init, "apply": _apply, "tokens": _tokens, "hidden": _hidden}
+    return {name: functools.partial(f, pieces) for name, f in all_of_them.items()}
 
 
 def _init(pieces: _Pieces, key: Key, batch: jax.Array) -> PyTree:
@@ -174,13 +199,15 @@ def _hidden(
     def drops(number: int, place: int) -> Key | None:
         return None if key is None or number < dropout_from else jax.random.fold_in(key, place)
 
+    run = functools.partial(run_module, pieces.layer)
+    run = jax.checkpoint(run) if pieces.remat else run
     x = below
     if x is None:
         x = run_module(pieces.embeddings, params["embeddings"], batch)
         x = dropout(x, pieces.embeddings_dropout, drops(0, 0))
     for name in sorted(params["layers"], key=int):
         number = int(name)
-        x = run_module(pieces.layer, params["layers"][name], x, pieces.mask(batch), drops(number, 1 + number))
+        x = run(params["layers"][name], x, pieces.mask(batch), drops(number, 1 + number))
     return x.astype(jnp.float32)
 
 

@@ -29,6 +29,15 @@ def test_a_picture_is_squashed_to_a_square_and_kept_as_it_is_where_it_is_one():
     np.testing.assert_array_equal(grey, np.repeat(noise[..., :1], 3, 2))
 
 
+def test_a_picture_whose_aspect_is_kept_is_its_middle_square():
+    wide = np.random.default_rng(0).integers(0, 256, (30, 61, 3), np.uint8)
+    for pixels in (wide, wide.swapaxes(0, 1)):
+        content, long = jpeg(pixels, "PNG"), (15, 30) if pixels is wide else (30, 15)
+        whole = np.asarray(Image.fromarray(pixels).resize(long[::-1], Image.Resampling.BILINEAR))
+        middle = whole[:, 7:22] if pixels is wide else whole[7:22]
+        np.testing.assert_array_equal(images.decode(content, 15, "a.png", centre=True), middle)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 0.5, 0.97])
 def test_a_damaged_picture_is_named(tmp_path, kind, keep):

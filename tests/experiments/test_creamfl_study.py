@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import shutil
 import types
 
@@ -11,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.common import cli, tuning
 from experiments.creamfl import data as creamfl_data
-from experiments.creamfl import models, study, table, teachers, tuned
+from experiments.creamfl import models, paper, study, table, teachers, tuned
 from experiments.creamfl.models import Models, Size, full, pretrained, small
 from experiments.weights import upper as upper_layers
 from fedjax_mm import evaluate
@@ -47,14 +47,29 @@ FLAT = Model(lambda key, x: {"w": jax.random.normal(key, (32 * 32 * 3, 8)) / 50}
 
 
 def test_compare_writes_a_table_with_controls_and_pictures(tmp_path, monkeypatch, capsys):
-    kept = ("server only", "CreamFL")
+    kept = ("CreamFL", "server only")
     both = {"image": FLAT, "text": FLAT}  # matrices, which compile in no time
     made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
     monkeypatch.setattr(study, "models", lambda *given: made)
     settings = dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, out=str(tmp_path)))
     own = {"CreamFL": dataclasses.replace(settings, server_lr=0.5)}
     settings = dataclasses.replace(settings, rows=kept)
+    study.load(settings, 0)
+    train, held = study.train, []
+
+    def cut_off(given, name, seed):  # between two rows, once
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        if name == "server only" and len(held) == 2:
+            raise KeyboardInterrupt
+        return train(given, name, seed)
+
+    monkeypatch.setattr(study, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        table.compare(settings, own)
+    log = (tmp_path / "CreamFL" / "seed0" / "metrics.jsonl").read_bytes()
     rows = {row["method"]: row for row in table.compare(settings, own, ["what was tried"])}
+    assert (tmp_path / "CreamFL" / "seed0" / "metrics.jsonl").read_bytes() == log
+    assert held[1] - held[0] < 4 * 32 * 32 * 3 * 8  # of the row before not even one encoder is held
     assert list(rows) == ["chance", *kept]
     for name, rate in (("server_only", 3e-3), ("CreamFL", 0.5)):
         config = json.loads((tmp_path / name / "seed0" / "config.json").read_text())["config"]
@@ -167,7 +182,7 @@ def test_the_last_layer_of_a_pretrained_encoder_is_trained_on_what_the_others_sa
     )
     start = jax.device_get(wide.init(jax.random.key(1), np.ones((1, 3, 384), np.float32)))
     own = {m: upper_layers.Upper("", 2, axes, Layer(6, 8)) for m, axes in (("image", 3), ("text", 1))}
-    monkeypatch.setattr(models, "uppers", lambda dropout: own)
+    monkeypatch.setattr(models, "uppers", lambda dropout, *dtype: own)
     monkeypatch.setattr(upper_layers, "_weights", lambda name: start)
     tokens = np.random.default_rng(0).normal(size=(4, 3, 384)).astype(np.float32)
     monkeypatch.setattr(upper_layers, "hidden", lambda name, layers, x: tokens[: len(x)] * layers)
@@ -205,21 +220,20 @@ def test_every_server_takes_as_many_steps_but_the_one_that_shows_what_they_do():
         assert passes == (1 if "one pass" in name else 2)
 
 
-def test_full_models_start_from_their_checkpoints(tmp_path, monkeypatch):
+def test_full_models_start_from_their_checkpoints(tmp_path):
     tiny = {
-        "resnet-101": resnet.encoder((1,), (8,), norm="batch", image=32),
-        "resnet-18": resnet.encoder((1,), (4,), norm="batch", image=32),
-        "bert-base-uncased": bert.encoder(vocabulary=7, dim=8, depth=1, heads=2, mlp=8, positions=9),
+        "resnet-101": resnet.encoder((1,), (8,), norm="batch", normalise="imagenet", image=32),
+        "resnet-18": resnet.encoder((1,), (4,), norm="batch", normalise="imagenet", image=32),
+        "bert-base-uncased": bert.encoder(7, types=2, pooler=True, dim=8, depth=1, heads=2, mlp=8, positions=9),
     }
-    for module, name, kind in ((resnet, "resnet101", "resnet-101"), (resnet, "resnet18", "resnet-18")):
-        monkeypatch.setattr(module, name, lambda side, model=tiny[kind], **settings: model)
-    monkeypatch.setattr(bert, "base", lambda dropout, **settings: tiny["bert-base-uncased"])
     held = {}
     for i, (name, model) in enumerate(tiny.items()):
         (tmp_path / name).mkdir()
         given = jnp.zeros(model.example.shape, model.example.dtype)
         held[name] = jax.jit(model.init)(jax.random.key(i), given)
         pretrained_files.save(held[name], model, tmp_path / name / "model.safetensors")
+        about = {"model_type": name.partition("-")[0], **model.checkpoint.config}
+        (tmp_path / name / "config.json").write_text(json.dumps(about))
     (tmp_path / "bert-base-uncased" / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, "a", "b"]))
     made = full(tmp_path, 8, 32, released=False)
     examples = {"image": jnp.zeros((1, 32, 32, 3), jnp.uint8), "text": jnp.array([[2, 5, 6, 3, 0]])}
@@ -302,25 +316,6 @@ def test_flickr8k_with_cifar_and_news(shared_data, tmp_path, monkeypatch):
     assert seen.test["text"].shape == (40, 5, 2) and seen.questions is None and not seen.pretraining
     assert set(np.unique(seen.test["text/label"])) <= {0, 1, 2, 3}
 
-    (tmp_path / "coco" / "annotations").mkdir(parents=True)
-    for name, photos in {"train2017": 20, "val2017": 3}.items():  # grey photos, whose captions tell their number
-        (tmp_path / "coco" / name).mkdir()
-        listed = {"images": [], "annotations": []}
-        for i in range(photos):
-            Image.new("RGB", (8, 8), (10 * i,) * 3).save(tmp_path / "coco" / name / f"{i}.png")
-            listed["images"].append({"id": i, "file_name": f"{i}.png"})
-            listed["annotations"] += [{"image_id": i, "caption": "a" * (i + 1)}] * 5
-        (tmp_path / "coco" / "annotations" / f"captions_{name}.json").write_text(json.dumps(listed))
-    (tmp_path / "vocab.txt").write_text("\n".join([*wordpiece.SPECIAL, *("a" * (i + 1) for i in range(20))]))
-    three = NUMBERS._replace(test=3)
-    coco = creamfl_data.photo_problem(
-        three, "test", 0.1, 0, str(tmp_path), public="coco", vocabulary=tmp_path / "vocab.txt"
-    )
-    said = len(wordpiece.SPECIAL) + np.asarray(coco.data.public["image"])[:, 0, 0, 0] // 10
-    np.testing.assert_array_equal(coco.data.public["text"][:, 1], said)
-    assert coco.test["image"].shape == (3, 32, 32, 3) and coco.test["text"].shape == (3, 5, 24)
-    assert coco.vocabulary == 25 and not np.array_equal(coco.data.cohorts["both"].arrays["image"], data.public["image"])
-
 
 def _mean_and_one(m, x):
     """An encoder of two features: the mean of an image or of its word pieces' numbers, and 1."""
@@ -328,21 +323,28 @@ def _mean_and_one(m, x):
     return np.stack([mean, np.ones_like(mean)], axis=-1)
 
 
-def test_the_public_photos_of_coco_are_a_random_draw(monkeypatch):
-    image = np.arange(200)
-    splits = {"train": {"image": image, "text": image}, "valid": {"image": image[:5], "text": image[:5]}}
-    captioned = types.SimpleNamespace(splits=splits, captions={"train": image, "valid": image[:5]})
-    monkeypatch.setattr(creamfl_data.coco_captions, "load", lambda *given, **named: captioned)
-    draws = []
+def test_the_public_pairs_of_coco_are_a_random_draw_of_captions(monkeypatch):
+    image = np.arange(100)
+    splits = {"train": {"image": image, "text": np.arange(200).reshape(100, 2, 1)}}
+    splits["valid"] = {"image": 900 + image[:5], "text": np.zeros((5, 2, 1), int)}
+    load = lambda folder, names, **given: types.SimpleNamespace(splits={name: splits[name] for name in names})
+    monkeypatch.setattr(paper.coco_captions, "load", load)
+    numbers, draws = NUMBERS._replace(public=50, test=4), []
+    of = lambda seed, split="test", numbers=numbers: paper._coco(
+        pathlib.Path("coco"), split, numbers, {}, np.random.default_rng(seed)
+    )
     for seed in (0, 1, 2):
-        images, captions = creamfl_data._coco("coco", 50, 32, 24, np.random.default_rng(seed))
-        draws.append(images["public"])
-        assert len(np.unique(images["public"])) == 50 and np.array_equal(images["public"], captions["public"])
+        public, test = of(seed)
+        draws.append(public["text"][:, 0])
+        assert len(np.unique(draws[-1])) == 50 and np.array_equal(public["image"], draws[-1] // 2)
+        assert test["image"].tolist() == [900, 901, 902, 903]
     assert len({tuple(draw) for draw in draws}) == 3
-    # Each photo is as likely as any other: 50 numbers of 0..199 have a mean of 99.5, with a deviation of 7.1.
+    # Each caption is as likely as any other: 50 numbers of 0..199 have a mean of 99.5, with a deviation of 7.1.
     assert all(abs(draw.mean() - 99.5) < 4 * 7.1 and draw.max() > 150 for draw in draws)
+    public, test = of(0, "valid")  # of the official files, photographs of train that no public pair has
+    assert not set(test["image"]) & set(public["image"]) and test["image"].max() < 100
     with pytest.raises(ValueError, match="--numbers.public asks for 201 examples, and COCO's train has 200"):
-        creamfl_data._coco("coco", 201, 32, 24, np.random.default_rng(0))
+        of(0, numbers=numbers._replace(public=201))
 
 
 @pytest.mark.parametrize("field", ["per_client", "test", "pretraining"])
@@ -351,7 +353,7 @@ def test_more_examples_than_there_are_are_refused(monkeypatch, field):
     monkeypatch.setattr(creamfl_data.prepared, "load", lambda *given: held)
     few = creamfl_data.Numbers(image=2, text=2, per_client=10, test=20, pretraining=30)
     with pytest.raises(ValueError, match="asks for .* examples, and .* has .*; ask for fewer"):
-        creamfl_data._labelled("tfds", "valid", np.random.default_rng(0), few._replace(**{field: 60}))
+        creamfl_data.labelled("tfds", "valid", np.random.default_rng(0), few._replace(**{field: 60}))
 
 
 def test_news_keep_their_labels(shared_data, monkeypatch):
@@ -363,7 +365,7 @@ def test_news_keep_their_labels(shared_data, monkeypatch):
     only_news = lambda name, *given: read(name, *given) if name == creamfl_data.NEWS else pictures
     monkeypatch.setattr(creamfl_data.prepared, "load", only_news)  # to decode no pictures
     numbers = NUMBERS._replace(text=4, per_client=300, test=400)
-    _, news = creamfl_data._labelled(shared_data / "tfds", "test", np.random.default_rng(0), numbers)
+    _, news = creamfl_data.labelled(shared_data / "tfds", "test", np.random.default_rng(0), numbers)
     words = {w: i for i, w in enumerate({w for t in news["train"]["text"] for w in t.split()})}
     bag = lambda texts: np.array(
         [np.bincount([words[w] for w in t.split() if w in words], minlength=len(words)) for t in texts]

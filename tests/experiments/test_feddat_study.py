@@ -12,6 +12,7 @@ from PIL import Image
 from experiments import pretrain_fusion, pretrain_vilt
 from experiments.common import cli
 from experiments.feddat import costs, curve, frozen, modes, study, table, trunks, tuned
+from fedjax_mm import streamed
 from fedjax_mm.data import vqa, wordpiece
 from fedjax_mm.methods.feddat.vqa_tuning import Training
 from fedjax_mm.models import adapters, albef, bert, pretrained, vilt
@@ -257,5 +258,15 @@ def test_a_trunk_is_what_its_folder_holds(trunk, tmp_path):
     with pytest.raises(ValueError, match="over ALBEF there is no lora"):
         over = problem.data, problem.trunk.model, problem.trunk.params, problem.head
         modes.make(modes.modes(settings.training)["lora"], settings.widths, *over)
+    write(tmp_path / "vilt", vilt.encoder(text_length=24, depth=1, **pictures), vocabulary)
+    told = dataclasses.replace(
+        settings, trunk=str(tmp_path / "vilt"), stream=True, sides="processor", unknown="dropped"
+    )
+    problem = study.load(told, 0)
+    image = problem.data.cohorts["all"].arrays["image"]
+    assert streamed.is_streamed(image) and image.shape[1:] == (48, 48, 3)  # 32 * 1333 / 800 is 53, six patches of 8
+    assert sum(task.unknown["test"] for task in problem.tasks.tasks.values()) == 0
+    assert all((task.splits["test"]["target"].max(1) > 0).all() for task in problem.tasks.tasks.values())
+    assert problem.trunk.model.checkpoint.config["num_attention_heads"] == 2  # which no tensor's shape tells
     with pytest.raises(FileNotFoundError, match="holds no trunk; give a folder of experiments.pretrain_vilt; of ViLT"):
         trunks.load(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
@@ -9,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from experiments.common import cli, data
 from experiments.fedmekt import raw, study, tuned
+from fedjax_mm.data.mhealth import mhealth_dataset_builder
 from fedjax_mm.models import autoencoder
 from fedjax_mm.run import records
 
@@ -49,6 +51,39 @@ def test_every_row_that_the_papers_table_needs_is_there():
     ]
     assert [name for name, v in names.items() if v.control] == list(names)[:7]
     assert "FedMEKT released" in study.variants(settings(released=True))
+
+
+def test_mhealths_logs_give_any_modalities_and_are_scored_frame_by_frame_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng, rows = np.random.default_rng(0), 24 * 3 + 5
+    for subject in range(1, 11):
+        table = np.c_[rng.normal(size=(rows, 23)), np.arange(rows) // 10 % 3]
+        np.savetxt(tmp_path / f"mHealth_subject{subject}.log", table, fmt="%.5g", delimiter="\t")
+    given = ["--data", "mhealth", "--data-dir", str(tmp_path), "--stateful", "--modalities"]
+    settings_of = lambda modalities, *others: cli.parse(study.PRESETS, [*given, *modalities, *others], None)
+    chosen = settings_of(["magnetometer", "gyroscope"], "--cohorts", "A2_B2_AB2", "--seed", "0")
+    problem = data.load_problem(chosen.problem, 0)
+    assert problem.dataset.modalities == ("magnetometer", "gyroscope") and problem.data.sizes["magnetometer"] == 2
+    assert set(problem.dataset.splits["test"]) == {"magnetometer", "gyroscope", "labels", "label", "group"}
+    stream = data.recordings(problem, "test")
+    assert stream["gyroscope"].shape == (2 * 72, 6) and stream["labels"].shape == (2 * 72,)
+    np.testing.assert_array_equal(stream["labels"][:72], np.arange(72) // 10 % 3)
+    everything = settings_of(mhealth_dataset_builder.COLUMNS, "--cohorts", "ABC6").problem
+    assert len(data.load_problem(everything, 0).dataset.modalities) == 3
+    rows = study.variants(chosen)
+    constant = rows["constant, of frames"].score(problem, "test")
+    labels = stream["labels"]
+    expected = f1_score(labels, np.zeros(144), average="weighted", zero_division=0)
+    assert constant["stateful/gyroscope/official_f1"] == pytest.approx(expected)
+    linear = lambda features, width, **shape: autoencoder.linear(features, width)
+    monkeypatch.setattr(autoencoder, "split_lstm", linear)
+    method, (score,) = rows["FedMEKT"].build(problem), rows["FedMEKT"].evaluate(problem, "test").values()
+    scores = score(method.init(jax.random.key(0)))
+    assert 0 <= scores["magnetometer+gyroscope/official_f1"] <= 1 and len(scores) == 12
+    with pytest.raises(ValueError, match="--modalities has gps; .* has accelerometer, gyroscope, magnetometer"):
+        data.load_problem(settings_of(["gps"]).problem, 0)
+    with pytest.raises(ValueError, match="--stateful is for windows that follow one another"):
+        data.recordings(data.load_problem(settings().problem, 0), "test")
 
 
 def test_published_numbers_stand_with_their_setting_alone():

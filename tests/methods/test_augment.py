@@ -3,8 +3,17 @@
 import jax
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
-from fedjax_mm.methods.augment import one_of_several, random_resized_crop, resized, resized_parts
+from fedjax_mm.methods.augment import (
+    mirrored,
+    one_of_several,
+    random_part,
+    random_resized_crop,
+    resized,
+    resized_parts,
+    rotated,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -74,3 +83,26 @@ def test_one_caption_is_drawn_of_each_example():
     for example in range(8):
         assert set(draws[:, example, 0]) == set(range(5 * example, 5 * example + 5))
     assert len(set(draws[0, :, 0] % 5)) > 1  # each its own
+
+
+def test_turned_images_are_scipys_rotation():
+    images = RNG.normal(size=(3, 9, 8, 2)).astype(np.float32)
+    key = jax.random.key(3)
+    angles = jax.random.uniform(key, (3,), minval=-30.0, maxval=30.0)
+    found = rotated(key, images, 30.0)
+    for image, angle, turned in zip(images, angles, found, strict=True):
+        expected = ndimage.rotate(image, -float(angle), reshape=False, order=1, mode="constant", cval=0.0)
+        np.testing.assert_allclose(turned[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-4)
+    assert np.abs(angles).max() > 5
+
+
+def test_each_image_is_mirrored_or_not_and_a_random_part_is_a_slice():
+    images = RNG.normal(size=(40, 3, 4, 1)).astype(np.float32)
+    found = np.asarray(mirrored(jax.random.key(0), images))
+    same, turned = ((found == other).all((1, 2, 3)) for other in (images, images[:, :, ::-1]))
+    assert (same ^ turned).all() and 8 < turned.sum() < 32
+    places = np.broadcast_to(np.arange(12.0)[None, :, None, None], (50, 12, 12, 1)).astype(np.float32)
+    parts = np.asarray(random_part(jax.random.key(1), places, 0.5, (6, 6)))
+    np.testing.assert_allclose(np.diff(parts[..., 0], axis=1), 1, atol=1e-4)  # of the same size, not resized
+    tops = parts[:, 0, 0, 0]
+    assert tops.min() < 1 and tops.max() > 5 and tops.max() <= 6 + 1e-4

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from fedjax_mm.methods.fedmekt import autoencoding, knowledge
 from fedjax_mm.methods.fedmekt.linear_evaluation import Probe, chunked_f1, linear_evaluation
 from fedjax_mm.methods.fedmekt.readout import Readout, read
+from fedjax_mm.models import autoencoder
 
 RNG = np.random.default_rng(0)
 MASK = np.array([1, 1, 1, 1, 1, 0], np.float32)
@@ -203,6 +204,30 @@ def test_a_readout_is_classified_as_scikit_learn_classifies_it():
     probe = Probe(unit="window", own=True, readout="hidden_mean_std")
     scores = linear_evaluation(probe, AE, labelled, 3)(PARAMS, tested)
     assert scores["a+b/accuracy"] == pytest.approx(np.mean(np.argmax(logits, 1) == tested["label"]))
+
+
+def test_of_a_stream_every_frame_is_classified_with_the_state_of_its_chunk():
+    rng, ae = np.random.default_rng(0), autoencoder.linear({"a": 2}, width=3)
+    params = jax.tree.map(np.asarray, jax.jit(ae.init)(jax.random.key(0)))
+    draw = lambda *shape: (rng.normal(size=(*shape, 2)).astype(np.float32), rng.integers(0, 3, shape))
+    (windows, labels), (stream, truth) = draw(30, 5), draw(11)
+    means = lambda x: np.cumsum(x @ params["encoder_a"]["kernel"], 0) / np.arange(1, len(x) + 1)[:, None]
+    learnt = np.concatenate([means(x) for x in windows])
+    rows = np.concatenate([means(stream[start : start + 4]) for start in (0, 4, 8)])  # the last chunk has three frames
+    scale = StandardScaler().fit(learnt)
+    model = LogisticRegression(max_iter=5000).fit(scale.transform(learnt), labels.ravel())
+    found = model.predict(scale.transform(rows))
+    evaluation = linear_evaluation(Probe(stream=4), ae, {"a": windows, "labels": labels}, 3)
+    evaluation.check({"a": stream, "labels": truth})
+    scores = evaluation(params, {"a": stream, "labels": truth})
+    assert scores["a/accuracy"] == pytest.approx((found == truth).mean()) and len(set(found)) > 1
+    assert scores["a/official_f1"] == pytest.approx(f1_score(truth, found, average="weighted", zero_division=0))
+    with pytest.raises(ValueError, match=r"streams are \[T, F\] and their labels \[T\], all of one length T"):
+        evaluation.check({"a": windows, "labels": labels})
+    with pytest.raises(ValueError, match="all of one length T"):
+        evaluation.check({"a": stream, "labels": truth[:5]})
+    with pytest.raises(ValueError, match='probe.stream 4 is of frames; set probe.unit to "frame"'):
+        linear_evaluation(Probe(unit="window", stream=4), ae, {"a": windows, "label": labels[:, 0]}, 3)
 
 
 def test_a_class_that_was_never_labelled_is_never_predicted():

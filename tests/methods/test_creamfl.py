@@ -15,8 +15,11 @@ from tiny_joint_space import CLIENTS, KEY, NUM_CLASSES, PUBLIC, SERVER, counted,
 import fedjax_mm
 from fedjax_mm import clients, costs, trees
 from fedjax_mm.methods import creamfl
+from fedjax_mm.methods.augment import random_resized_crop
 from fedjax_mm.methods.creamfl import VARIANTS, CreamFLConfig, build, method
+from fedjax_mm.methods.creamfl.server import distillation_loss
 from fedjax_mm.methods.creamfl.training import Training
+from fedjax_mm.models import Model
 
 FULL = Training(client_lr=0.02, both_lr=0.01, server_lr=0.03, batch_size=8, epochs=2, server_batch=32, block=5)
 QUIET = dataclasses.replace(FULL, server_epochs=0)
@@ -286,6 +289,21 @@ def test_contrasts_are_those_of_the_book_and_padding_does_not_count(intra_mean):
     real = np.arange(PUBLIC + 3) < PUBLIC
     value, _ = creamfl.contrasts(config, SERVER, params, batch, anchors, real)
     assert float(value) == pytest.approx(float(contrasts(config, params, public, *anchors)), rel=1e-5)
+
+
+def test_contrasts_and_distillation_see_views_where_they_are_told_to():
+    plain = replace(BASE, training=replace(BASE.training, crop=0.5))
+    config, seen = replace(plain, public_views=True), []
+    image = np.random.default_rng(0).uniform(size=(PUBLIC, 4, 4, 3)).astype(np.float32)
+    model = Model(lambda key, x: 0.0, lambda params, x: seen.append(x) or x.reshape(len(x), -1))
+    batch = {"image": image, "row": np.arange(PUBLIC), "mask": np.ones(PUBLIC), "target_image": np.zeros((PUBLIC, 48))}
+    reps = dict.fromkeys(OTHER, np.ones((PUBLIC, 48), np.float32))
+    expected = random_resized_crop(jax.random.fold_in(KEY, 0), image, 0.5)
+    for one in (config, plain):
+        creamfl.contrasts(one, {"image": model}, {"image": 0.0}, batch, creamfl.Anchors(reps, reps), key=KEY)
+        distillation_loss(one, {"image": model}, {"image": 1.0}, {"image": 0.0}, batch | {"text": image}, KEY)
+    for x, wanted in zip(seen, (expected, expected, image, image), strict=True):
+        np.testing.assert_array_equal(x, wanted)
 
 
 def test_steps_can_be_mapped_over_clients_and_over_servers():

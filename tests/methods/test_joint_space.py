@@ -11,11 +11,13 @@ from tiny_joint_space import CLIENTS, KEY, LINEAR, NUM_CLASSES, SERVER, counted,
 
 from fedjax_mm.data.federated import FederatedData
 from fedjax_mm.local import gradient_step, local_steps
+from fedjax_mm.methods.augment import random_part, random_resized_crop, resized, rotated
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.fitting import fit_of
 from fedjax_mm.methods.creamfl.joint_space import init, represent, task
 from fedjax_mm.methods.creamfl.joint_space_scores import own_accuracy, score_rows, scores
 from fedjax_mm.methods.creamfl.training import RELEASED, Training, finish_step, optimizer
+from fedjax_mm.methods.creamfl.views import views
 from fedjax_mm.models import Model
 from fedjax_mm.types import FedState
 
@@ -102,6 +104,22 @@ def test_a_task_sees_crops_where_there_are_any():
         loss = task(Training(crop=crop), {"image": seeing})
         loss(params, batch_of(6, image=x), KEY)
     assert (seen[0] == x).all() and (seen[1] != x).any() and seen[1].shape == x.shape
+
+
+def test_views_are_mirrored_parts_of_the_side_that_encoders_see_and_of_ones_own_images_alone_turned_ones():
+    x, key = np.random.default_rng(0).uniform(size=(6, 12, 12, 3)).astype(np.float32), jax.random.fold_in(KEY, 0)
+    of = lambda held, **given: views(Training(crop=0.5, side=8, **given), {"image": x, "text": x[..., 0]}, held, KEY)
+    crops = random_resized_crop(key, x, 0.5, size=(8, 8))
+    for held in (("image",), ("image", "text")):
+        np.testing.assert_array_equal(of(held)["image"], crops)
+    flipped = np.asarray(of(("image",), flip=True)["image"])
+    same, other = ((flipped == one).all((1, 2, 3)) for one in (crops, crops[:, :, ::-1]))
+    assert (same ^ other).all() and 0 < other.sum() < 6
+    np.testing.assert_array_equal(of(("image", "text"), alone="turn")["image"], crops)
+    alone = of(("image",), alone="turn")["image"]
+    keys = jax.random.split(key, 3)
+    turned = rotated(keys[0], resized(x, (9, 9)), 10.0)  # 8 * 281 / 256 is 8.8
+    np.testing.assert_array_equal(alone, random_part(keys[1], turned, 8 / 9, (8, 8)))
 
 
 def test_class_vectors_that_may_not_be_negative_are_cut_after_every_step():

@@ -1,5 +1,6 @@
 """Laws of the transformer encoders. That they equal Hugging Face's is in test_pretrained.py."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,3 +254,17 @@ def test_bfloat16_is_for_the_arithmetic_alone(name):
 def test_mistakes_are_refused_in_words(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_remat_encoder_has_the_same_gradients_with_dropout_too():
+    model = bert.encoder(vocabulary=9, dim=4, depth=2, heads=2, mlp=6, positions=3, dropout=0.5)
+    words, key = np.array([[1, 5, 0], [2, 3, 8]]), jax.random.key(1)
+    slope = lambda one: jax.grad(lambda params: (one.apply(params, words, key, 1) ** 2).sum())
+    both = lambda params: (slope(model)(params), slope(transformer.remat(model))(params))
+    params = jax.jit(model.init)(jax.random.key(0), words)
+    plain, again = jax.jit(both)(params)
+    chex.assert_trees_all_close(plain, again, rtol=1e-5, atol=1e-6)
+    layers = lambda one: str(jax.make_jaxpr(one.apply)(params, words)).count("remat")
+    assert layers(model) == 0 and layers(transformer.remat(model)) == 2
+    with pytest.raises(ValueError, match="give an encoder as vit.encoder and its siblings make it"):
+        transformer.remat(model._replace(apply=lambda params, x: x))

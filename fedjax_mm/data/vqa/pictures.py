@@ -78,7 +78,7 @@ def read_all(
     As many threads as there are processors read them. Raises FileNotFoundError, with the first file that is missing
     and how many are.
     """
-    _check_there(paths)
+    images.check_there([*map(pathlib.Path, paths)])
     pictures, sizes = np.empty((len(paths), *image, 3), np.uint8), np.empty((len(paths), 2), np.int32)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for row, (picture, size) in enumerate(threads.map(lambda path: read(path, image, patch, resize), paths)):
@@ -90,7 +90,8 @@ def stream(
     paths: list[str], image: tuple[int, int], patch: int, resize: Resize | None = None
 ) -> tuple[Streamed, np.ndarray]:
     """Returns what `read_all` does, but that pictures are decoded as steps need them; now their sizes alone are."""
-    _check_there(paths)
+    files = [*map(pathlib.Path, paths)]
+    images.check_there(files)
 
     def size_of(path: str) -> tuple[int, int]:
         with pixels.opened(pathlib.Path(path).read_bytes(), path) as picture:
@@ -98,17 +99,9 @@ def stream(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         sizes = np.array(list(threads.map(size_of, paths)), np.int32)
-    order = zlib.crc32("\n".join(paths).encode() + sizes.tobytes())
-    version = f"{images.listing(map(pathlib.Path, paths))} {order} {image} {patch} {images.DECODING}"
+    version = images.version(files, zlib.crc32(sizes.tobytes()), image, patch)
     decoded = lambda number: read(paths[number], image, patch, resize)[0]
     return of_rows(decoded, len(paths), (*image, 3), np.uint8, version=version), sizes
-
-
-def _check_there(paths: Sequence[str]) -> None:
-    if missing := [path for path in paths if not pathlib.Path(path).is_file()]:
-        raise FileNotFoundError(
-            f"there is no picture {missing[0]} ({len(missing)} of {len(paths)} are missing); copy or download them"
-        )
 
 
 def fit_all(

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these are in no files."""
+    """A client's questions as they come, and their pictures [I, h, w, 3] uint8 where these are in no files, or are
+    decoded in another way: a Streamed, such as of data.streams.files, whose pictures have the size of the bucket."""
 
     train: Sequence[Question]
     test: Sequence[Question]
-    pictures: np.ndarray | None = None
+    pictures: Any = None
 
 
 class Task(NamedTuple):
@@ -125,12 +126,16 @@ def _check_bucket(image: Any, patch: int) -> None:
 
 
 def _pictures(
-    stack: np.ndarray | None,
+    stack: Any,
     keys: Sequence[str | int],
     how: tuple[tuple[int, int], int, pictures.Resize | None],
     stream: bool,
 ) -> tuple[Any, np.ndarray]:
     """The pictures of one task, and their sizes. how: the bucket, the patch and the rule."""
+    if is_streamed(stack):
+        if stack.shape[1:3] != tuple(how[0]):
+            raise ValueError(f"pictures are {[*stack.shape[1:3]]}, and the bucket {[*how[0]]}; give them its size")
+        return stack.view(np.array(keys)), np.tile(np.array(how[0], np.int32), (len(keys), 1))
     if stack is not None:
         return pictures.fit_all(stack[cast(list[int], keys)], *how)
     return (pictures.stream if stream else pictures.read_all)(cast(list[str], keys), *how)

@@ -1,5 +1,6 @@
 """CreamFL at one client: steps 3 and 4 of a round (see method.py, whose symbols these are)."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space import OTHER, Shapes, encode, represent_all, task
 from fedjax_mm.methods.creamfl.joint_space_scores import score_rows
 from fedjax_mm.methods.creamfl.training import Encoders, batch_of, finish_step, optimizer
+from fedjax_mm.methods.creamfl.views import views
 from fedjax_mm.types import Arrays, ClientData, Download, Each, Key, Metrics, PyTree
 
 
@@ -35,11 +37,13 @@ def contrasts(
     batch: Batch,
     anchors: Anchors,
     mask: jax.Array | None = None,
+    key: Key | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """(gamma (inter + intra) [], {"inter": [], "intra": []}) of a batch of public examples (section 1.5).
 
     batch: each modality of `encoders` [B, ...], and `row` [B] int, the numbers of these examples among all P; mask [B],
-    0 where a row is padding. A client with both modalities has the sums over its two.
+    0 where a row is padding. A client with both modalities has the sums over its two. key: draws the views of the
+    examples where the settings ask for them (`public_views`).
 
     >>> from fedjax_mm.models import Model
     >>> encoders = {"image": Model(lambda key, x: 1.0, lambda params, x: params * x)}
@@ -49,8 +53,10 @@ def contrasts(
     >>> {name: round(float(value), 3) for name, value in terms.items()}  # log of 6 pairs, log 2
     {'inter': 1.792, 'intra': 0.693}
     """
-    rows = batch["row"]
-    z = {m: unit(encode(encoders[m], params[m], batch[m], config.training.at_once)) for m in encoders}
+    rows, seen = batch["row"], batch
+    if config.public_views and key is not None:
+        seen = views(dataclasses.replace(config.training, alone="crop"), batch, tuple(encoders), key)
+    z = {m: unit(encode(encoders[m], params[m], seen[m], config.training.at_once)) for m in encoders}
     settings = {"temperature": config.temperature, "mask": mask}
     inter = [losses.inter_modal(z[m], anchors.server[OTHER[m]], rows, **settings) for m in z]
     intra = [losses.intra_modal(z[m], anchors.server[m][rows], anchors.previous[m][rows], **settings) for m in z]
@@ -78,7 +84,8 @@ def joint_loss(
     total = len(next(iter(public.values())))
     rows = jax.random.randint(jax.random.fold_in(key, 2), (config.public_batch,), 0, total)
     some = {**take(public, rows), "row": rows}
-    more, terms = contrasts(config, encoders, params, some, anchors)
+    view_key = jax.random.fold_in(key, 3) if config.public_views else None
+    more, terms = contrasts(config, encoders, params, some, anchors, key=view_key)
     return value + more, {"task": value, **metrics, **terms}
 
 
@@ -121,7 +128,7 @@ def train_client(
         loss = functools.partial(joint_loss, config, encoders, anchors, public)
         return run(loss, carry, data, key, own_size, training.epochs)
 
-    contrast = lambda params, batch, key: contrasts(config, encoders, params, batch, anchors, batch["mask"])
+    contrast = lambda params, batch, key: contrasts(config, encoders, params, batch, anchors, batch["mask"], key)
     everyones = joint_space.over_public(public, data.weight > 0)
 
     def epoch(carry, i):

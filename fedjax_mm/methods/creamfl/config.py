@@ -27,6 +27,9 @@ class CreamFLConfig:
     is a pass over the client's own examples and then a pass over the public ones."""
     public_batch: int = 64
     """Public examples in a step of a client."""
+    public_views: bool = False
+    """Whether contrasts and distillation see random views of public examples, as a model's own task does, in place of
+    whole images. What is sent is always of whole images."""
     intra_mean: bool = False
     """Whether a client with both modalities takes the mean of its two losses within a modality, not their sum."""
     weighing: Literal["contrastive", "similarity", "mean", "size", "variance", "consensus", "entropy"] = "contrastive"
@@ -70,11 +73,12 @@ VARIANTS = {
     "ours": CreamFLConfig(
         Training(server_lr=3e-3, client_lr=3e-3, both_lr=3e-3), gamma=1.0, temperature=0.1, kd_rate=0.1
     ),
-    "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128),
+    "paper": CreamFLConfig(RELEASED, temperature=1.0, exclude_match=True, public_batch=128, public_views=True),
     "released": CreamFLConfig(
         dataclasses.replace(RELEASED, margin=4.0, orthogonality=0.5, nonnegative=True),
         phases="alternate",
         public_batch=128,
+        public_views=True,
         intra_mean=True,
         distance="mse",
         kd_weight=0.6,

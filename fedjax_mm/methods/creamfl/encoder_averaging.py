@@ -185,4 +185,5 @@ def build(config: AveragingConfig, data: HasPopulation, encoders: Encoders, num_
     score_all = functools.partial(scores, training, encoders, clients, classes)
     check_test = functools.partial(fitting.check_test, encoders, clients, num_classes, fit)
     evaluate = Evaluation(check_test, score_all)
-    return federate(server, cohorts, evaluate, check=functools.partial(check_population, fit))
+    check = functools.partial(check_population, fit)
+    return federate(server, cohorts, evaluate, public_by_rows=True, check=check)

@@ -5,6 +5,7 @@ classifies, by `label`. Section numbers refer to docs/specs/creamfl.md.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +17,14 @@ import optax
 from fedjax_mm import aggregate, losses, streamed
 from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, take, whole
 from fedjax_mm.losses import unit
-from fedjax_mm.methods.augment import one_of_several, random_resized_crop
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
+from fedjax_mm.methods.creamfl.views import MODALITIES, views
 from fedjax_mm.methods.settings import is_used
 from fedjax_mm.models import Model
 from fedjax_mm.split_rows import in_step, is_split
 from fedjax_mm.streamed import is_streamed
 from fedjax_mm.types import Arrays, ClientData, Key, Metrics, PyTree
 
-MODALITIES = ("image", "text")
 OTHER = {"image": "text", "text": "image"}
 Shapes = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStructs in their place
 
@@ -126,24 +126,15 @@ def task(training: Training, encoders: Encoders) -> Loss:
     (0.693, 0.6)
     """
 
-    def view(batch, key):
-        views = {}
-        for m in encoders:
-            x, subkey = batch[m], jax.random.fold_in(key, MODALITIES.index(m))
-            if m == "text" and x.ndim == 3:
-                x = one_of_several(subkey, x)
-            if m == "image" and training.crop is not None:
-                x = random_resized_crop(subkey, x, training.crop)
-            views[m] = x
-        return views
+    view = functools.partial(views, training, modalities=tuple(encoders))
 
     def retrieve(params, batch, key):
-        z = {m: unit(encode(encoders[m], params[m], x, training.at_once)) for m, x in view(batch, key).items()}
+        z = {m: unit(encode(encoders[m], params[m], x, training.at_once)) for m, x in view(batch, key=key).items()}
         loss = losses.soft_contrastive(z["image"], z["text"], params["scale"], params["shift"], mask=batch["mask"])
         return loss, {}
 
     def label(params, batch, key):
-        ((_, x),) = view(batch, key).items()
+        ((_, x),) = view(batch, key=key).items()
         logits = classify(encoders, params, x, training.at_once)
         right = jax.nn.one_hot(batch["label"], logits.shape[-1])
         ce = optax.softmax_cross_entropy(logits - training.margin * right, right)

@@ -30,10 +30,12 @@ Deviations from the original:
   - Optimiser: Adam in place of AdamP. The schedules of RELEASED are for 30 rounds, however many rounds are run.
   - Encoders: batch norm uses the checkpoint's statistics, and BERT has no dropout, also in training; the original
     trains with batch statistics and dropout 0.1.
-  - Views: contrasts and distillation see whole images; the original's are augmented views. A model's own task sees
-    random resized crops (`Training.crop`) of the stored squares and nothing else: no flip, no erased parts, no dropped
-    words. The original rotates CIFAR-100's images by up to 10 degrees, crops and flips them instead. Photographs are
-    squashed to squares; the original cuts out the centre for tests.
+  - Views (views.py): without `public_views`, `Training.flip` and `Training.alone`, which the variants "paper" and
+    "released" have, contrasts and distillation see whole images, nothing is mirrored, and CIFAR-100's images are
+    cropped as all others. Nothing is erased and no word is dropped. Crops are cut from the square that is stored: in
+    experiments a photograph squashed, or at full size its middle, whose aspect is kept. CIFAR-100's images have the
+    side of all others, not 256, and are turned bilinearly. What is sent is of whole images (the released code sends
+    augmented ones, 7.2).
   - Classifiers (`Training.nonnegative`, `orthogonality`): class vectors are cut at 0 after each step alone; the
     original also cuts them before the first forward pass, and gives entries at 0 no gradient.
   - Joint steps are as many as the client's own batches. In the variant "paper", a client with one modality and 500

@@ -16,6 +16,7 @@ from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.config import CreamFLConfig
 from fedjax_mm.methods.creamfl.joint_space import MODALITIES, OTHER, Shapes, encode, represent_all
 from fedjax_mm.methods.creamfl.training import Encoders, optimizer
+from fedjax_mm.methods.creamfl.views import views
 from fedjax_mm.types import Arrays, Download, Key, Mean, Metrics, PyTree, Upload
 
 WEIGHINGS = {
@@ -144,8 +145,9 @@ def distillation_loss(
     the modality.
     """
     terms: dict[str, jax.Array] = {}
+    seen = views(config.training, batch, MODALITIES, key) if config.public_views else batch
     for m in present:
-        z = unit(encode(encoders[m], params[m], batch[m], config.training.at_once))
+        z = unit(encode(encoders[m], params[m], seen[m], config.training.at_once))
         apart = jnp.square(z - batch[f"target_{m}"])
         apart = jnp.sqrt(apart.sum(-1) + 1e-12) if config.distance == "l2" else apart.mean(-1)
         terms[f"kd_{m}"] = present[m] * masked_mean(apart, batch["mask"])

@@ -48,6 +48,15 @@ class Training:
     crop: float | None = None
     """Least share of an image's area that a random crop keeps while the server and the clients learn their own tasks;
     None: they see whole images."""
+    side: int | None = None
+    """Side of the images that encoders see, where those that are stored have another one: crops are resized to it. The
+    encoders then take whole images of both sides. None: the stored side."""
+    flip: bool = False
+    """Whether crops are mirrored, each with a chance of one half."""
+    alone: Literal["crop", "turn"] = "crop"
+    """How a client with images alone sees its own: as all others do (crop), or as the released code shows CIFAR-100
+    (turn): resized to 281/256 of the side, turned by up to 10 degrees, a part of the side at a random place, mirrored.
+    It needs a `side`."""
     margin: float = 0.0
     """Amount by which a classifier's logit of the right class is lowered while the classifier learns."""
     orthogonality: float = 0.0
@@ -74,6 +83,8 @@ RELEASED = Training(
     single_batch=512,
     server_batch=128,
     crop=0.08,
+    flip=True,
+    alone="turn",
 )
 """The rates of CreamFL's released code (section 6), for pretrained encoders and for 30 rounds."""
 

@@ -32,7 +32,7 @@ Deviations (section 5):
   - Every client draws its own first A_c.
   - The head takes two AdamW steps per batch, as in the released code; that of a baseline (peft.py) `head_steps`.
   - A client knows 100 answers. Its test questions whose answer is not among them stay in the test; the released code
-    drops them. (data.vqa.load, `drop_unknown`)
+    drops them. (data.vqa.load, `drop_unknown`; `--unknown dropped` of the experiments)
   - Images keep their aspect ratio in one bucket of a fixed size (data.vqa), scaled to touch it; in the sizes of the
     reference processor with `data.vqa.load(..., resize=models.vilt.resized_size)`.
   - ViLT's layers are compiled one by one (models.vilt), so that a round of a deep trunk takes minutes to compile.

@@ -21,7 +21,7 @@ from fedjax_mm import evaluate
 from fedjax_mm.checks import check_whole
 from fedjax_mm.federate import Evaluation
 from fedjax_mm.methods.fedmekt.fitting import check_windows
-from fedjax_mm.methods.fedmekt.readout import Readout, read
+from fedjax_mm.methods.fedmekt.readout import Readout, in_chunks, read
 from fedjax_mm.methods.fit import check_complete, check_mapping, check_rows, classes
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models.autoencoder import AutoEncoder
@@ -43,6 +43,10 @@ class Probe:
     unit: Literal["frame", "window"] = "frame"
     """What is classified: the embedding at every step, with a label each (array `labels` [M, T]), or a window, of which
     `readout` makes one row (`label` [M])."""
+    stream: int | None = None
+    """Frames through which the encoder of a test stream runs with one state, as in the released code (2000); test
+    arrays are then recordings one after the other, {m: [T, F]} with `labels` [T]. None: windows [M, T, F], each from a
+    zero state. It needs the unit "frame"; the labelled set has windows in either case."""
     readout: Readout = "last"
     """What is read of a window: its last step, the mean over its steps, or mean and standard deviation; of the
     embeddings or, with "hidden", of the states of the encoder's first layer."""
@@ -61,8 +65,8 @@ def linear_evaluation(probe: Probe, ae: AutoEncoder, labelled: Arrays, num_class
     params: parts of the modalities that are tested and labelled; labelled: {m: [Q, T, F]} and its labels (see Probe);
     arrays alike. Several modalities together have the mean of their logits. The score `official_f1` is the mean over
     chunks of 2000 rows of the weighted F1 in each, as the released code reports it (1.6). There a row is a frame of one
-    stream; here it is a frame of a window (unit "frame"), or a window, and then a test set of at most 2000 windows is
-    one chunk, whose `official_f1` equals its weighted F1.
+    stream, as with probe.stream 2000; else a row is a frame of a window (unit "frame"), or a window, and then a test
+    set of at most 2000 windows is one chunk, whose `official_f1` equals its weighted F1.
 
     The labelled set is seen here only, never by a client or in a round. Raises ValueError where a labelled modality is
     unknown, arrays are missing, or windows and labels do not fit.
@@ -78,6 +82,8 @@ def linear_evaluation(probe: Probe, ae: AutoEncoder, labelled: Arrays, num_class
     check_whole("num_classes", num_classes, least=1)
     if probe.unit == "frame" and probe.readout != "last":
         raise ValueError(f'probe.readout {probe.readout!r} makes one row of a window; set probe.unit to "window"')
+    if probe.stream is not None and probe.unit != "frame":
+        raise ValueError(f'probe.stream {probe.stream} is of frames; set probe.unit to "frame"')
     for where, modality in [("labelled", m) for m in probe.labelled if m not in ae.modalities]:
         raise ValueError(f"probe.{where} names {modality!r}; the modalities are {list(ae.modalities)}")
     _check_set(probe, ae, num_classes, "labelled", probe.labelled or ae.modalities, labelled)
@@ -85,7 +91,7 @@ def linear_evaluation(probe: Probe, ae: AutoEncoder, labelled: Arrays, num_class
     if probe.classifier == "logistic" and len(np.unique(labels)) < 2:
         raise ValueError(f"the labelled set holds class {labels[0]} only; a classifier needs examples of two or more")
     encode = jax.jit(functools.partial(_rows, probe, ae), static_argnums=1)
-    check = functools.partial(_check_set, probe, ae, num_classes, "test", ())
+    check = functools.partial(_check_test, probe, ae, num_classes)
     return Evaluation(check, functools.partial(_score, probe, ae, encode, labelled, num_classes))
 
 
@@ -104,9 +110,12 @@ def _score(
     if not given:
         raise ValueError(f"the test set has {sorted(arrays)}, none of the modalities that the encoder has")
     rows = {m: _embed(ae, encode, params, m, labelled) for m in learn}
-    tested = {m: _embed(ae, encode, params, m, arrays) for m in given if m in learn or not probe.own}
+    labels = _labels(probe, arrays)
+    if probe.stream is not None:
+        arrays = in_chunks(arrays, given, probe.stream)
+    tested = {m: _embed(ae, encode, params, m, arrays)[: len(labels)] for m in given if m in learn or not probe.own}
     classifiers = fit_classifiers(probe, rows, _labels(probe, labelled), tested, num_classes)
-    return score_rows(classifiers, tested, _labels(probe, arrays), num_classes)
+    return score_rows(classifiers, tested, labels, num_classes)
 
 
 def fit_classifiers(
@@ -184,6 +193,14 @@ def _check_set(
             raise ValueError(f"{found}; there must be one label for each {probe.unit}")
     if not any(m in arrays for m in ae.modalities):
         raise ValueError(f"the {name} set has {sorted(arrays)}, none of the modalities {list(ae.modalities)}")
+
+
+def _check_test(probe: Probe, ae: AutoEncoder, num_classes: int, arrays: Arrays) -> None:
+    """`_check_set` of the test; of streams, once they are cut into windows."""
+    if probe.stream is not None:
+        check_mapping("the test set", arrays)
+        arrays = in_chunks(arrays, (*ae.modalities, LABELS["frame"]), probe.stream)
+    _check_set(probe, ae, num_classes, "test", (), arrays)
 
 
 def chunked_f1(labels: np.ndarray, predictions: np.ndarray, chunk: int = 2000) -> float:

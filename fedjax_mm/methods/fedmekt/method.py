@@ -24,13 +24,14 @@ One round (all clients and the server start from one theta; afterwards theta_k a
 
 Deviations from the code, each a setting: the last step's z travels, not all steps of z and h (`knowledge`); softmax
 over features, not time (`kd_axis`); the mean over owners, not the last one (`aggregate`); KL(teacher || student) on the
-server too, KD not doubled, no frozen random projection (`released`). Not in the code: one row over time of z or h
+server too, KD not doubled, no frozen random projection (`released`); windows are encoded and scored from a zero state,
+where the code carries the state through streams of up to 2000 frames and scores every frame (1.6, `Probe.stream`, of
+scores alone). Not in the code: one row over time of z or h
 may travel (`knowledge`) and be classified (`Probe.readout`), and KD may be a cosine or a squared distance (`kd`).
 
-Deviations without a setting: every window is encoded and scored from a zero state, where the code carries the state
-through streams of up to 2000 frames and scores every frame (1.6); all clients and the server see the same proxy windows
-(there each draws its own, 5.2); the participants are drawn anew in every round (there they are the same nine, 5.4);
-all windows have one length (there it is random, 1.2).
+Deviations without a setting: all clients and the server see the same proxy windows (there each draws its own, 5.2);
+the participants are drawn anew in every round (there they are the same nine, 5.4); all windows have one length (there
+it is random, 1.2).
 
 Deviations of the data of our experiments (2.3): clients own windows that are cut once; where these overlap by half,
 clients of a Dirichlet split share frames (there a client has random segments of the stream). No test row is a training

@@ -3,10 +3,12 @@
 Shapes: B windows, T steps, D width of an embedding z, H width of a state h of the first layer.
 """
 
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mm.models.checks import one_of
 
@@ -45,3 +47,25 @@ def read(readout: Readout, z: jax.Array, h: jax.Array) -> jax.Array:
         return x[:, -1]
     mean = x.mean(1)
     return mean if over == "mean" else jnp.concatenate([mean, jnp.sqrt(x.var(1) + SMALL)], axis=-1)
+
+
+def in_chunks(streams: Mapping[str, Any], names: Iterable[str], frames: int) -> dict[str, Any]:
+    """Streams {m: [T, ...]} as windows of `frames` steps, {m: [C, frames, ...]}: the last one ends in zeros.
+
+    Arrays that are not in `names` stay away. A recurrent encoder runs through a window with one state, which no later
+    step changes: of the T steps that a stream has, the zeros change nothing. Raises ValueError where streams differ in
+    length, or have another form than [T] or [T, F].
+
+    >>> in_chunks({"a": np.arange(5), "b": 0}, ["a"], 3)["a"].tolist()
+    [[0, 1, 2], [3, 4, 0]]
+    """
+    given = {name: np.asarray(streams[name]) for name in names if name in streams}
+    shapes = {name: [*x.shape] for name, x in given.items()}
+    if any(len(shape) not in (1, 2) for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+        raise ValueError(f"there are {shapes}; streams are [T, F] and their labels [T], all of one length T")
+    found = {}
+    for name, x in given.items():
+        chunks = -(-len(x) // frames)
+        padded = np.concatenate([x, np.zeros((chunks * frames - len(x), *x.shape[1:]), x.dtype)])
+        found[name] = padded.reshape(chunks, frames, *x.shape[1:])
+    return found
