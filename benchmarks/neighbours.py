@@ -109,7 +109,10 @@ def of_own(module: Any, kind: Any, **fixed: Any) -> Callable[..., Method]:
 
 
 def of_split(models: tuple, /, client_lr: float = 0.1, mixed: int | None = None) -> Method:
-    """Split-Mix of four networks, each a quarter of the digits' encoders: with one half a client trains two of them."""
+    """Split-Mix of four perceptrons, each a quarter of one of 64 and 32 units: with one half a client trains two.
+
+    They stand in place of the other rows' LSTMs, so that `of_perceptron` is what to compare with.
+    """
     held, encoders, head = models
     narrow = dict.fromkeys(encoders, mlp.encoder((16,), 8))
     budgets = {name: 4 if "+" in name else 2 for name in held.cohorts}
@@ -117,11 +120,11 @@ def of_split(models: tuple, /, client_lr: float = 0.1, mixed: int | None = None)
     return splitmix.build(config, held, narrow, head)
 
 
-def of_narrow(models: tuple, /, client_lr: float = 0.1) -> Method:
-    """FedAvg with one of Split-Mix's networks."""
+def of_perceptron(models: tuple, /, client_lr: float = 0.1, units: int = 16) -> Method:
+    """FedAvg with one of Split-Mix's networks, or with one of 64 units, as wide as its four together."""
     held, encoders, head = models
-    narrow = dict.fromkeys(encoders, mlp.encoder((16,), 8))
-    return fedavg.build(dataclasses.replace(BASE, client_lr=client_lr), held, narrow, head)
+    perceptrons = dict.fromkeys(encoders, mlp.encoder((units,), units // 2))
+    return fedavg.build(dataclasses.replace(BASE, client_lr=client_lr), held, perceptrons, head)
 
 
 def of_matching(models: tuple, /, client_lr: float = 0.1, radius: float = 5.0) -> Method:
@@ -211,7 +214,8 @@ ROWS = {
     "FedCLIP": Row(of_features, RATES | {"scale": [3.0, 10.0, 30.0]}, "2302.13485", fedclip, world="features"),
     "Split-Mix": Row(of_split, RATES, "2203.09747", splitmix),
     "Split-Mix, one network": Row(functools.partial(of_split, mixed=1), LOW, "2203.09747", splitmix),
-    "FedAvg, a quarter": Row(of_narrow, LOW),
+    "FedAvg, a quarter": Row(of_perceptron, LOW),
+    "FedAvg, full width": Row(functools.partial(of_perceptron, units=64), LOW),
     "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
     "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
