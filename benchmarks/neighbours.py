@@ -21,6 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import prompts
 from experiments.common import cli, data, jobs, tables
 from experiments.common.data import Problem
 from fedjax_mm import evaluate, report, run
@@ -31,6 +32,7 @@ from fedjax_mm.methods import (
     ditto,
     fedavg,
     fedclip,
+    feddm,
     feddyn,
     fedmsplit,
     fednova,
@@ -42,10 +44,12 @@ from fedjax_mm.methods import (
     ifca,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.models import Model, heads
+from fedjax_mm.models import Model, heads, mlp
 from fedjax_mm.report.paired import difference_cells, interval
 from fedjax_mm.report.runs import over_seeds
 from fedjax_mm.run.sweep_files import Sweep
@@ -89,7 +93,8 @@ class Row(NamedTuple):
     """Whether it is tuned for clients' own rows, and not for the server's model."""
     world: str = "clients"
     """Whose examples train: "clients", "alone" (all clients in every round), "pooled" (one client), "server",
-    "borrowing" (clients that see the server's labelled pairs too) or "features" (of a network of the server's)."""
+    "borrowing" (clients that see the server's labelled pairs too), "features" (of a network of the server's) or
+    "prompts" (of one that knows words too)."""
 
 
 def of_fedavg(module: Any, **fixed: Any) -> Callable[..., Method]:
@@ -106,10 +111,48 @@ def of_own(module: Any, kind: Any, **fixed: Any) -> Callable[..., Method]:
     return build
 
 
+def of_split(models: tuple, /, client_lr: float = 0.1, mixed: int | None = None) -> Method:
+    """Split-Mix of four perceptrons, each a quarter of one of 64 and 32 units: with one half a client trains two.
+
+    They stand in place of the other rows' LSTMs, so that `of_perceptron` is what to compare with.
+    """
+    held, encoders, head = models
+    narrow = dict.fromkeys(encoders, mlp.encoder((16,), 8))
+    budgets = {name: 4 if "+" in name else 2 for name in held.cohorts}
+    config = splitmix.SplitMixConfig(4, budgets, mixed, dataclasses.replace(BASE, client_lr=client_lr))
+    return splitmix.build(config, held, narrow, head)
+
+
+def of_perceptron(models: tuple, /, client_lr: float = 0.1, units: int = 16) -> Method:
+    """FedAvg with one of Split-Mix's networks, or with one of 64 units, as wide as its four together."""
+    held, encoders, head = models
+    perceptrons = dict.fromkeys(encoders, mlp.encoder((units,), units // 2))
+    return fedavg.build(dataclasses.replace(BASE, client_lr=client_lr), held, perceptrons, head)
+
+
+def of_matching(models: tuple, /, client_lr: float = 0.1, radius: float = 5.0) -> Method:
+    """FedDM of two synthetic examples of each class, with five times the passes of the other rows."""
+    of = dataclasses.replace(BASE, client_lr=client_lr, epochs=10, server_lr=0.3)
+    return feddm.build(feddm.FedDMConfig(2, radius, 30, of), *models)
+
+
 def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
     """FedCLIP on features. models: (data, modalities, features of the classes)."""
     fedavg_config = dataclasses.replace(BASE, client_lr=client_lr)
     return fedclip.build(fedclip.FedCLIPConfig(scale, fedavg_config), *models)
+
+
+def of_prompts(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
+    """PromptFL of four context vectors. models: (data, modalities, {"names", parameters of the encoder of texts})."""
+    held, modalities, words = models
+    config = promptfl.PromptFLConfig(4, scale, dataclasses.replace(BASE, client_lr=client_lr))
+    return promptfl.build(config, held, modalities, words["names"], prompts.text_encoder(words))
+
+
+def of_names(models: tuple, /, scale: float = 10.0) -> Method:
+    """The names of the classes without a context: nothing is trained, and nothing travels."""
+    held, modalities, words = models
+    return of_frozen((held, modalities, prompts.encode(words, words["names"])), scale)
 
 
 def of_frozen(models: tuple, /, scale: float = 10.0) -> Method:
@@ -183,7 +226,17 @@ ROWS = {
         world="borrowing",
     ),
     "FedCLIP": Row(of_features, LOW | {"scale": [1.0, 3.0, 10.0]}, "2302.13485", fedclip, world="features"),
+    "Split-Mix": Row(of_split, RATES, "2203.09747", splitmix),
+    "Split-Mix, one network": Row(functools.partial(of_split, mixed=1), LOW, "2203.09747", splitmix),
+    "FedAvg, a quarter": Row(of_perceptron, LOW),
+    "FedAvg, full width": Row(functools.partial(of_perceptron, units=64), LOW),
+    "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
+    "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
+    "PromptFL, on features": Row(
+        of_prompts, RATES | {"scale": [3.0, 10.0, 30.0]}, "2208.11625", promptfl, world="prompts"
+    ),
+    "names without context": Row(of_names, {"scale": [10.0]}, world="prompts"),
     "local only": Row(of_fedavg(fedavg, shared=()), RATES, keeps="model", personal=True, world="alone"),
     "server only": Row(of_fedavg(fedavg), RATES, world="server"),
     "centralised": Row(of_fedavg(fedavg), RATES, world="pooled"),
@@ -214,8 +267,8 @@ def world(settings: Settings, seed: int, tuned: bool) -> Problem:
 def world_of(settings: Settings, row: Row, seed: int, tuned: bool) -> Problem:
     """The problem of a row: that of all, or its features."""
     problem = world(settings, seed, tuned)
-    if row.world == "features":
-        return featured(settings, problem, seed)
+    if row.world in ("features", "prompts"):
+        return featured(settings, problem, seed, row.world == "prompts")
     if row.world == "borrowing":
         return problem._replace(data=dataclasses.replace(problem.data, public=labelled(problem)))
     return problem
@@ -227,14 +280,17 @@ def labelled(problem: Problem) -> dict[str, np.ndarray]:
     return {key: arrays[key] for key in (*problem.dataset.modalities, "label")}
 
 
-def featured(settings: Settings, problem: Problem, seed: int) -> Problem:
+def featured(settings: Settings, problem: Problem, seed: int, words: bool = False) -> Problem:
     """The problem with embeddings in place of examples, and the features of the classes as its split "text".
+
+    words: this split is the names of the classes and the parameters of an encoder of texts (see `prompts`).
 
     In place of CLIP stands what the server alone learns of its labelled pairs, with the settings of "server only":
     encoders into one space, in which the rows of the linear head stand for the classes.
     """
     held, taken = given(settings, ROWS["server only"], problem)
     _, encoders, head = models_of(problem, held)
+    head = prompts.head(len(problem.dataset.classes)) if words else head
     method = fedavg.build(dataclasses.replace(BASE, client_lr=1.0), held, encoders, head)
     rounds = settings.problem.common.rounds
     params = run.train(method, held, rounds=rounds, per_round=taken, seed=seed, progress=False).server["params"]
@@ -245,7 +301,8 @@ def featured(settings: Settings, problem: Problem, seed: int) -> Problem:
         for name, one in problem.data.cohorts.items()
     }
     splits = {split: swap(arrays) for split, arrays in problem.dataset.splits.items()}
-    text = {"features": np.asarray(params["head"]["Dense_0"]["kernel"]).T}
+    learned = jax.tree.map(np.asarray, params["head"])
+    text = dict(learned) if words else {"features": learned["Dense_0"]["kernel"].T}
     data = dataclasses.replace(problem.data, cohorts=cohorts, public=None)
     return Problem(data, problem.dataset._replace(splits={**splits, "text": text}))
 
@@ -264,9 +321,11 @@ def given(settings: Settings, row: Row, problem: Problem) -> tuple[FederatedData
 
 
 def models_of(problem: Problem, held: FederatedData) -> tuple:
-    """What every method is built from: (data, encoders, head), or of features (data, modalities, classes' features)."""
+    """What every method is built from: (data, encoders, head), or of features (data, modalities, classes' features
+    or names with their encoder)."""
     if "text" in problem.dataset.splits:
-        return held, problem.dataset.modalities, problem.dataset.splits["text"]["features"]
+        text = problem.dataset.splits["text"]
+        return held, problem.dataset.modalities, text.get("features", text)
     return held, data.encoders(problem.dataset), heads.linear(len(problem.dataset.classes))
 
 

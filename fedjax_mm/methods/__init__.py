@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         carmfl,
         ditto,
         fedclip,
+        feddm,
         feddyn,
         fedmsplit,
         fednova,
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
         ifca,
         mfedmc,
         pfedme,
+        promptfl,
         scaffold,
+        splitmix,
     )
 
 MODULES = {
@@ -35,6 +38,7 @@ MODULES = {
     "fedavg": "fedavg",
     "fedclip": "neighbours.fedclip",
     "feddat": "feddat",
+    "feddm": "neighbours.feddm",
     "feddyn": "neighbours.feddyn",
     "fedmekt": "fedmekt",
     "fedmsplit": "neighbours.fedmsplit",
@@ -50,7 +54,9 @@ MODULES = {
     "mmfl": "fedmekt.mmfl",
     "peft": "feddat.peft",
     "pfedme": "neighbours.pfedme",
+    "promptfl": "neighbours.promptfl",
     "scaffold": "neighbours.scaffold",
+    "splitmix": "neighbours.splitmix",
 }
 
 __getattr__, __dir__ = _lazy.attach(__name__, MODULES)
@@ -62,6 +68,7 @@ __all__ = [
     "fedavg",
     "fedclip",
     "feddat",
+    "feddm",
     "feddyn",
     "fedmekt",
     "fedmsplit",
@@ -77,5 +84,7 @@ __all__ = [
     "mmfl",
     "peft",
     "pfedme",
+    "promptfl",
     "scaffold",
+    "splitmix",
 ]

@@ -82,7 +82,8 @@ def test_rows_that_tune_are_rows_that_train_later_and_rows_that_test_are_neither
 
 
 def test_what_some_rows_see_besides_is_the_servers_labelled_pairs(monkeypatch):
-    """CAR-MFL as public examples; FedCLIP as features of a network that was trained on them, which then classify."""
+    """CAR-MFL as public examples; FedCLIP and PromptFL as features of networks that were trained on them, which then
+    classify by themselves."""
     flat = Model(
         lambda key, x: jax.random.normal(key, (x[0].size, 16)) / 8,
         lambda params, x: jnp.tanh(x.reshape(len(x), -1) @ params),
@@ -101,3 +102,10 @@ def test_what_some_rows_see_besides_is_the_servers_labelled_pairs(monkeypatch):
     method = neighbours.ROWS["frozen features"].build((held, modalities, text))
     score = method.evaluate(method.init(jax.random.key(0)), data.tested(problem, "test"))["left+right/accuracy"]
     assert score > 0.6  # of ten classes
+
+    problem = neighbours.world_of(settings, neighbours.ROWS["PromptFL, on features"], 0, False)
+    held, modalities, words = neighbours.models_of(problem, problem.data)
+    method = neighbours.ROWS["PromptFL, on features"].build((held, modalities, words))
+    names = neighbours.ROWS["names without context"].build((held, modalities, words))
+    first, alone = (one.evaluate(one.init(jax.random.key(0)), data.tested(problem, "test")) for one in (method, names))
+    assert first["left+right/accuracy"] > 0.6 and alone["left+right/accuracy"] > 0.6

@@ -17,9 +17,12 @@ STATELESS = {
     "hafedformer",
     "carmfl",
     "fedclip",
+    "feddm",
     "fednova",
     "layerwise",
     "peft",
+    "promptfl",
+    "splitmix",
     "staged",
 }  # whose clients keep nothing, so that no draw of theirs is seen
 ROUNDING = 1e-6  # of two programs, which XLA rounds apart with the flags of conftest.py; with its own none (measured)

@@ -22,6 +22,7 @@ from fedjax_mm.methods import (
     ditto,
     fedavg,
     fedclip,
+    feddm,
     feddyn,
     fedmekt,
     fedmsplit,
@@ -35,7 +36,9 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.creamfl.joint_space import Training
@@ -91,6 +94,12 @@ def _neighbour(build, config, cohorts=("AB",)) -> Tiny:
 def _fedclip() -> Tiny:
     data = _data(cohorts=("A",))
     return Tiny(fedclip.build(fedclip.FedCLIPConfig(5.0, SGD), data, ["a"], np.eye(3, 4, dtype=np.float32)), data)
+
+
+def _promptfl() -> Tiny:
+    data, names = _data(cohorts=("A",)), np.arange(12, dtype=np.float32).reshape(3, 1, 4) / 10
+    config = promptfl.PromptFLConfig(2, 5.0, SGD)
+    return Tiny(promptfl.build(config, data, ["a"], names, lambda prompts: jnp.tanh(prompts).mean(1)), data)
 
 
 def _autoencoder() -> AutoEncoder:
@@ -249,5 +258,8 @@ TINY = {
     "fedmsplit": lambda: _neighbour(fedmsplit.build, fedmsplit.FedMSplitConfig(0.3, SGD), TWO),
     "flexmod": lambda: _neighbour(flexmod.build, flexmod.FlexModConfig(0.6, 0.5, SGD), TWO),
     "hafedformer": lambda: _neighbour(hafedformer.build, hafedformer.HAFedformerConfig(0.5, 0.3, SGD), TWO),
+    "splitmix": lambda: _neighbour(splitmix.build, splitmix.SplitMixConfig(3, {"AB": 2}, 2, SGD)),
+    "feddm": lambda: _neighbour(feddm.build, feddm.FedDMConfig(2, 1.0, 3, SGD)),
+    "promptfl": _promptfl,
     "staged": lambda: Tiny(_staged(), _data()),
 }

@@ -13,6 +13,7 @@ from fedjax_mm.methods import (
     fedavg,
     fedclip,
     feddat,
+    feddm,
     feddyn,
     fedmekt,
     fedmsplit,
@@ -25,6 +26,8 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl.encoder_averaging import AveragingConfig
 from fedjax_mm.methods.creamfl.vqa_evaluation import VQAProbe
@@ -39,6 +42,9 @@ KINDS = [
     *(feddyn.FedDynConfig, ditto.DittoConfig, fedrep.FedRepConfig, pfedme.PFedMeConfig, ifca.IFCAConfig),
     *(fedproto.FedProtoConfig, fedclip.FedCLIPConfig, carmfl.CARMFLConfig, mfedmc.MFedMCConfig, fesem.FeSEMConfig),
     *(fedmsplit.FedMSplitConfig, flexmod.FlexModConfig, hafedformer.HAFedformerConfig),
+    splitmix.SplitMixConfig,
+    feddm.FedDMConfig,
+    promptfl.PromptFLConfig,
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

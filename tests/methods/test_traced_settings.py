@@ -16,6 +16,7 @@ from fedjax_mm.methods import (
     fedavg,
     fedclip,
     feddat,
+    feddm,
     feddyn,
     fedmekt,
     fedmsplit,
@@ -29,7 +30,9 @@ from fedjax_mm.methods import (
     layerwise,
     mfedmc,
     pfedme,
+    promptfl,
     scaffold,
+    splitmix,
 )
 from fedjax_mm.methods.creamfl import encoder_averaging
 from fedjax_mm.methods.feddat import peft
@@ -44,12 +47,17 @@ MODULES = {
     **{"feddyn": feddyn, "ditto": ditto, "fedrep": fedrep, "pfedme": pfedme, "ifca": ifca},
     **{"fedproto": fedproto, "fedclip": fedclip, "carmfl": carmfl, "mfedmc": mfedmc, "fesem": fesem},
     **{"fedmsplit": fedmsplit, "flexmod": flexmod, "hafedformer": hafedformer},
+    "splitmix": splitmix,
+    "feddm": feddm,
+    "promptfl": promptfl,
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
     "feddyn": {"fedavg.server_lr"},  # of which each of these takes one value alone
     "ifca": {"fedavg.server_lr"},
     **dict.fromkeys(("fedproto", "mfedmc", "fesem", "fedmsplit", "hafedformer"), {"fedavg.server_lr"}),
+    "splitmix": {"fedavg.server_lr"},
+    "feddm": {"fedavg.prox"},
     "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
 }

@@ -4,5 +4,6 @@ Each is a module that is read beside its paper, and is FedAvg's method with some
 (FedNova), its clients' (Ditto, FedRep, pFedMe), or both (SCAFFOLD, FedDyn, IFCA, FeSEM). About modalities are CAR-MFL,
 which borrows those that a client lacks, MFedMC, which chooses those that are sent, FedProto, which sends prototypes of
 each, and FedCLIP, which is FedAvg on frozen features; FedMSplit, which mixes a model for each client, FlexMod, which
-trains some encoders more, and HA-Fedformer, which trains modalities apart and predicts with all.
+trains some encoders more, and HA-Fedformer, which trains modalities apart and predicts with all. Clients of Split-Mix
+send several narrow networks, those of FedDM synthetic examples, and those of PromptFL the context of a prompt.
 """
