@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.weights.features import features
+from experiments.weights.features import WIDTH, features
 from experiments.weights.upper import given, upper_encoder, uppers
 from fedjax_mm import trees
 from fedjax_mm.data import wordpiece
@@ -22,9 +22,6 @@ from fedjax_mm.methods.augment import resized
 from fedjax_mm.methods.creamfl import joint_space
 from fedjax_mm.methods.creamfl.joint_space import Encoders, Training
 from fedjax_mm.models import Model, bert, cnn, embedding, mlp, resnet
-
-PATCH, WIDTH = 14, 384
-"""Pixels of the side of a patch of ViT-S/14, and the width of its tokens and of MiniLM's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +58,10 @@ def small(size: Size, vocabulary: int, released: bool, dtype: str = "float32") -
 
 def on_features(size: Size, dtype: str = "float32") -> Models:
     """A linear map of each modality's features into the joint space, of the same form at the server and at clients."""
-    both = {m: mlp.encoder((), size.dim, dtype) for m in ("image", "text")}
+    return _same_everywhere({m: mlp.encoder((), size.dim, dtype) for m in ("image", "text")})
+
+
+def _same_everywhere(both: Encoders) -> Models:
     return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
 
 
@@ -70,8 +70,7 @@ def on_tokens(size: Size, examples: Mapping[str, np.ndarray], dtype: str = "floa
 
     examples[m]: what `below_the_last` gives.
     """
-    both = {m: _last_layer(m, examples[m], size.dim, dtype) for m in ("image", "text")}
-    return Models(both, {"image": {"image": both["image"]}, "text": {"text": both["text"]}, "both": both}, both)
+    return _same_everywhere({m: _last_layer(m, examples[m], size.dim, dtype) for m in ("image", "text")})
 
 
 def _last_layer(m: str, examples: np.ndarray, dim: int, dtype: str) -> Model:

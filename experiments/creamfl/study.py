@@ -10,7 +10,6 @@ import tyro
 from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
 from experiments.creamfl.models import (
-    PATCH,
     Models,
     Size,
     below_the_last,
@@ -23,6 +22,7 @@ from experiments.creamfl.models import (
 )
 from experiments.creamfl.paper import Sizes, paper_problem
 from experiments.weights import sources
+from experiments.weights.features import PATCH, SIDE
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
 from fedjax_mm.methods.creamfl import CreamFLConfig, encoder_averaging
@@ -213,8 +213,8 @@ def models(settings: Settings) -> Models:
 def _about_all_rows(settings: Settings) -> Settings:
     """The settings with None for those that rows may have of their own, so that all rows find one problem in memory."""
     rates = dict.fromkeys(("server_lr", "client_lr", "kd_rate", "kd_state", "server_passes", "public_batch"))
-    same = {"method": "", "rows": (), "teachers": (), "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
-    same |= {"kd_rates": ()}
+    same = {"method": "", "tuning_seeds": 1, "weighing_temperature": 1.0, "epochs": 1}
+    same |= dict.fromkeys(("rows", "teachers", "kd_rates"), ())
     return dataclasses.replace(settings, **same, **rates)
 
 
@@ -233,7 +233,7 @@ def _load(settings: Settings, seed: int) -> Problem:
     if settings.encoders != "trained":
         vocabulary, encode = sources.find("minilm") / "vocab.txt", below_the_last
     if settings.encoders == "frozen":
-        side, encode = 98, frozen
+        side, encode = SIDE, frozen
     how = {"side": side, "length": settings.length, "vocabulary": vocabulary, "encode": encode}
     return photo_problem(*given, folder, **how, standardised=settings.encoders == "frozen")
 

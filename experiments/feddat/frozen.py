@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from experiments.weights import sources
-from experiments.weights.features import features
+from experiments.weights.features import PATCH, SIDE, WIDTH, features
 from fedjax_mm.data import images, vqa, wordpiece
 
-SIDE, PATCH, LENGTH, WIDTH = 98, 14, 24, 384
+LENGTH = 24
+"""Word pieces of a question."""
 CLOSED = {"easy_vqa": ("yes", "no")}
 """Domains whose questions with these answers are one client's, and whose other questions are another one's."""
 

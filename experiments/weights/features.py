@@ -16,6 +16,8 @@ from fedjax_mm.checks import check_array
 from fedjax_mm.models import transformer
 from fedjax_mm.types import PyTree
 
+SIDE, PATCH, WIDTH = 98, 14, 384
+"""Pixels of the pictures that ViT-S/14 takes and of its patches, and the width of its tokens and of MiniLM's."""
 Encode = Callable[[PyTree, jax.Array], jax.Array]  # parameters, examples [B, ...] -> [B, ...]
 
 

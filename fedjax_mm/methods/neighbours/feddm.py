@@ -99,10 +99,7 @@ def draw_near(params: PyTree, radius: float | jax.Array, key: Key) -> PyTree:
     >>> round(float(jnp.linalg.norm(draw_near(jnp.zeros(100), 0.5, jax.random.key(0)))), 4)
     0.5
     """
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    noisy = [leaf + jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=False)]
-    return onto_ball(params, jax.tree.unflatten(tree, noisy), radius)
+    return onto_ball(params, optax.tree.add(params, optax.tree.random_like(key, params)), radius)
 
 
 def embed(encoders: Encoders, head: Model, params: Parts, batch: Arrays) -> jax.Array:

@@ -45,7 +45,7 @@ from fedjax_mm.methods.fedavg import FedAvgConfig
 from fedjax_mm.methods.fedavg.network import Encoders
 from fedjax_mm.methods.neighbours.fedmsplit_graph import edges, mix, remember, rows_of
 from fedjax_mm.methods.neighbours.fesem import alike
-from fedjax_mm.methods.neighbours.ifca import pick
+from fedjax_mm.methods.neighbours.ifca import pick, train_picked
 from fedjax_mm.methods.neighbours.training import check_plain_server, check_whole_model
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
@@ -144,7 +144,7 @@ def client_update(
 ) -> tuple[Upload, dict[str, jax.Array], Metrics]:
     """Step 2: what one client sends, {"number": its number, which it keeps}, and the metrics of FedAvg.
 
-    The upload has an Each of {"params": the trained block, "number": []} for each block. data has the `number`.
+    The upload has an Each of {"params": the trained block, "model": its row []} for each block. data has the `number`.
 
     >>> from fedjax_mm.local import whole
     >>> identity = Model(lambda key, x: {}, lambda params, x: x)
@@ -160,9 +160,7 @@ def client_update(
     if data.number is None:
         raise ValueError("FedMSplit's clients take their own row of what is sent; give the client's data its `number`")
     number = data.number.astype(jnp.int32)
-    own = Download(pick(download.sent, number))
-    trained, _, metrics = fedavg.client_update(config, encoders, head, own, {}, data, key)
-    upload = {part: Each({"params": sent.value, "number": number}, sent.weight) for part, sent in trained.items()}
+    upload, metrics = train_picked(config, encoders, head, download.sent, number, data, key)
     return upload, {"number": number}, metrics
 
 
@@ -175,7 +173,7 @@ def server_update(
 ) -> tuple[dict[str, dict[str, PyTree]], Metrics]:
     """Steps 3 and 4: the server's new state, and no metrics. public, key: not used.
 
-    >>> sent = {"params": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "number": jnp.array([0, 1])}
+    >>> sent = {"params": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "model": jnp.array([0, 1])}
     >>> old = {"sent": {"head": jnp.zeros((3, 2))}, "mixed": {"head": jnp.zeros((3, 2))}, "heard": jnp.zeros(3, bool)}
     >>> uploads = {"all": {"head": Each(sent, jnp.array([1.0, 3.0]))}}
     >>> new, _ = server_update(0.25, {"all": old}, uploads, None, jax.random.key(0))

@@ -13,9 +13,9 @@ from fedjax_mm.types import Each, PyTree
 
 
 def remember(kept: PyTree, sent: Each) -> PyTree:
-    """W of one block with the rows of those who sent it. kept: leaves [N + 1, ...]; sent: {"params", "number"} [C].
+    """W of one block with the rows of those who sent it. kept: leaves [N + 1, ...]; sent: {"params", "model"} [C].
 
-    >>> sent = Each({"params": jnp.array([7.0, 0.0]), "number": jnp.array([1, 0])}, jnp.array([3.0, 0.0]))
+    >>> sent = Each({"params": jnp.array([7.0, 0.0]), "model": jnp.array([1, 0])}, jnp.array([3.0, 0.0]))
     >>> remember(jnp.array([1.0, 2.0, 3.0]), sent).tolist()
     [1.0, 7.0, 3.0]
     """
@@ -28,7 +28,7 @@ def remember(kept: PyTree, sent: Each) -> PyTree:
 
 def rows_of(sent: Each, beyond: int) -> jax.Array:
     """[C]: the row of each one that sent, or one beyond all rows."""
-    return jnp.where(sent.weight > 0, sent.value["number"], beyond)
+    return jnp.where(sent.weight > 0, sent.value["model"], beyond)
 
 
 def likeness(temperature: float, nodes: PyTree, senders: PyTree) -> jax.Array:
