@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm.federate import Method
-from fedjax_mm.local import Batch, take
+from fedjax_mm.local import Batch
 from fedjax_mm.methods import fedavg
 from fedjax_mm.methods.fedavg import FedAvgConfig, fitting, kind_weight
 from fedjax_mm.methods.fedavg.config import SERVER_OPTIMIZERS
 from fedjax_mm.methods.fedavg.network import Encoders, Parts, predict_logits
-from fedjax_mm.methods.neighbours.training import check_whole_model, train
+from fedjax_mm.methods.neighbours.training import check_floats, check_whole_model, class_counts, train
 from fedjax_mm.methods.settings import check_settings, is_used
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import Arrays, ClientData, Download, Each, HasPopulation, Key, Metrics, PyTree, Upload
@@ -68,9 +68,7 @@ def build(config: FedDMConfig, data: HasPopulation, encoders: Encoders, head: Mo
     if is_used(config.fedavg.prox):
         raise ValueError(f"FedAvgConfig.prox is {config.fedavg.prox}; FedDM's clients train no parameters, so leave 0")
     modalities, examples = fitting.find_modalities(encoders, data.population)
-    for m, like in examples.items():
-        if not jnp.issubdtype(like.dtype, jnp.floating):
-            raise ValueError(f"array {m!r} is of {like.dtype}; FedDM makes examples from noise, so give it floats")
+    check_floats("FedDM", examples)
     classes = fitting.count_classes(encoders, head, examples)
     init_server = lambda key: {"params": base.server.init(key)["params"]}
     update = functools.partial(server_update, config, encoders, head)
@@ -191,9 +189,7 @@ def client_update(
         return matching_loss(encoders, head, near, synthetic, batch), {}
 
     made, _, metrics = train(config.fedavg, loss, start, data, train_key)
-    label = take({"label": data.arrays["label"]}, data.rows)["label"]
-    real = (jnp.arange(len(label)) < data.count).astype(jnp.float32)
-    rows = (jax.nn.one_hot(label, classes) * real[:, None]).sum(0)
+    rows = class_counts(data, classes)
     sent = {"examples": made, "share": rows / jnp.maximum(rows.sum(), 1)}
     return {"synthetic": Each(sent, kind_weight(config.fedavg, download.sent) * data.weight)}, state, metrics
 

@@ -1,4 +1,4 @@
-"""What the neighbours of FedAvg share: local training, a client's weight, names of what travels beside parameters."""
+"""What the neighbours of FedAvg share: local training, weights and counts, names of what travels beside parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mm.federate import Method, client_init
-from fedjax_mm.local import Loss, gradient_step, local_steps
-from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig, kind_weight
+from fedjax_mm.local import Loss, gradient_step, local_steps, take
+from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig, fitting, kind_weight
 from fedjax_mm.types import ClientData, Key, Metrics, PyTree
 
 
@@ -39,6 +39,18 @@ def train(
     begin = (start, optimizer.init(start)), jnp.float32(0)
     (training, steps), metrics = local_steps(step, begin, data, key, batch_size=config.batch_size, epochs=config.epochs)
     return training[0], steps, metrics
+
+
+def class_counts(data: ClientData, classes: int) -> jax.Array:
+    """[K]: how many of a client's own examples are of each class. classes: K.
+
+    >>> from fedjax_mm.local import whole
+    >>> class_counts(whole({"label": jnp.array([2, 0, 2])}), 3).tolist()
+    [1.0, 0.0, 2.0]
+    """
+    label = take({"label": data.arrays["label"]}, data.rows)["label"]
+    real = (jnp.arange(len(label)) < data.count).astype(jnp.float32)
+    return (jax.nn.one_hot(label, classes) * real[:, None]).sum(0)
 
 
 def total_weights(config: FedAvgConfig, method: Method) -> dict[str, float]:
@@ -108,3 +120,10 @@ def check_whole_model(paper: str, config: FedAvgConfig) -> None:
     """Raises ValueError where parts are personal already, and `paper` says itself what is."""
     if config.shared is not None:
         raise ValueError(f"FedAvgConfig.shared is {config.shared}; {paper} says what is personal, so leave it None")
+
+
+def check_floats(paper: str, examples: fitting.Examples) -> None:
+    """Raises ValueError where a modality is no array of floats, and `paper` makes examples from noise."""
+    for m, like in examples.items():
+        if not jnp.issubdtype(like.dtype, jnp.floating):
+            raise ValueError(f"array {m!r} is of {like.dtype}; {paper} makes examples from noise, so give it floats")
