@@ -34,6 +34,7 @@ from fedjax_mm.methods import (
     fedclip,
     feddm,
     feddyn,
+    fedftg,
     fedmsplit,
     fednova,
     fedproto,
@@ -136,6 +137,12 @@ def of_matching(models: tuple, /, client_lr: float = 0.1, radius: float = 5.0) -
     return feddm.build(feddm.FedDMConfig(2, radius, 30, of), *models)
 
 
+def of_fine_tuned(models: tuple, /, client_lr: float = 0.1, model_lr: float = 0.1) -> Method:
+    """FedFTG with five made batches of 32 a round, on each of which the server's model takes five steps."""
+    of = dataclasses.replace(BASE, client_lr=client_lr)
+    return fedftg.build(fedftg.FedFTGConfig(5, made_batch=32, model_lr=model_lr, fedavg=of), *models)
+
+
 def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
     """FedCLIP on features. models: (data, modalities, features of the classes)."""
     fedavg_config = dataclasses.replace(BASE, client_lr=client_lr)
@@ -232,6 +239,7 @@ ROWS = {
     "FedAvg, full width": Row(functools.partial(of_perceptron, units=64), LOW),
     "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
     "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
+    "FedFTG": Row(of_fine_tuned, RATES | {"model_lr": [0.01, 0.03, 0.1]}, "2203.09249", fedftg),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
     "PromptFL, on features": Row(
         of_prompts, RATES | {"scale": [3.0, 10.0, 30.0]}, "2208.11625", promptfl, world="prompts"

@@ -18,7 +18,7 @@ AT_LEAST_ONE = (  # sizes and counts that mean nothing at 0
     *("batch_size", "single_batch", "server_batch", "public_batch", "proxy_batch", "test_batch", "block", "at_once"),
     *("side", "stream"),
     *("hidden", "projection_hidden", "projection_dim", "server_rounds", "inner_steps", "head_steps", "models"),
-    *("centres", "candidates", "sent_modalities", "bases", "examples_per_class", "context"),
+    *("centres", "candidates", "sent_modalities", "bases", "examples_per_class", "context", "made_batch"),
 )
 ABOVE_ZERO = (
     "temperature",

@@ -18,6 +18,7 @@ STATELESS = {
     "carmfl",
     "fedclip",
     "feddm",
+    "fedftg",
     "fednova",
     "layerwise",
     "peft",

@@ -24,6 +24,7 @@ from fedjax_mm.methods import (
     fedclip,
     feddm,
     feddyn,
+    fedftg,
     fedmekt,
     fedmsplit,
     fednova,
@@ -261,5 +262,6 @@ TINY = {
     "splitmix": lambda: _neighbour(splitmix.build, splitmix.SplitMixConfig(3, {"AB": 2}, 2, SGD)),
     "feddm": lambda: _neighbour(feddm.build, feddm.FedDMConfig(2, 1.0, 3, SGD)),
     "promptfl": _promptfl,
+    "fedftg": lambda: _neighbour(fedftg.build, fedftg.FedFTGConfig(2, 1, 2, 4, 2, fedavg=SGD), TWO),
     "staged": lambda: Tiny(_staged(), _data()),
 }

@@ -15,6 +15,7 @@ from fedjax_mm.methods import (
     feddat,
     feddm,
     feddyn,
+    fedftg,
     fedmekt,
     fedmsplit,
     fedproto,
@@ -45,6 +46,7 @@ KINDS = [
     splitmix.SplitMixConfig,
     feddm.FedDMConfig,
     promptfl.PromptFLConfig,
+    fedftg.FedFTGConfig,
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

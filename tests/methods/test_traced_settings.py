@@ -18,6 +18,7 @@ from fedjax_mm.methods import (
     feddat,
     feddm,
     feddyn,
+    fedftg,
     fedmekt,
     fedmsplit,
     fednova,
@@ -50,6 +51,7 @@ MODULES = {
     "splitmix": splitmix,
     "feddm": feddm,
     "promptfl": promptfl,
+    "fedftg": fedftg,
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
