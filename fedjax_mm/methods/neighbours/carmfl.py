@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from fedjax_mm.federate import Method
 from fedjax_mm.local import Batch, take
 from fedjax_mm.methods import fedavg, fit
-from fedjax_mm.methods.fedavg import FedAvgConfig, fitting, kind_weight, local_loss
+from fedjax_mm.methods.fedavg import FedAvgConfig, kind_weight, local_loss
 from fedjax_mm.methods.fedavg.network import Encoders, Parts
-from fedjax_mm.methods.neighbours.training import check_whole_model, train
+from fedjax_mm.methods.neighbours.training import check_whole_model, fit_with_public, train
 from fedjax_mm.methods.settings import check_settings
 from fedjax_mm.models import Model, as_encoder, as_encoders
 from fedjax_mm.types import (
@@ -71,14 +71,12 @@ def build(config: CARMFLConfig, data: HasPopulation, encoders: Encoders, head: M
     encoders, head = as_encoders("encoders", encoders), as_encoder(head, name="head")
     base = fedavg.build(config.fedavg, data, encoders, head)
     check_whole_model("CAR-MFL", config.fedavg)
-    modalities, examples = fitting.find_modalities(encoders, data.population)
-    classes = fitting.count_classes(encoders, head, examples)
-    check_public(config, data.population, examples)
-    fitted = fitting.fit_of(encoders, classes, modalities, data.population)._replace(population=data.population)
-    limits = fit.tokens(encoders, encoders)
+    fitted = fit_with_public(encoders, head, data.population, "which clients borrow")
+    check_candidates(config, data.population, next(iter(encoders)))
     if "label" in (data.population.public or {}):
-        limits["label"] = fit.classes(classes)
-    check = functools.partial(fit.check_population, fitted._replace(public=limits))
+        of_clients = next(iter(fitted.limits.values()))["label"]
+        fitted = fitted._replace(public={**(fitted.public or {}), "label": of_clients})
+    check = functools.partial(fit.check_population, fitted)
     check(data.population)
     update = functools.partial(client_update, config, encoders, head)
     cohorts = {name: one._replace(update=update) for name, one in base.cohorts.items()}
@@ -86,16 +84,9 @@ def build(config: CARMFLConfig, data: HasPopulation, encoders: Encoders, head: M
     return base._replace(server=base.server._replace(download=download), cohorts=cohorts, check=check)
 
 
-def check_public(config: CARMFLConfig, population: Population, examples: fitting.Examples) -> None:
-    """Raises ValueError where the public examples are not such that one could borrow from them."""
-    public = population.public or {}
-    if missing := [m for m in examples if m not in public]:
-        raise ValueError(
-            f"the public examples have no {missing}, which clients borrow; their arrays are {sorted(public)}"
-        )
-    for m, like in examples.items():
-        fit.check_kind(f"the public array {m!r}", public[m], like)
-    rows = public[next(iter(examples))].shape[0]
+def check_candidates(config: CARMFLConfig, population: Population, modality: str) -> None:
+    """Raises ValueError where there are fewer public examples than candidates."""
+    rows = (population.public or {})[modality].shape[0]
     if config.candidates > rows:
         raise ValueError(f"CARMFLConfig.candidates is {config.candidates}; there are {rows} public examples")
 

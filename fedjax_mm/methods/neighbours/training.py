@@ -9,8 +9,11 @@ import optax
 
 from fedjax_mm.federate import Method, client_init
 from fedjax_mm.local import Loss, gradient_step, local_steps, take
+from fedjax_mm.methods import fit
 from fedjax_mm.methods.fedavg import CLIENT_OPTIMIZERS, FedAvgConfig, fitting, kind_weight
-from fedjax_mm.types import ClientData, Key, Metrics, PyTree
+from fedjax_mm.methods.fedavg.network import Encoders
+from fedjax_mm.models import Model
+from fedjax_mm.types import ClientData, Key, Metrics, Population, PyTree
 
 
 def train(
@@ -127,3 +130,19 @@ def check_floats(paper: str, examples: fitting.Examples) -> None:
     for m, like in examples.items():
         if not jnp.issubdtype(like.dtype, jnp.floating):
             raise ValueError(f"array {m!r} is of {like.dtype}; {paper} makes examples from noise, so give it floats")
+
+
+def fit_with_public(encoders: Encoders, head: Model, population: Population, use: str) -> fit.Fit:
+    """What FedAvg's model is built for, where it reads the public examples too: all modalities, and maybe other arrays.
+
+    Raises ValueError where the public examples lack a modality or do not fit; `use` says what they are for.
+    """
+    modalities, examples = fitting.find_modalities(encoders, population)
+    public = population.public or {}
+    if missing := [m for m in examples if m not in public]:
+        raise ValueError(f"the public examples have no {missing}, {use}; their arrays are {sorted(public)}")
+    for m, like in examples.items():
+        fit.check_kind(f"the public array {m!r}", public[m], like)
+    fit.check_complete("the public examples", public, tuple(examples))
+    fitted = fitting.fit_of(encoders, fitting.count_classes(encoders, head, examples), modalities, population)
+    return fitted._replace(population=population, public=fit.tokens(encoders, encoders))
