@@ -34,6 +34,7 @@ from fedjax_mm.methods import (
     fedclip,
     feddm,
     feddyn,
+    fedet,
     fedftg,
     fedmsplit,
     fednova,
@@ -94,8 +95,9 @@ class Row(NamedTuple):
     """Whether it is tuned for clients' own rows, and not for the server's model."""
     world: str = "clients"
     """Whose examples train: "clients", "alone" (all clients in every round), "pooled" (one client), "server",
-    "borrowing" (clients that see the server's labelled pairs too), "features" (of a network of the server's) or
-    "prompts" (of one that knows words too)."""
+    "borrowing" (clients that see the server's labelled pairs too), "public" (clients beside the pairs of the split
+    "proxy", which have no labels), "features" (of a network of the server's) or "prompts" (of one that knows words
+    too)."""
 
 
 def of_fedavg(module: Any, **fixed: Any) -> Callable[..., Method]:
@@ -141,6 +143,20 @@ def of_fine_tuned(models: tuple, /, client_lr: float = 0.1, model_lr: float = 0.
     """FedFTG with five made batches of 32 a round, on each of which the server's model takes five steps."""
     of = dataclasses.replace(BASE, client_lr=client_lr)
     return fedftg.build(fedftg.FedFTGConfig(5, made_batch=32, model_lr=model_lr, fedavg=of), *models)
+
+
+def of_ensemble(models: tuple, /, client_lr: float = 0.1, distill_lr: float = 0.1, diversity: float = 0.05) -> Method:
+    """FedET of perceptrons: 8, 12 and 16 units for the three kinds of clients, and 64 for the server.
+
+    The server's is that of "FedAvg, full width".
+    """
+    held, encoders, head = models
+    small = {
+        name: {m: mlp.encoder((8 + 4 * i,), 32) for m in encoders if m in held.cohorts[name].arrays}
+        for i, name in enumerate(held.cohorts)
+    }
+    config = fedet.FedETConfig(distill_lr, 2, diversity, dataclasses.replace(BASE, client_lr=client_lr))
+    return fedet.build(config, held, dict.fromkeys(encoders, mlp.encoder((64,), 32)), head, small)
 
 
 def of_features(models: tuple, /, client_lr: float = 0.1, scale: float = 10.0) -> Method:
@@ -240,6 +256,10 @@ ROWS = {
     "FedAvg, both twice": Row(of_fedavg(fedavg, multimodal_weight=2.0), RATES),
     "FedDM": Row(of_matching, RATES | {"radius": [3.0, 10.0, 30.0]}, "2207.09653", feddm),
     "FedFTG": Row(of_fine_tuned, RATES | {"model_lr": [0.01, 0.03, 0.1]}, "2203.09249", fedftg),
+    "FedET": Row(of_ensemble, LOW | {"distill_lr": [0.03, 0.1, 0.3]}, "2204.12703", fedet, world="public"),
+    "FedET without dissent": Row(
+        functools.partial(of_ensemble, diversity=0.0), LOW | {"distill_lr": [0.03, 0.1, 0.3]}, world="public"
+    ),
     "frozen features": Row(of_frozen, {"scale": [10.0]}, world="features"),
     "PromptFL, on features": Row(
         of_prompts, RATES | {"scale": [3.0, 10.0, 30.0]}, "2208.11625", promptfl, world="prompts"
@@ -279,6 +299,9 @@ def world_of(settings: Settings, row: Row, seed: int, tuned: bool) -> Problem:
         return featured(settings, problem, seed, row.world == "prompts")
     if row.world == "borrowing":
         return problem._replace(data=dataclasses.replace(problem.data, public=labelled(problem)))
+    if row.world == "public":
+        public = data.load_problem(settings.problem, seed).data.public
+        return problem._replace(data=dataclasses.replace(problem.data, public=public))
     return problem
 
 

@@ -24,6 +24,7 @@ from fedjax_mm.methods import (
     fedclip,
     feddm,
     feddyn,
+    fedet,
     fedftg,
     fedmekt,
     fedmsplit,
@@ -101,6 +102,13 @@ def _promptfl() -> Tiny:
     data, names = _data(cohorts=("A",)), np.arange(12, dtype=np.float32).reshape(3, 1, 4) / 10
     config = promptfl.PromptFLConfig(2, 5.0, SGD)
     return Tiny(promptfl.build(config, data, ["a"], names, lambda prompts: jnp.tanh(prompts).mean(1)), data)
+
+
+def _fedet() -> Tiny:
+    """With a small model of another kind for each cohort."""
+    small = {"B": {"b": mlp.encoder((4,), 3)}, "AB": {"a": mlp.encoder((), 3), "b": mlp.encoder((), 3)}}
+    build = lambda *given: fedet.build(*given, small)
+    return _neighbour(build, fedet.FedETConfig(0.1, 2, 0.5, SGD), TWO)
 
 
 def _autoencoder() -> AutoEncoder:
@@ -263,5 +271,6 @@ TINY = {
     "feddm": lambda: _neighbour(feddm.build, feddm.FedDMConfig(2, 1.0, 3, SGD)),
     "promptfl": _promptfl,
     "fedftg": lambda: _neighbour(fedftg.build, fedftg.FedFTGConfig(2, 1, 2, 4, 2, fedavg=SGD), TWO),
+    "fedet": _fedet,
     "staged": lambda: Tiny(_staged(), _data()),
 }

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fedjax_mm.data.federated import FederatedData
-from fedjax_mm.methods import fedftg
+from fedjax_mm.methods import fedet, fedftg
 from fedjax_mm.methods.fedavg import FedAvgConfig
-from fedjax_mm.models import mlp
+from fedjax_mm.methods.neighbours import fedftg_losses
+from fedjax_mm.models import Model, mlp
 from tests.methods.test_neighbours import (
     CONFIG,
     ENCODERS,
@@ -21,6 +22,7 @@ from tests.methods.test_neighbours import (
     ROW,
     SIZES,
     STEPS,
+    X,
     average,
     close,
     descend,
@@ -96,11 +98,11 @@ def loss_of_generator(theta, w, sent):
 def test_fedftg_is_its_equations(monkeypatch):
     """With a linear generator, and a batch that is known."""
 
-    def draw_batch(config, counts, key):
+    def draw_batch(number, noise, counts, key):
         alpha = counts[:, Y] / counts[:, Y].sum(0, keepdims=True)
         return {"z": jnp.asarray(Z, jnp.float32), "y": jax.nn.one_hot(Y, 3), "alpha": alpha}
 
-    monkeypatch.setattr(fedftg, "draw_batch", draw_batch)
+    monkeypatch.setattr(fedftg_losses, "draw_batch", draw_batch)
     config = fedftg.FedFTGConfig(2, 2, 2, 4, 2, 0.2, 0.05, 0.7, 20.0, CONFIG)
     linear = LINEAR._replace(init=lambda key, x: jax.random.normal(key, (x.shape[-1], 6)) / 2)
     first, last = two_rounds(fedftg.build(config, world(), ENCODERS, LINEAR, linear))
@@ -131,7 +133,7 @@ def test_fedftg_without_steps_of_the_server_is_fedavg():
 
 def test_classes_are_drawn_as_often_as_clients_have_them():
     counts = jnp.array([[3.0, 0.0, 0.0], [3.0, 0.0, 2.0]])
-    drawn = np.bincount(fedftg.sample_labels(counts, 4000, jax.random.key(0)), minlength=3) / 4000
+    drawn = np.bincount(fedftg_losses.sample_labels(counts, 4000, jax.random.key(0)), minlength=3) / 4000
     np.testing.assert_allclose(drawn, [0.75, 0, 0.25], atol=0.03)
 
 
@@ -143,3 +145,98 @@ def test_fedftg_refuses_what_it_cannot_make():
         fedftg.build(fedftg.FedFTGConfig(), world(), ENCODERS, LINEAR, mlp.encoder((), 5))
     with pytest.raises(ValueError, match="FedFTG says what is personal"):
         fedftg.build(fedftg.FedFTGConfig(fedavg=FedAvgConfig(shared=("a",))), world(), ENCODERS, LINEAR)
+
+
+PUBLIC = {m: np.random.default_rng(8).normal(size=(2, x.shape[1])) for m, x in X.items()}  # one batch
+GIVEN = {m: x.astype(np.float32) for m, x in PUBLIC.items()}
+DEEP = Model(
+    lambda key, x: {i: jax.random.normal(key, shape) / 2 for i, shape in (("in", (x.shape[-1], 5)), ("out", (5, 3)))},
+    lambda params, x: x @ params["in"] @ params["out"],
+)
+SMALL = {"A": {"a": LINEAR}, "AB": ENCODERS}
+
+
+def logits(w):
+    """Of the server's model for the public examples."""
+    return sum(PUBLIC[m] @ w[f"{m}/in"] @ w[f"{m}/out"] for m in "ab") / 2 @ w["head"]
+
+
+def lessons(sent):
+    """(y, s_div or None) of each public example, from the variances of what clients say. sent: {client: its model}."""
+    for i in range(2):
+        x = {m: PUBLIC[m][i : i + 1] for m in PUBLIC}
+        said = [sum(x[m] @ w[m] for m in x if m in w)[0] / (len(w) - 1) @ w["head"] for w in sent.values()]
+        mean = lambda those: np.average(those, axis=0, weights=[np.var(s) for s in those])
+        y = np.argmax(mean(said))
+        others = [s for s in said if np.argmax(s) != y]
+        yield y, mean(others) if others else None
+
+
+def distillation(w, taught):
+    total = 0.0
+    for (y, others), log_p in zip(taught, log_softmax(logits(w)), strict=True):
+        total -= log_p[y]
+        if others is not None:
+            log_q = log_softmax(others)
+            total += 0.5 * (np.exp(log_q) * (log_q - log_p)).sum()
+    return total / 2
+
+
+def flat(params):
+    """The server's parameters, {"a/in": ..., "head": ...}."""
+    layers = {f"{m}/{i}": params[m][i] for m in "ab" for i in ("in", "out")}
+    return {p: np.asarray(v, np.float64) for p, v in (layers | {"head": params["head"]}).items()}
+
+
+def test_fedet_is_its_equations():
+    """With linear models of clients and deeper ones of the server."""
+    config = fedet.FedETConfig(0.2, 3, 0.5, CONFIG)
+    method = fedet.build(config, world(GIVEN), {"a": DEEP, "b": DEEP}, LINEAR, SMALL)
+    first, last = two_rounds(method, GIVEN)
+    w = flat(first.server["params"])
+    small = {c: {p: np.asarray(v, np.float64) for p, v in own.items()} for c, own in first.server["small"].items()}
+    differ = []
+    for taken in ROUNDS:
+        sent = {k: descend({**small[k[0]], "head": w["head"]}, k, STEPS[k]) for k in taken}
+        of = lambda c, sent=sent: {k: v for k, v in sent.items() if k[0] == c}
+        small = {c: average(small[c], of(c), SIZES) for c in small}
+        w["head"] = average({"head": w["head"]}, sent, SIZES)["head"]
+        taught = list(lessons(sent))
+        differ += [others is not None for _, others in taught]
+        for _ in range(config.distill_epochs):
+            g = slope(lambda w, taught=taught: distillation(w, taught), w)
+            w = {p: w[p] - 0.2 * g[p] for p in w}
+    assert any(differ) and not all(differ)
+    close(flat(last.server["params"]), w, 1e-4)
+    close(last.server["small"], small, 1e-4)
+
+
+def test_fedet_scores_the_servers_model_and_clients_small_ones():
+    method = fedet.build(fedet.FedETConfig(), world(GIVEN), {"a": DEEP, "b": DEEP}, LINEAR, SMALL)
+    state = method.init(jax.random.key(2))
+    w, sent = flat(state.server["params"]), method.server.download(state.server, None)["A"]
+    found = method.evaluate(state, {**GIVEN, "label": LABEL[:2]})["a+b/accuracy"]
+    assert found == np.mean(logits(w).argmax(1) == LABEL[:2])
+    arrays = {"a": jnp.asarray(X["a"]), "label": jnp.asarray(LABEL)}
+    right = (X["a"] @ sent.sent["a"] @ sent.sent["head"]).argmax(1) == LABEL
+    score = method.cohorts["A"].score
+    assert score is not None and score(sent, {}, arrays, jnp.ones(4))["accuracy"].tolist() == right.tolist()
+
+
+def test_fedet_refuses_models_and_public_examples_that_do_not_fit():
+    build = lambda public, small, **of: fedet.build(
+        fedet.FedETConfig(fedavg=FedAvgConfig(**of)), world(public), ENCODERS, LINEAR, small
+    )
+    with pytest.raises(ValueError, match=r"clients is of \['A'\]; the cohorts are \['A', 'AB'\]"):
+        build(GIVEN, {"A": {"a": LINEAR}})
+    with pytest.raises(ValueError, match="the head has other parameters after the encoders of A than"):
+        build(GIVEN, {**SMALL, "A": {"a": mlp.encoder((), 5)}})
+    with pytest.raises(ValueError, match=r"public examples have no \['b'\], of which clients' models teach"):
+        build({"a": GIVEN["a"]}, SMALL)
+    with pytest.raises(ValueError, match=r"the public array 'a' is float32 \[M, 3\]"):
+        build({**GIVEN, "a": GIVEN["a"][:, :3]}, SMALL)
+    with pytest.raises(ValueError, match="server_lr 0.5, which must be"):
+        build(GIVEN, SMALL, server_lr=0.5)
+    other = world({**GIVEN, "c": GIVEN["a"]}).population
+    with pytest.raises(ValueError, match="the public examples has arrays"):
+        build(GIVEN, SMALL).check(other)

@@ -32,17 +32,17 @@ ROW = {k: i for i, k in enumerate(SIZES)}
 PARTS = {k: ("a", "head") if k[0] == "A" else ("a", "b", "head") for k in SIZES}
 
 
-def world():
+def world(public=None):
     """Cohort A has modality a, cohort AB both."""
     repeated = {k: np.full(n, ROW[k]) for k, n in SIZES.items()}
     arrays = {"A": {"a": X["a"], "label": LABEL}, "AB": {**X, "label": LABEL}}
     owned = {name: [rows for k, rows in repeated.items() if k[0] == name] for name in arrays}
-    return FederatedData.from_arrays(arrays, owned, num_classes=3)
+    return FederatedData.from_arrays(arrays, owned, public=public, num_classes=3)
 
 
-def two_rounds(method):
+def two_rounds(method, public=None):
     """(the first state, the last)."""
-    data, step = world(), jax.jit(method.round)
+    data, step = world(public), jax.jit(method.round)
     first = state = method.init(KEY)
     for taken in ROUNDS:
         who = {name: [j for cohort, j in taken if cohort == name] for name in data.sizes}

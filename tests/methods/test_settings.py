@@ -15,6 +15,7 @@ from fedjax_mm.methods import (
     feddat,
     feddm,
     feddyn,
+    fedet,
     fedftg,
     fedmekt,
     fedmsplit,
@@ -47,6 +48,7 @@ KINDS = [
     feddm.FedDMConfig,
     promptfl.PromptFLConfig,
     fedftg.FedFTGConfig,
+    fedet.FedETConfig,
 ]
 WRONG = (float("nan"), float("inf"), -1, "sdg", object(), [2.5j], {"a": "b"})
 

@@ -18,6 +18,7 @@ from fedjax_mm.methods import (
     feddat,
     feddm,
     feddyn,
+    fedet,
     fedftg,
     fedmekt,
     fedmsplit,
@@ -52,6 +53,7 @@ MODULES = {
     "feddm": feddm,
     "promptfl": promptfl,
     "fedftg": fedftg,
+    "fedet": fedet,
 }
 FIXED = {
     "layerwise": {"head_dropout"},  # on which the layers of its heads depend
@@ -59,6 +61,7 @@ FIXED = {
     "ifca": {"fedavg.server_lr"},
     **dict.fromkeys(("fedproto", "mfedmc", "fesem", "fedmsplit", "hafedformer"), {"fedavg.server_lr"}),
     "splitmix": {"fedavg.server_lr"},
+    "fedet": {"fedavg.server_lr"},
     "feddm": {"fedavg.prox"},
     "pfedme": {"fedavg.prox"},
     "peft": {"dyn"},  # which the tiny instance's server optimiser does not go with, unless it is 0
