@@ -83,7 +83,7 @@ def test_rows_that_tune_are_rows_that_train_later_and_rows_that_test_are_neither
 
 def test_what_some_rows_see_besides_is_the_servers_labelled_pairs(monkeypatch):
     """CAR-MFL as public examples; FedCLIP and PromptFL as features of networks that were trained on them, which then
-    classify by themselves."""
+    classify by themselves. FedET sees other pairs, without labels."""
     flat = Model(
         lambda key, x: jax.random.normal(key, (x[0].size, 16)) / 8,
         lambda params, x: jnp.tanh(x.reshape(len(x), -1) @ params),
@@ -95,6 +95,8 @@ def test_what_some_rows_see_besides_is_the_servers_labelled_pairs(monkeypatch):
     borrowing = neighbours.world_of(settings, neighbours.ROWS["CAR-MFL"], 0, False).data.public
     assert borrowing is not None and set(borrowing) == {"left", "right", "label"}
     np.testing.assert_array_equal(borrowing["label"], pairs["label"])
+    public = neighbours.world_of(settings, neighbours.ROWS["FedET"], 0, False).data.public
+    assert public is not None and set(public) == {"left", "right"} and len(public["left"]) == 128
 
     problem = neighbours.world_of(settings, neighbours.ROWS["FedCLIP"], 0, False)
     held, modalities, text = neighbours.models_of(problem, problem.data)
