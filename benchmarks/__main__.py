@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from benchmarks import (
     engine,
+    femnist,
     host,
     methods,
     neighbours,
@@ -35,6 +36,7 @@ from benchmarks import (
 )
 from benchmarks.accelerators import command as accelerators
 from benchmarks.engine import Settings as Engine
+from benchmarks.femnist import Settings as Femnist
 from benchmarks.host import Settings as Host
 from benchmarks.methods import Settings as Methods
 from benchmarks.peak import Settings as Peak
@@ -64,6 +66,7 @@ Section = Literal[
     "peers",
     "sweep",
     "streaming",
+    "femnist",
 ]
 
 
@@ -84,6 +87,7 @@ class Settings:
     peers: comparison.Settings = comparison.Settings()
     sweeps: Sweeps = Sweeps()
     streaming: Streaming = Streaming()
+    femnist: Femnist = Femnist()
     out: str = "runs/throughput"
     """Folder that throughput.json is written to."""
 
@@ -104,6 +108,7 @@ SECTIONS: Mapping[Section, Callable[[Settings], list[dict[str, Any]]]] = {
     "peers": lambda settings: timing.in_own_process(comparison.peers, settings.peers, devices=1),
     "sweep": lambda settings: sweeps.sweep(settings.sweeps),
     "streaming": lambda settings: streaming.streaming(settings.streaming),
+    "femnist": lambda settings: femnist.femnist(settings.femnist),
 }
 COLUMNS = {  # of the printed table; the file has all
     "handwritten": ("chunk", "rounds", "ours CPU ms", "hand CPU ms", "CPU ratio", "CPU low", "CPU high", "ratio"),

@@ -102,7 +102,8 @@ def transformers(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
         of_price = price.Settings(clients=4, examples=32, batch_size=16, seed=seed)
         model = vit.encoder(32, 4, dim=384, depth=4, heads=6, mlp=1536, dtype=dtype)
     data, method, _ = price.workload(of_price, price.plain(model))
-    return Workload(method, data, (1, 2), of_price.clients * of_price.examples // of_price.batch_size)
+    steps = of_price.clients * of_price.examples // of_price.batch_size
+    return Workload(method, data, (1, 2, 4, 8) if full else (1, 2), steps)
 
 
 def over_trunk(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
@@ -113,7 +114,7 @@ def over_trunk(full: bool, dtype: jnp.dtype, seed: int) -> Workload:
         size, examples, batch_size = pretrain_vilt.Size(32, 4, dim=256, heads=4), 32, 16
     method, data, _ = methods.of_feddat(seed, size, dtype, examples, batch_size)
     (cohort,) = data.cohorts.values()
-    return Workload(method, data, (1,), sum(math.ceil(n / batch_size) for n in cohort.counts))
+    return Workload(method, data, (1, 2, 3) if full else (1,), sum(math.ceil(n / batch_size) for n in cohort.counts))
 
 
 def small(full: bool, dtype: jnp.dtype, seed: int) -> Workload:

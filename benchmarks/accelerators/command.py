@@ -46,6 +46,8 @@ class Settings:
     times as slow and takes somewhat more memory, so that what fits with it fits without."""
     limit: float = 3600.0
     """Seconds that one row may take."""
+    repetitions: int = 10
+    """Rounds that are timed "here", of which the median counts."""
     top: int = 8
     """Largest operations of each row that are saved; three are printed."""
     keep: bool = False
@@ -77,6 +79,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         for number in getattr(settings, name):
             check_whole(f"a number of {name}", number, 1)
     check_whole("top", settings.top)
+    check_whole("repetitions", settings.repetitions, 1)
     check_number("limit", settings.limit, above=0)
     check_number("effort", settings.effort, least=-1, most=1)
     if settings.chip != HERE:
@@ -121,7 +124,8 @@ def outcome(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     if settings.chip == HERE:
         from benchmarks.accelerators.measuring import measured
 
-        return _in_a_process(command(measured, row["row"], row["dtype"], row["chunk"]), settings, {})
+        given = row["row"], row["dtype"], row["chunk"], settings.repetitions
+        return _in_a_process(command(measured, *given), settings, {})
     chip, _ = chips.find(settings.chip)
     if why := chips.missing(chip):
         return {"skipped": why}

@@ -13,7 +13,7 @@ from fedjax_mm import costs
 from fedjax_mm.types import CohortRound, OverClients, PyTree
 
 
-def measured(name: str, dtype: str, chunk: int, repetitions: int = 10) -> dict[str, Any]:
+def measured(name: str, dtype: str, chunk: int, repetitions: int) -> dict[str, Any]:
     """The milliseconds of a round, its median over repetitions, on made-up weights and examples of the row's shapes."""
     workload = made(name, dtype)
     round, (state, data, key) = workload.round(OverClients(chunk))

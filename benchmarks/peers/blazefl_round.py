@@ -30,7 +30,7 @@ class Clients:
     """The examples of each client, made once."""
 
     def __init__(self, task):
-        x, label = torch_network.images(task.x), torch.from_numpy(task.label).long()
+        x, label = torch_network.images(task.x), torch_network.whole(task.label)
         of = lambda rows: TensorDataset(x[rows], label[rows])
         self.sets = [of(torch.from_numpy(task.rows_of(j)).long()) for j in range(len(task.offsets) - 1)]
 

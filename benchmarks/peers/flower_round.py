@@ -31,7 +31,7 @@ def local(folder):
         task,
         torch_network.network(task.layers),
         torch_network.images(task.x),
-        torch.from_numpy(task.label).long(),
+        torch_network.whole(task.label),
     )
 
 

@@ -1,4 +1,4 @@
-"""fedjax_mm's round as `run.train` runs it: jitted, one client at a time, without evaluation and files."""
+"""fedjax_mm's round as `run.train` runs it, without evaluation and files; one client at a time on a CPU, else all."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from fedjax_mm.data import FederatedData
 from fedjax_mm.methods import fedavg
 from fedjax_mm.models import Model
 from fedjax_mm.models.layers import Conv, as_model
+from fedjax_mm.types import OverClients
 
 
 def apply(layers, x):
@@ -36,6 +37,8 @@ def make(folder):
     network = Model(init=lambda key, x: start, apply=apply)
     identity = Model(init=lambda key, x: {}, apply=lambda params, x: x)
     method = fedavg.build(config, data, {"x": network}, identity)
+    at_once = 1 if jax.default_backend() == "cpu" else len(task.taking_part(0))
+    method = method._replace(over=OverClients(at_once))
     key, step = jax.random.key(0), jax.jit(method.round, donate_argnums=0)
     state, number = jax.jit(method.init)(key), 0
     coming = data.round({"all": task.taking_part(0)})

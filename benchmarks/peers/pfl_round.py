@@ -42,7 +42,7 @@ def make(folder):
     network = with_loss(torch_network.network(task.layers))
     parameters = list(network.parameters())
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(parameters, 1.0))
-    x, label = torch_network.images(task.x), torch.from_numpy(task.label).long()
+    x, label = torch_network.images(task.x), torch_network.whole(task.label)
     users = {j: [x[task.rows_of(j)], label[task.rows_of(j)]] for j in np.unique(task.participants).tolist()}
     order = itertools.cycle(task.participants.ravel().tolist())
     data = FederatedDataset.from_slices(users, lambda: next(order))
@@ -60,6 +60,7 @@ def make(folder):
             val_cohort_size=None,
         )
         algorithm.run(settings, backend, model, train, NNEvalHyperParams(local_batch_size=None), callbacks=[])
+        torch_network.wait()
 
     return protocol.timed(run), lambda path: workload.save_layers(
         torch_network.to_layers(parameters, task.layers), path

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks.peers import workload
 
@@ -36,6 +36,9 @@ class Settings:
 
     cores: int = 1
     """Cores that all peers are pinned to."""
+    device: Literal["cpu", "here"] = "cpu"
+    """What peers compute on. "here" is the accelerator of this machine: they then run in this environment, which
+    must have them, on all cores."""
     cache: str = "~/.cache/fedjax_mm/peers"
     """Folder of the peers' environments, which the first use makes (some minutes, 5 GB)."""
     torch_wheels: str = "https://download.pytorch.org/whl/cpu/torch/"
@@ -71,12 +74,15 @@ def saved(running: Running, path: pathlib.Path) -> workload.Layers:
 def started(peer: Peer, python: str, folder: pathlib.Path, name: str, settings: Settings) -> Iterator[Running]:
     """The peer's process, set up on the workload in `folder` and waiting; ended on leaving."""
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    around = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
-    around |= dict.fromkeys(threads, str(settings.cores)) | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    if not peer.requirements:
-        around["PYTHONPATH"] = str(HERE.parents[1])
+    here = settings.device == "here"
+    around = {k: v for k, v in os.environ.items() if here or k not in ("XLA_FLAGS", "PYTHONPATH")}
+    around |= dict.fromkeys(threads, str(settings.cores))
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # all peers' processes wait on one accelerator
+    around |= shared if here else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if here or not peer.requirements:
+        around["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parents[1]), around.get("PYTHONPATH"))))
     log = folder / f"{name}.log"
-    with log.open("w") as errors, _pinned(settings.cores):
+    with log.open("w") as errors, contextlib.nullcontext() if here else _pinned(settings.cores):
         process = subprocess.Popen(
             [python, str(peer.script), str(folder.resolve())],
             stdin=subprocess.PIPE,
@@ -137,8 +143,8 @@ def _answer(running: Running) -> dict:
 
 
 def environment(name: str, peer: Peer, settings: Settings) -> str:
-    """The Python of the peer's environment, which is made if it is not there. Raises PeerError if it cannot be."""
-    if not peer.requirements:
+    """The Python of the peer's environment, made if it is not there; this one "here". Raises PeerError if it fails."""
+    if settings.device == "here" or not peer.requirements:
         return sys.executable
     folder = pathlib.Path(settings.cache).expanduser() / name
     python, kept = folder / "bin" / "python", folder / "requirements.txt"

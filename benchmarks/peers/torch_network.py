@@ -1,7 +1,16 @@
-"""The workload's network and examples as PyTorch keeps them: channels first, dense weights [out, in]."""
+"""The workload's network and examples as PyTorch keeps them: channels first, dense [out, in], on a GPU if any."""
 
 import numpy as np
 import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.backends.cuda.matmul.allow_tf32 = True  # as JAX multiplies float32 on a GPU, and PyTorch convolves
+
+
+def wait() -> None:
+    """Returns when all is computed."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def network(layers) -> torch.nn.Sequential:
@@ -17,12 +26,17 @@ def network(layers) -> torch.nn.Sequential:
     with torch.no_grad():
         for parameter, array in zip(model.parameters(), _to_torch(layers), strict=True):
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
-    return model
+    return model.to(DEVICE)
 
 
 def images(x: np.ndarray) -> torch.Tensor:
     """[E, H, W, F] -> [E, F, H, W]; [E, D] stays."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1) if x.ndim == 4 else x))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1) if x.ndim == 4 else x)).to(DEVICE)
+
+
+def whole(numbers: np.ndarray) -> torch.Tensor:
+    """[E] int64."""
+    return torch.from_numpy(numbers).long().to(DEVICE)
 
 
 def _to_torch(layers) -> list[np.ndarray]:
@@ -40,7 +54,7 @@ def _to_torch(layers) -> list[np.ndarray]:
 
 def to_layers(parameters, like) -> list[tuple[np.ndarray, np.ndarray]]:
     """Back from PyTorch's parameters, in order; `like` are layers of these shapes."""
-    flat, layers = [p.detach().numpy() if isinstance(p, torch.Tensor) else p for p in parameters], []
+    flat, layers = [p.detach().cpu().numpy() if isinstance(p, torch.Tensor) else p for p in parameters], []
     for i, (weight, bias) in enumerate(zip(flat[::2], flat[1::2], strict=True)):
         if weight.ndim == 4:
             weight = weight.transpose(2, 3, 1, 0)

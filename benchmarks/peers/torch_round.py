@@ -12,13 +12,13 @@ def make(folder):
     torch.manual_seed(0)
     model, loss = torch_network.network(task.layers), torch.nn.CrossEntropyLoss()
     parameters = list(model.parameters())
-    x, label = torch_network.images(task.x), torch.from_numpy(task.label).long()
+    x, label = torch_network.images(task.x), torch_network.whole(task.label)
     server = [p.detach().clone() for p in parameters]
     number = 0
 
     def train(rows):
         optimizer = torch.optim.SGD(parameters, lr=task.client_lr)
-        for batch in rows[torch.randperm(len(rows))].split(task.batch_size):
+        for batch in rows[torch.randperm(len(rows), device=rows.device)].split(task.batch_size):
             optimizer.zero_grad()
             loss(model(x[batch]), label[batch]).backward()
             optimizer.step()
@@ -26,7 +26,7 @@ def make(folder):
     def run(rounds):
         nonlocal number
         for _ in range(rounds):
-            chosen = [torch.from_numpy(task.rows_of(j)).long() for j in task.taking_part(number)]
+            chosen = [torch_network.whole(task.rows_of(j)) for j in task.taking_part(number)]
             total, everything = [torch.zeros_like(p) for p in server], sum(len(rows) for rows in chosen)
             for rows in chosen:
                 with torch.no_grad():
@@ -36,6 +36,7 @@ def make(folder):
                     torch._foreach_add_(total, parameters, alpha=len(rows) / everything)
             server[:] = total
             number += 1
+        torch_network.wait()
 
     return protocol.timed(run), lambda path: workload.save_layers(torch_network.to_layers(server, task.layers), path)
 

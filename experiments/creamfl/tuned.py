@@ -28,8 +28,8 @@ GRIDS: Mapping[str, dict[str, Sequence[float]]] = {
 """Of a server that distils nothing, of averaged weights by row, of distillation with a state of its own from clients
 that contrast and from others, and of distillation in a shared state. Each was moved until it held its best inside, but
 that of a server alone, which is best with the fewest passes there are."""
-LAST_LAYER = {"server_lr": (1e-4, 3e-4, 1e-3, 3e-3), "client_lr": (1e-4, 3e-4, 1e-3)}
-"""In place of the rates of GRIDS where the last layer of pretrained encoders is trained."""
+LAST_LAYER = {"server_lr": (3e-5, 1e-4, 3e-4, 1e-3), "client_lr": (1e-4, 3e-4, 1e-3), "kd_rate": (0.01, 0.03, 0.1)}
+"""In place of those of GRIDS where the last layer of pretrained encoders is trained: 1e-3 and more destroy it."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
@@ -55,8 +55,10 @@ def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, st
 
 def grid_of(settings: study.Settings, name: str) -> dict[str, Sequence[float]]:
     """What is tuned of a row: setting -> its values."""
+    usual = _grid(settings, name)
     lower = LAST_LAYER if settings.encoders == "last_layer" else {}
-    return {key: lower.get(key, values) for key, values in _grid(settings, name).items()}
+    given = {"kd_rate": settings.kd_rates} if settings.kd_rates and usual is GRIDS["contrasts"] else {}
+    return {key: lower.get(key, values) for key, values in usual.items()} | given
 
 
 def _grid(settings: study.Settings, name: str) -> Mapping[str, Sequence[float]]:
@@ -67,7 +69,7 @@ def _grid(settings: study.Settings, name: str) -> Mapping[str, Sequence[float]]:
         return GRIDS["alone"]
     if config.kd_state == "shared" or not config.contrasts:
         return GRIDS["shared" if config.kd_state == "shared" else "distils"]
-    return GRIDS["contrasts"] | ({"kd_rate": settings.kd_rates} if settings.kd_rates else {})
+    return GRIDS["contrasts"]
 
 
 def _tune(settings: study.Settings, name: str, seed: int) -> pathlib.Path:

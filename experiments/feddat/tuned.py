@@ -2,7 +2,7 @@
 
 A mode is trained with every combination of its grid's values, and the one with the best mean score on the split `valid`
 of --tuning-seeds seeds, each with its own questions, is chosen; then all seeds are trained with it for the table of the
-test. All grids have nine points. Modes of ABLATIONS take what is chosen for FedDAT. With --sizes the leading modes are
+test. All grids have twelve points. Modes of ABLATIONS take what is chosen for FedDAT. With --sizes the leading modes are
 trained again with fewer questions and what was chosen for them. report.md has the grids with all their scores.
 """
 
@@ -17,17 +17,16 @@ from experiments.feddat import curve, study, table
 from experiments.feddat.modes import make, modes
 
 METRIC = "valid/score"
-RATES = tuple(0.0005 * 2.0**i for i in range(9))
-THREE = (0.002, 0.008, 0.032)
-LOWER = (0.0005, 0.002, 0.008)
+RATES = tuple(0.00025 * 2.0**i for i in range(12))
+FOUR = (0.0005, 0.002, 0.008, 0.032)
 STRENGTHS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "adapter+prox": {"prox": (0.01, 0.1, 1.0)},
+    "adapter+prox": {"prox": (0.001, 0.01, 0.1)},
     "adapter+adam": {"server_lr": (0.001, 0.004, 0.016)},
     "adapter+dyn": {"dyn": (0.01, 0.1, 1.0)},
-    "dat": {"lr": LOWER, "distillation": (0.1, 0.3, 1.0)},
-    "dat, T 1": {"lr": LOWER, "distillation": (0.1, 0.3, 1.0)},
+    "dat": {"distillation": (0.03, 0.1, 0.3)},
+    "dat, T 1": {"distillation": (0.1, 0.3, 1.0)},
 }
-"""What is tuned besides the rate; of the other modes there is nothing but the rate, which has nine values."""
+"""What is tuned besides the rate; of the other modes there is nothing but the rate, which has twelve values."""
 ABLATIONS = ("dat, no teacher", "dat, no distillation", "mutual")
 
 
@@ -47,9 +46,9 @@ def grid_of(name: str) -> dict[str, Sequence[float]]:
     """What is tuned of a mode: setting -> its values.
 
     >>> grid_of("adapter+adam")
-    {'lr': (0.002, 0.008, 0.032), 'server_lr': (0.001, 0.004, 0.016)}
+    {'lr': (0.0005, 0.002, 0.008, 0.032), 'server_lr': (0.001, 0.004, 0.016)}
     """
-    return {"lr": THREE, **STRENGTHS[name]} if name in STRENGTHS else {"lr": RATES}
+    return {"lr": FOUR, **STRENGTHS[name]} if name in STRENGTHS else {"lr": RATES}
 
 
 def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:

@@ -73,7 +73,7 @@ def rows(settings: study.Settings) -> dict[str, Row]:
         ),
         "FedAvg": Row(mmfl, share, ("client_lr",), settings.rates),
         "FedProx": Row(mmfl, share, ("prox",), (0.01, 0.1, 1.0, 10.0)),
-        "MOON": Row(mmfl, share, ("moon",), (0.1, 1.0, 10.0, 100.0)),
+        "MOON": Row(mmfl, share, ("moon",), (0.01, 0.1, 1.0, 10.0)),
         LEADER: weighted(),
         "FedMEKT, cosine": weighted(kd="cosine"),
         "FedMEKT, MSE": weighted(kd="mse"),

@@ -15,7 +15,20 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import engine, host, methods, one_by_one, peak, population, price, profile, steps, streaming, timing
+from benchmarks import (
+    engine,
+    femnist,
+    host,
+    methods,
+    one_by_one,
+    peak,
+    population,
+    price,
+    profile,
+    steps,
+    streaming,
+    timing,
+)
 from benchmarks import processes as several
 from benchmarks.engine import Settings
 from benchmarks.one_by_one import by_batch, separate, serial
@@ -309,3 +322,12 @@ def test_photos_that_are_streamed_are_on_the_device_a_batch_at_a_time(in_this_pr
     held = {name: row["device MB"] for name, row in rows.items()}
     assert held["1x, laid out"] - held["1x, streamed"] == pytest.approx(rows["1x, laid out"]["photos MB"], rel=0.1)
     assert held["2x, streamed"] - held["1x, streamed"] < rows["1x, streamed"]["photos MB"] / 10
+
+
+def test_the_experiment_of_flute_stands_beside_what_is_published():
+    tiny = femnist.Settings(
+        clients=4, examples=24, test=6, per_round=2, batch_size=4, rounds=2, evaluate_every=2, calls=(2,)
+    )
+    ours, flute, fedml = femnist.femnist(tiny)
+    assert ours["rounds in a call"] == 2 and ours["s"] == pytest.approx(2e-3 * ours["ms a round"]) and ours["s"] > 0
+    assert (flute["s"], fedml["s"]) == (502, 20_992)
