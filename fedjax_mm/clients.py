@@ -65,54 +65,68 @@ def map_reduce(
         raise ValueError(f"{total_clients} clients do not divide into chunks of {chunk} on {devices} devices")
 
     if mesh is None:
-        return _scan_chunks(one, chunk, shared, clients)
+        return _scan_chunks(one, chunk, shared, clients)[:2]
 
     order = np.arange(total_clients).reshape(-1, devices).T.ravel()
-    return on_every_device(one, shared, PartitionSpec(), jax.tree.map(lambda x: x[order], clients), chunk, mesh)
+    return on_every_device(one, shared, PartitionSpec(), jax.tree.map(lambda x: x[order], clients), chunk, mesh)[:2]
 
 
 def on_every_device(
-    one: One, shared: PyTree, specs: PyTree, clients: PyTree, chunk: int, mesh: Mesh
-) -> tuple[PyTree, PyTree]:
-    """`map_reduce` over clients that come device by device. specs: how `shared` lies on the mesh, as of shard_map."""
+    one: One, shared: PyTree, specs: PyTree, clients: PyTree, chunk: int, mesh: Mesh, held: PyTree = None
+) -> tuple[PyTree, PyTree, PyTree]:
+    """`map_reduce` over clients that come device by device: (sum of totals, stacked eaches, held).
+
+    specs: how `shared` lies on the mesh, as of shard_map. held: leaves [C, ...], of each client's own. `one` then gets
+    (client, own) as its client and gives (each, new own), which takes the place of the old one in memory.
+    """
 
     # check_vma=False: with it on, JAX sums the gradient with respect to a replicated tree over devices behind one's
     # back, so local training would become data-parallel training; and a method's own loops would have to mark
     # their initial values as varying over an axis no method should know of.
-    def on_device(shared, clients):
-        total, each = _scan_chunks(one, chunk, shared, clients)
-        return jax.lax.psum(total, AXIS), each
+    def on_device(shared, clients, held):
+        total, each, held = _scan_chunks(one, chunk, shared, clients, held)
+        return jax.lax.psum(total, AXIS), each, held
 
     spread = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(specs, PartitionSpec(AXIS)),
-        out_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        in_specs=(specs, PartitionSpec(AXIS), PartitionSpec(AXIS)),
+        out_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS)),
         check_vma=False,
     )
-    return spread(shared, clients)
+    return spread(shared, clients, held)
 
 
-def _scan_chunks(one: One, chunk: int, shared: PyTree, clients: PyTree) -> tuple[PyTree, PyTree]:
-    """`map_reduce` on one device."""
+def _scan_chunks(
+    one: One, chunk: int, shared: PyTree, clients: PyTree, held: PyTree = None
+) -> tuple[PyTree, PyTree, PyTree]:
+    """`on_every_device` on one device."""
     here = jax.tree.leaves(clients)[0].shape[0]
     if chunk == 1:  # no vmap: a batch dimension of 1 is not free
         run = functools.partial(one, shared)
     else:
         run = functools.partial(_vmap_chunk, one, chunk, shared)
-        clients = jax.tree.map(lambda x: x.reshape(here // chunk, chunk, *x.shape[1:]), clients)
+        clients, held = jax.tree.map(lambda x: x.reshape(here // chunk, chunk, *x.shape[1:]), (clients, held))
     run = jax.jit(run, inline=True)  # traced once for the shapes and the scan, and no other program
-    first = jax.tree.map(lambda x: x[0], clients)
+    given = clients if held is None else (clients, held)
+    first = jax.tree.map(lambda x: x[0], given)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, first)[0])
 
-    def step(total, clients):
-        more, each = run(clients)
-        return jax.tree.map(jnp.add, total, more), each
+    def step(carry, given):
+        total, held = carry
+        if held is None:
+            more, each = run(given)
+        else:
+            i, some = given
+            more, (each, new) = run((some, jax.tree.map(lambda x: x[i], held)))
+            held = jax.tree.map(lambda x, own: x.at[i].set(own), held, new)
+        return (jax.tree.map(jnp.add, total, more), held), each
 
-    total, each = jax.lax.scan(step, zeros, clients)
+    given = clients if held is None else (jnp.arange(here // chunk), clients)
+    (total, held), each = jax.lax.scan(step, (zeros, held), given)
     if chunk > 1:
-        each = jax.tree.map(lambda x: x.reshape(here, *x.shape[2:]), each)
-    return total, each
+        each, held = jax.tree.map(lambda x: x.reshape(here, *x.shape[2:]), (each, held))
+    return total, each, held
 
 
 def _vmap_chunk(one: One, chunk: int, shared: PyTree, clients: PyTree) -> tuple[PyTree, PyTree]:

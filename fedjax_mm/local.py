@@ -34,7 +34,7 @@ Batch = Mapping[str, jax.Array]  # leaves [B, ...], and "mask" [B] float32: 0 wh
 Loss = Callable[[PyTree, Batch, Key], tuple[jax.Array, Metrics]]
 Step = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
-LARGE = 200_000  # values of a row: beyond it the TPU's compiler copies all rows for a gather
+LARGE, FLAT = 200_000, 50_000  # values of a row, and of one with a single axis: beyond it a TPU copies all for a gather
 STEP_NAME = "client_step"  # of the jitted step that `local_steps` runs: by it `costs.of` finds the step, and counts it
 
 
@@ -75,6 +75,22 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
         raise ValueError(f"values {values.shape} and mask {mask.shape} do not fit; they must be [B, ...] and [B]")
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
     return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
+
+
+def in_blocks(function: Callable[..., jax.Array], size: int | None, *arrays: jax.Array) -> jax.Array:
+    """function(*arrays) of arrays [B, ...], `size` rows at a time; None or at least B: all rows at once.
+
+    function: treats each row by itself, and gives [B, ...]. What it computes on the way is in memory for `size` rows.
+
+    >>> in_blocks(lambda x, y: x * y, 2, jnp.arange(5), jnp.arange(5)).tolist()
+    [0, 1, 4, 9, 16]
+    """
+    total = len(arrays[0])
+    if size is None or size >= total:
+        return function(*arrays)
+    full = lambda x: jnp.pad(x, [(0, -total % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    blocks = jax.lax.map(lambda some: function(*some), tuple(full(x).reshape(-1, size, *x.shape[1:]) for x in arrays))
+    return blocks.reshape(-1, *blocks.shape[2:])[:total]
 
 
 def whole(arrays: Arrays) -> ClientData:
@@ -119,7 +135,7 @@ def _is_array(x: Any) -> bool:
 
 def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
     gather = functools.partial(jnp.take, axis=0, mode="clip")
-    if rows.ndim != 1 or math.prod(x.shape[1:]) <= LARGE:
+    if rows.ndim != 1 or math.prod(x.shape[1:]) <= (FLAT if x.ndim == 2 else LARGE):
         return gather(x, rows)
     one = lambda x, row: jax.lax.dynamic_index_in_dim(x, jnp.maximum(row, 0), keepdims=False)
     slices = lambda x, rows: jax.lax.map(functools.partial(one, x), rows)

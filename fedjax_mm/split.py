@@ -56,9 +56,15 @@ def map_split(
     old = states if place is None else take_rows(states, place, mesh)
     if more:
         old = jax.tree.map(lambda x: lengthened(x, more, 0, devices), old)
-    clients = (taken.index, None, taken.weight, taken.rows, taken.count, taken.work, old)
+    clients = (taken.index, None, taken.weight, taken.rows, taken.count, taken.work)
     specs = (specs_of(shared), SPLIT if taken.split == "all" else WHOLE)
-    total, (each, _, new) = on_every_device(one, (shared, taken.arrays), specs, clients, chunk, mesh)
+
+    def with_state(shared, client):
+        given, own = client
+        total, (each, _, new) = one(shared, (*given, *own))
+        return total, (each, (new,))
+
+    total, each, (new,) = on_every_device(with_state, (shared, taken.arrays), specs, clients, chunk, mesh, (old,))
     if more:
         new = jax.tree.map(lambda x: shortened(x, more, devices), new)
     return total, each, new if place is None else put_rows(states, place, new, mesh)

@@ -21,15 +21,18 @@ from fedjax_mm.types import PyTree
 class SplitRows:
     """An array [P, ...] split over the devices of a mesh; `local.take` reads it.
 
-    >>> rows = SplitRows(jnp.zeros((8, 3)), total=7, mesh=None)
+    >>> rows = SplitRows(jnp.zeros((8, 6)), total=7, row=(3, 2), mesh=None)
     >>> len(rows), rows.shape
-    (7, (7, 3))
+    (7, (7, 3, 2))
     """
 
     part: jax.Array
-    """[D n, ...], n rows on each of the D devices; inside of a map over clients the device's own, [n, ...]."""
+    """[D n, values of a row], n rows on each of the D devices; inside of a map over clients the device's own, [n, ...].
+    Rows are flat: to gather pictures, a TPU first copies all of them into another layout."""
     total: int = dataclasses.field(metadata={"static": True})
     """P: the rows that count; those after them are padding."""
+    row: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    """The shape of a row."""
     mesh: Mesh | None = dataclasses.field(metadata={"static": True})
     inside: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether this is inside of a map over clients."""
@@ -37,7 +40,7 @@ class SplitRows:
     @property
     def shape(self) -> tuple[int, ...]:
         """(P, ...)."""
-        return (self.total, *self.part.shape[1:])
+        return (self.total, *self.row)
 
     @property
     def dtype(self) -> Any:
@@ -47,7 +50,7 @@ class SplitRows:
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self.part.ndim
+        return len(self.shape)
 
     def __len__(self) -> int:
         return self.total
@@ -85,7 +88,8 @@ def read_rows(x: SplitRows, rows: jax.Array, take: Callable[[jax.Array, jax.Arra
         return sent[rows // each, jnp.arange(len(rows))]
 
     rows = jnp.clip(rows, 0, x.total - 1)
-    if x.inside:
-        return here(x.part, rows)
     specs = (PartitionSpec(AXIS), PartitionSpec())
-    return jax.shard_map(here, mesh=x.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(x.part, rows)
+    read = here
+    if not x.inside:
+        read = jax.shard_map(here, mesh=x.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return read(x.part, rows).reshape(len(rows), *x.row)

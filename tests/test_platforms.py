@@ -96,7 +96,10 @@ def test_a_recurrent_net_is_the_one_of_a_cpu(elsewhere, monkeypatch):
 
 def test_large_rows_are_the_same_rows(elsewhere, monkeypatch):
     monkeypatch.setattr(local, "LARGE", 5)
-    arrays, rows = {"x": RNG.integers(0, 256, (7, 2, 3), np.uint8), "y": np.arange(7)}, jnp.array([3, 0, 6, 9, -2])
+    monkeypatch.setattr(local, "FLAT", 5)
+    draw = lambda *shape: RNG.integers(0, 256, shape, np.uint8)
+    arrays = {"x": draw(7, 2, 3), "flat": draw(7, 6), "y": np.arange(7)}
+    rows = jnp.array([3, 0, 6, 9, -2])
     for mapped in (False, True):
         take = jax.vmap(local.take, (None, 0)) if mapped else local.take
         found = jax.jit(take)(arrays, jnp.stack([rows, rows[::-1]]) if mapped else rows)

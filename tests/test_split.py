@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 from tiny_joint_space import CLIENTS, NUM_CLASSES, SERVER, problem
@@ -116,6 +117,19 @@ def collectives(per_round):
 def test_no_state_moves_where_everyone_takes_part():
     assert collectives(EVERYONE) == 0
     assert collectives(SOME) > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_new_states_take_the_place_of_the_old_ones(chunk):
+    each, shape = 4, jax.ShapeDtypeStruct((4 * 4, 2**16), np.float32, sharding=NamedSharding(mesh(), split.SPLIT))
+    one = lambda shared, client: (client[0], (client[0], client[1] + client[0]))
+    run = lambda states: clients.on_every_device(one, (), split.WHOLE, jnp.arange(16.0), chunk, mesh(), states)
+    compiled = jax.jit(run, donate_argnums=0).lower(shape).compile()
+    rows = compiled.memory_analysis().temp_size_in_bytes / (4 * 2**16)
+    assert rows < each
+    total, numbers, states = compiled(jax.device_put(np.ones(shape.shape, np.float32), shape.sharding))
+    assert float(total) == sum(range(16)) and numbers.tolist() == list(range(16))
+    np.testing.assert_array_equal(states, np.ones(shape.shape) + np.arange(16)[:, None])
 
 
 def test_each_device_holds_its_own_part_alone():

@@ -96,7 +96,8 @@ ADVANCE = Clients(40, 96, {"image": image(224), "audio": Shape((1024, 128), np.f
 
 
 def creamfl_full(dtype: np.dtype, mesh: Mesh | None) -> Workload:
-    """CreamFL at the settings of its study on COCO: all clients have 500 examples, 10 of each kind take part."""
+    """CreamFL at the settings of its study on COCO: all clients have 500 examples. 10 of all are drawn, whatever their
+    kind, so that a round has places for 10 of each."""
     settings = creamfl_study.PRESETS["coco"]
     config, numbers, side = creamfl_study.variants(settings)["CreamFL"], settings.numbers, settings.side
     assert isinstance(config, creamfl.CreamFLConfig)
@@ -126,7 +127,7 @@ ROWS: Mapping[str, Row] = {
     **plans("coco", "ViT-Tiny and DistilBERT, {}, 10 clients x 6 steps of 32", COCO),
     **plans("advance", "ViT-Tiny and distilled AST, {}, 30 of 40 clients x 18 steps of 16", ADVANCE),
     "creamfl/full": Row(
-        "ResNet-101 and BERT at the server in batches of 128, 50,000 public pairs, 10 of 10, of 10 and of 15 clients",
+        "ResNet-101 and BERT at the server in batches of 128, 50,000 public pairs, places for 10 clients of each kind",
         creamfl_full,
         takes_mesh=True,
         off_device=True,

@@ -1,6 +1,7 @@
 """How `run.train` lays the arguments of a round on the devices of a mesh, in shapes."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -30,8 +31,9 @@ def placed(workload: Workload, key: Key, mesh: Mesh, off_device: bool) -> tuple[
         cohorts[name] = _split(taken, size, mesh, off_device)
     public: Any = everywhere(data.public)
     if off_device and data.public is not None:
-        part = lambda x: _at(_rows(x, _full(x.shape[0], mesh)), mesh, whole=False)
-        public = {name: SplitRows(part(x), x.shape[0], mesh) for name, x in data.public.items()}
+        flat = lambda x: Shape((_full(x.shape[0], mesh), math.prod(x.shape[1:])), x.dtype)
+        part = lambda x: _at(flat(x), mesh, whole=False)
+        public = {name: SplitRows(part(x), x.shape[0], x.shape[1:], mesh) for name, x in data.public.items()}
     state = dataclasses.replace(everywhere(state), clients=_at(clients, mesh, whole=False))
     return state, RoundData(cohorts, public), everywhere(key)
 

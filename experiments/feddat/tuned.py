@@ -2,8 +2,8 @@
 
 A mode is trained with every combination of its grid's values, and the one with the best mean score on the split `valid`
 of --tuning-seeds seeds, each with its own questions, is chosen; then all seeds are trained with it for the table of the
-test. All grids have twelve points. Modes of ABLATIONS take what is chosen for FedDAT. With --sizes the leading modes are
-trained again with fewer questions and what was chosen for them. report.md has the grids with all their scores.
+test. All grids have twelve points. Modes of ABLATIONS take what is chosen for FedDAT. With --sizes the leading modes
+are trained again with fewer questions and what was chosen for them. report.md has the grids with all their scores.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Random views of examples, drawn inside a client's step."""
+"""Random views of examples, drawn inside a client's step.
+
+at_once: so many images are computed at a time, which draws the same and holds less in memory; None: all.
+"""
 
 import functools
 
@@ -6,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.ndimage
 
+from fedjax_mm.local import in_blocks
 from fedjax_mm.types import Key
 
 
@@ -27,6 +31,7 @@ def random_resized_crop(
     smallest: float = 0.08,
     ratio: float = 4 / 3,
     size: tuple[int, int] | None = None,
+    at_once: int | None = None,
 ) -> jax.Array:
     """A random part of each image, resized bilinearly to the image's own size or to `size`: [B, H, W, C], same dtype.
 
@@ -46,7 +51,8 @@ def random_resized_crop(
     draw = lambda i, low, high: jax.random.uniform(keys[i], (count,), minval=low, maxval=high)
     area, aspect = draw(0, smallest, 1.0), jnp.exp(draw(1, -jnp.log(ratio), jnp.log(ratio)))
     tall, wide = (jnp.minimum(jnp.sqrt(area * a), 1.0) for a in (1 / aspect, aspect))
-    return resized_parts(images, draw(2, 0.0, 1.0) * (1 - tall), tall, draw(3, 0.0, 1.0) * (1 - wide), wide, size)
+    top, left = draw(2, 0.0, 1.0) * (1 - tall), draw(3, 0.0, 1.0) * (1 - wide)
+    return resized_parts(images, top, tall, left, wide, size, at_once)
 
 
 def mirrored(key: Key, images: jax.Array) -> jax.Array:
@@ -60,7 +66,7 @@ def mirrored(key: Key, images: jax.Array) -> jax.Array:
     return jnp.where(turned, images[:, :, ::-1], images)
 
 
-def rotated(key: Key, images: jax.Array, degrees: float) -> jax.Array:
+def rotated(key: Key, images: jax.Array, degrees: float, at_once: int | None = None) -> jax.Array:
     """Images [B, H, W, C], each turned around its centre by a uniform angle in [-degrees, degrees], in the same type.
 
     It is bilinear, and 0 where nothing of the image comes to lie. Integers are rounded.
@@ -78,13 +84,16 @@ def rotated(key: Key, images: jax.Array, degrees: float) -> jax.Array:
     def one(image: jax.Array, angle: jax.Array) -> jax.Array:
         sine, cosine = jnp.sin(angle), jnp.cos(angle)
         places = [cosine * y - sine * x + middle[0], sine * y + cosine * x + middle[1]]
-        turn = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=places, order=1)
-        return jax.vmap(turn, in_axes=-1, out_axes=-1)(image)
+        of_channel = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=places, order=1)
+        return jax.vmap(of_channel, in_axes=-1, out_axes=-1)(image)
 
-    return _as(jax.vmap(one)(images.astype(jnp.float32), angle), images.dtype)
+    turn = lambda images, angle: _as(jax.vmap(one)(images.astype(jnp.float32), angle), images.dtype)
+    return in_blocks(turn, at_once, images, angle)
 
 
-def random_part(key: Key, images: jax.Array, share: float, size: tuple[int, int]) -> jax.Array:
+def random_part(
+    key: Key, images: jax.Array, share: float, size: tuple[int, int], at_once: int | None = None
+) -> jax.Array:
     """A part of each image [B, H, W, C] at a random place, `share` of its height and width, resized to `size`.
 
     >>> random_part(jax.random.key(0), jnp.ones((2, 9, 9, 3)), 2 / 3, (6, 6)).shape
@@ -92,10 +101,10 @@ def random_part(key: Key, images: jax.Array, share: float, size: tuple[int, int]
     """
     top, left = jax.random.uniform(key, (2, len(images)), maxval=1 - share)
     all_of_it = jnp.full(len(images), share)
-    return resized_parts(images, top, all_of_it, left, all_of_it, size)
+    return resized_parts(images, top, all_of_it, left, all_of_it, size, at_once)
 
 
-def resized(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resized(images: jax.Array, size: tuple[int, int], at_once: int | None = None) -> jax.Array:
     """Whole images [B, H, W, C] resized to `size`; as they are where they have it.
 
     >>> halves = resized(jnp.arange(4.0).reshape(1, 1, 4, 1), (1, 2)).ravel()
@@ -105,7 +114,7 @@ def resized(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     if images.shape[1:3] == tuple(size):
         return images
     none, all_of_it = jnp.zeros(len(images)), jnp.ones(len(images))
-    return resized_parts(images, none, all_of_it, none, all_of_it, size)
+    return resized_parts(images, none, all_of_it, none, all_of_it, size, at_once)
 
 
 def resized_parts(
@@ -115,6 +124,7 @@ def resized_parts(
     left: jax.Array,
     wide: jax.Array,
     size: tuple[int, int] | None = None,
+    at_once: int | None = None,
 ) -> jax.Array:
     """The part of each image [B, H, W, C] that begins at `top`, `left` and is `tall` and `wide`, resized to H x W.
 
@@ -127,6 +137,12 @@ def resized_parts(
     >>> resized_parts(images, *whole, *right_half).ravel().tolist()
     [1.75, 2.25, 2.75, 3.0]
     """
+    return in_blocks(functools.partial(_resized_parts, size=size), at_once, images, top, tall, left, wide)
+
+
+def _resized_parts(
+    images: jax.Array, top: jax.Array, tall: jax.Array, left: jax.Array, wide: jax.Array, size: tuple[int, int] | None
+) -> jax.Array:
     # Two small matrix products an image, because gathers are slow under many clients.
     if size is None:
         rows, columns = _interpolation(images.shape[1], top, tall), _interpolation(images.shape[2], left, wide)

@@ -36,8 +36,9 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def split_rows(x: np.ndarray, mesh: Mesh) -> SplitRows:
     """An array [P, ...] of which each device has as many rows, those of the last one padded."""
-    padding = np.zeros((-len(x) % mesh.size, *x.shape[1:]), x.dtype)
-    return SplitRows(put(np.concatenate([x, padding]) if len(padding) else x, mesh), len(x), mesh)
+    flat = x.reshape(len(x), -1)
+    padding = np.zeros((-len(x) % mesh.size, flat.shape[1]), x.dtype)
+    return SplitRows(put(np.concatenate([flat, padding]) if len(padding) else flat, mesh), len(x), x.shape[1:], mesh)
 
 
 def laid_out(

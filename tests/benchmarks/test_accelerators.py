@@ -204,9 +204,9 @@ def test_a_row_is_run_on_the_device_that_is_here(tmp_path, monkeypatch):
     tiny = papers.averaging(mlp.classifier((4,), 3), papers.IDENTITY, papers.Shape((5,), "float32"), 4, 6, 3)
     monkeypatch.setattr(measuring, "made", lambda name, dtype: tiny)
     monkeypatch.setattr(command, "command", lambda function, *args: [function, *args])
-    monkeypatch.setattr(command, "_in_a_process", lambda line, settings, environment: line[0](*line[1:], 2))
-    asked = ["--chip", "here", "--only", "fedavg/mlp", "--dtypes", "float32", "--chunks", "2", "--out", str(tmp_path)]
-    (row,) = command.main(asked)
+    monkeypatch.setattr(command, "_in_a_process", lambda line, settings, environment: line[0](*line[1:]))
+    asked = ["--chip", "here", "--only", "fedavg/mlp", "--dtypes", "float32", "--chunks", "2", "--repetitions", "2"]
+    (row,) = command.main([*asked, "--out", str(tmp_path)])
     assert row["device"] == "cpu" and row["ms"] > 0 and row["chunk"] == 2 and row["devices"] == 1
     steps = 4 * 2 * (2 * 3 * 5 * 4 * 2 + 2 * 3 * 4 * 3 * 3)  # the input needs no gradient
     assert steps < row["TFLOP"] * 1e12 < 1.5 * steps  # and the round tests and adds up what clients send

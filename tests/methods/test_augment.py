@@ -56,6 +56,20 @@ def test_photos_are_resized_as_pillow_does():
     assert crops.shape == (3, 8, 6, 3) and crops.dtype == np.uint8 and (np.asarray(crops) == 255).all()
 
 
+def test_some_images_at_once_are_seen_as_all_are():
+    """But for pixels between two integers, which may be rounded otherwise."""
+    images = RNG.integers(0, 256, (5, 8, 6, 3)).astype(np.uint8)
+    for view in (
+        lambda key, x, n: random_resized_crop(key, x, size=(6, 5), at_once=n),
+        lambda key, x, n: random_part(key, x, 0.6, (5, 5), n),
+        lambda key, x, n: rotated(key, x, 30.0, n),
+        lambda key, x, n: resized(x, (9, 7), n),
+    ):
+        all_of_them, some = (np.asarray(view(jax.random.key(0), images, n)).astype(int) for n in (None, 2))
+        np.testing.assert_allclose(some, all_of_them, atol=1)
+        assert len(np.unique(some.reshape(5, -1), axis=0)) == 5
+
+
 def test_parts_have_the_areas_aspects_and_places_asked_for():
     """An image whose pixels are their own coordinates shows which part was cut."""
     size, count = 64, 400

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from fedjax_mm import aggregate, losses, streamed
-from fedjax_mm.local import Loss, Step, gradient_step, local_steps, masked_mean, take, whole
+from fedjax_mm.local import Loss, Step, gradient_step, in_blocks, local_steps, masked_mean, take, whole
 from fedjax_mm.losses import unit
 from fedjax_mm.methods.creamfl.training import Encoders, Training, optimizer
 from fedjax_mm.methods.creamfl.views import MODALITIES, views
@@ -67,10 +67,8 @@ def encode(model: Model, params: PyTree, x: jax.Array, at_once: int | None = Non
     """
     if at_once is None or at_once >= len(x):
         return model.apply(params, x)
-    blocks = jnp.pad(x, [(0, -len(x) % at_once)] + [(0, 0)] * (x.ndim - 1), mode="edge")
     again = jax.checkpoint(model.apply, prevent_cse=False)  # a loop keeps the two passes apart as it is
-    blocks = jax.lax.map(lambda some: again(params, some), blocks.reshape(-1, at_once, *x.shape[1:]))
-    return blocks.reshape(-1, blocks.shape[-1])[: len(x)]
+    return in_blocks(functools.partial(again, params), at_once, x)
 
 
 def represent_all(

@@ -66,9 +66,9 @@ class Training:
     block: int = 256
     """Number of public examples that a model represents at a time."""
     at_once: int | None = None
-    """Examples of a batch that an encoder computes at once while it learns. Their activations alone are in memory, and
-    are computed again for the gradient, which takes about a third more time. It changes results by rounding alone.
-    None: the whole batch."""
+    """Examples of a batch that are seen, and that an encoder computes, at once while it learns. Their activations alone
+    are in memory, and are computed again for the gradient, which takes about a third more time. It changes results by
+    rounding alone. None: the whole batch."""
 
 
 RELEASED = Training(

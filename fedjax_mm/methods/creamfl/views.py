@@ -39,7 +39,7 @@ def views(training: Training, batch: Batch, modalities: tuple[str, ...], key: Ke
 def cropped(training: Training, images: jax.Array, key: Key) -> jax.Array:
     """A random part of each image [B, H, W, C], mirrored where the settings say so, at the side that encoders see."""
     size = None if training.side is None else (training.side, training.side)
-    x = random_resized_crop(key, images, training.crop or 1.0, size=size)
+    x = random_resized_crop(key, images, training.crop or 1.0, size=size, at_once=training.at_once)
     return mirrored(jax.random.fold_in(key, 1), x) if training.flip else x
 
 
@@ -47,6 +47,7 @@ def turned(training: Training, images: jax.Array, key: Key) -> jax.Array:
     """Each image as the released code shows CIFAR-100's: larger, turned, a part of it, mirrored."""
     side = training.side or images.shape[1]
     keys, larger = jax.random.split(key, 3), round(side * MARGIN)
-    x = rotated(keys[0], resized(images, (larger, larger)), DEGREES)
-    x = random_part(keys[1], x, side / larger, (side, side))
+    x = resized(images, (larger, larger), training.at_once)
+    x = rotated(keys[0], x, DEGREES, training.at_once)
+    x = random_part(keys[1], x, side / larger, (side, side), training.at_once)
     return mirrored(keys[2], x) if training.flip else x
