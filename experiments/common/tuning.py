@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.common import cli, jobs
@@ -49,6 +50,7 @@ def swept(
             config=about,
             log=lambda line: None,
         )
+        jax.clear_caches()  # with the programs of dozens of sweeps a process comes to the end of its memory maps
         print(f"{name}, seed {seed}: tuned", flush=True)
         return folder
     if kept.axes != {key: list(values) for key, values in grid.items()} or said["config"] != about:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Annotated, Any, Literal
 
 import tyro
+from jax.sharding import Mesh
 
 from experiments.common import cli, sweeps, tables
 from experiments.creamfl.data import Numbers, Problem, photo_problem, scenes_problem
@@ -23,6 +24,7 @@ from experiments.creamfl.models import (
 from experiments.creamfl.paper import Sizes, paper_problem
 from experiments.weights import sources
 from experiments.weights.features import PATCH, SIDE
+from fedjax_mm import clients
 from fedjax_mm.federate import Method
 from fedjax_mm.methods import creamfl
 from fedjax_mm.methods.creamfl import CreamFLConfig, encoder_averaging
@@ -252,19 +254,25 @@ def _models(settings: Settings) -> Models:
     return pretrained(fresh, problem.pretraining, settings.pretraining)
 
 
-def method_of(settings: Settings, name: str, problem: Problem, encoders: Models | None = None) -> Method:
-    """The method of a row. encoders: what clients and server start from; None: that of the settings."""
+def method_of(
+    settings: Settings, name: str, problem: Problem, encoders: Models | None = None, mesh: Mesh | None = None
+) -> Method:
+    """The method of a row. encoders: what clients and server start from; None: that of the settings.
+
+    mesh: spreads the weighing of public pairs over its devices.
+    """
     config, encoders = variants(settings)[name], encoders or models(settings)
     if isinstance(config, AveragingConfig):
         return encoder_averaging.build(config, problem.data, encoders.equal, problem.num_classes)
-    return creamfl.build(config, problem.data, encoders.server, encoders.clients, problem.num_classes)
+    return creamfl.build(config, problem.data, encoders.server, encoders.clients, problem.num_classes, mesh)
 
 
 def train(settings: Settings, name: str, seed: int) -> tuple[pathlib.Path, FedState]:
-    """(folder, last state) of a row's run of one seed, trained to its end."""
+    """(folder, last state) of a row's run of one seed, trained to its end. Several devices share the public pairs."""
     problem, common = load(settings, seed), settings.common
+    several = (common.devices or 1) > 1
     return tables.finish(
-        method_of(settings, name, problem),
+        method_of(settings, name, problem, mesh=clients.make_mesh(common.devices) if several else None),
         problem.data,
         common,
         dataclasses.replace(settings, method=name),
@@ -273,6 +281,7 @@ def train(settings: Settings, name: str, seed: int) -> tuple[pathlib.Path, FedSt
         rounds=common.rounds,
         per_round=settings.per_round,
         test=problem.test,
+        split_public=several,
         evaluate_every=max(1, common.rounds // 4),
         checkpoint_every=common.rounds,
         config={"settings": tables.of_a_run(settings), "method": variants(settings)[name]},

@@ -151,6 +151,17 @@ def test_gains_stand_beside_the_recall_of_a_server_over_the_clients_pictures(tmp
         teachers.compare(SMALL)
 
 
+def test_several_devices_share_the_public_pairs_and_their_weighing(monkeypatch):
+    monkeypatch.setattr(study, "load", lambda *given: types.SimpleNamespace(data=None, test=None))
+    monkeypatch.setattr(study, "method_of", lambda *given, mesh: mesh)
+    monkeypatch.setattr(study.tables, "finish", lambda mesh, *given, split_public, **others: (mesh, split_public))
+    mesh, split = study.train(
+        dataclasses.replace(SMALL, common=dataclasses.replace(SMALL.common, devices=2)), "CreamFL", 0
+    )
+    assert split and mesh.size == 2
+    assert study.train(SMALL, "CreamFL", 0) == (None, False)
+
+
 def test_clients_contrast_with_as_many_public_pairs_as_they_are_told():
     batch = lambda **given: study.variants(dataclasses.replace(SMALL, **given))["CreamFL"].public_batch
     assert batch() == 64 and batch(public_batch=7) == 7
