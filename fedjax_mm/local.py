@@ -77,19 +77,21 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return (values * mask).sum() / jnp.maximum(jnp.broadcast_to(mask, values.shape).sum(), 1.0)
 
 
-def in_blocks(function: Callable[..., jax.Array], size: int | None, *arrays: jax.Array) -> jax.Array:
-    """function(*arrays) of arrays [B, ...], `size` rows at a time; None or at least B: all rows at once.
+def in_blocks(function: Callable[..., jax.Array], at_once: int | None, *arrays: jax.Array) -> jax.Array:
+    """function(*arrays) of arrays [B, ...], `at_once` rows at a time; None or at least B: all rows at once.
 
-    function: treats each row by itself, and gives [B, ...]. What it computes on the way is in memory for `size` rows.
+    function: treats each row by itself, and gives [B, ...]. What it computes on the way is in memory for so many rows.
+    Raises ValueError where `at_once` is no whole number of at least 1.
 
     >>> in_blocks(lambda x, y: x * y, 2, jnp.arange(5), jnp.arange(5)).tolist()
     [0, 1, 4, 9, 16]
     """
     total = len(arrays[0])
-    if size is None or size >= total:
+    if at_once is None or check_whole("at_once", at_once, 1) >= total:
         return function(*arrays)
-    full = lambda x: jnp.pad(x, [(0, -total % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-    blocks = jax.lax.map(lambda some: function(*some), tuple(full(x).reshape(-1, size, *x.shape[1:]) for x in arrays))
+    full = lambda x: jnp.pad(x, [(0, -total % at_once)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    some = tuple(full(x).reshape(-1, at_once, *x.shape[1:]) for x in arrays)
+    blocks = jax.lax.map(lambda block: function(*block), some)
     return blocks.reshape(-1, *blocks.shape[2:])[:total]
 
 

@@ -25,7 +25,7 @@ from benchmarks.peers import processes, workload
 from benchmarks.peers.processes import HERE, TORCH, Peer, PeerError, ask, checked, environment, saved, started
 
 JUDGED = 200  # examples in the loss
-TOLERANCE = {"cpu": 1e-4, "here": 1e-3}  # of a weight after one round of the check; accelerators round factors
+TOLERANCE = {"cpu": 1e-4, "here": 1e-3}  # of a weight after a round of the check; GPUs round factors
 PEERS: Mapping[str, Peer] = {
     "ours": Peer(HERE / "our_round.py"),
     "hand": Peer(HERE / "hand_round.py"),
