@@ -20,6 +20,9 @@ class Size:
     """Layers of each encoder."""
     heads: int = 4
     """Attention heads of a layer."""
+    std: float = 0.02
+    """Standard deviation of the layers' first kernels. 0.02 is meant for a width of 768; 1 / sqrt(dim) is the
+    scale of a narrow layer."""
     patch: int = 16
     """Side of a patch: pixels of an image, frames and bands of a sound."""
     image: int | None = None

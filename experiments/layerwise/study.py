@@ -101,7 +101,7 @@ def _scenes(seed: int) -> dict[str, dict[str, np.ndarray]]:
 def _encoder(modality: str, array: np.ndarray, settings: Settings) -> Transformer:
     size = settings.size
     shape: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "mlp": 4 * size.dim}
-    shape["dtype"] = settings.common.dtype
+    shape |= {"std": size.std, "dtype": settings.common.dtype}
     if modality == "image":
         return vit.encoder(size.image or array.shape[1], size.patch, **shape)
     if modality == "audio":

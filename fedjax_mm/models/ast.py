@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models import configs, pretrained
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_number, check_sizes
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 from fedjax_mm.models.vit import layer_names
@@ -94,12 +94,15 @@ def encoder(
     heads: int = 12,
     mlp: int = 3072,
     epsilon: float = 1e-12,
+    std: float = 0.02,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Transformer:
     """An encoder of log-mel spectrograms [B, frames, mels], float. Token 0 is the class token, token 1 distillation's.
 
-    patch, stride: in frames and in mels. repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+    patch, stride: in frames and in mels. std: standard deviation of the layers' first kernels. repository: place of the
+    weights on huggingface.co. dtype: type of arithmetic.
+
     Pretrained encoders need 16 kHz audio in steps of 10 ms, normalised to (x + 4.2677) / (2 * 4.5690), as Hugging
     Face's ASTFeatureExtractor gives it. Raises ValueError where mels or frames are fewer than a patch.
 
@@ -110,6 +113,7 @@ def encoder(
     """
     check_sizes(mels=mels, frames=frames, patch=patch, stride=stride)
     check_sizes(0, depth=depth)
+    check_number("std", std)
     if min(mels, frames) < patch:
         raise ValueError(f"mels {mels} and frames {frames} must be at least a patch, {patch}")
     names = (
@@ -124,7 +128,7 @@ def encoder(
     config = configs.stated(CONFIG, mels=mels, frames=frames, epsilon=epsilon, **sizes) | {"frequency_stride": stride}
     return stack(
         Embeddings(mels, frames, patch, stride, dim, dtype),
-        Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
+        Layer(heads, mlp, epsilon=epsilon, std=std, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, frames, mels), jnp.float32),

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from fedjax_mm.checks import check_flag
 from fedjax_mm.models import configs
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_number, check_sizes
 from fedjax_mm.models.pretrained import Checkpoint, Names, layers, linear, load, norm, tensor
 from fedjax_mm.models.transformer import Layer, Pool, Transformer, stack
 from fedjax_mm.types import PyTree
@@ -90,6 +90,7 @@ def encoder(
     pooler: bool = False,
     dropout: float = 0.1,
     epsilon: float = 1e-12,
+    std: float = 0.02,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
     pool: Pool = "first",
@@ -100,6 +101,7 @@ def encoder(
         attention's output. With types, every token is of type 0, as in a single sentence.
     pool: what `apply` gives: token 0, or the mean of the real tokens, as encoders of sentences have it.
     dropout: rate on embeddings and in layers, where `tokens` and `apply` get a key.
+    std: standard deviation of the layers' first kernels.
     repository: place of the weights on huggingface.co. dtype: type of arithmetic.
 
     Raises ValueError for a pooler without types, and for sizes that are none.
@@ -112,6 +114,7 @@ def encoder(
     check_sizes(vocabulary=vocabulary, positions=positions)
     check_sizes(0, types=types, depth=depth)
     check_flag("pooler", pooler)
+    check_number("std", std)
     if pooler and not types:
         raise ValueError("DistilBERT (types 0) has no pooler; BERT has types 2")
     family = BERT if types else DISTILBERT
@@ -122,7 +125,7 @@ def encoder(
     names |= embedding_names() | linear("pooler.dense", "pooler")
     return stack(
         Embeddings(vocabulary, dim, positions, types, epsilon, dtype),
-        Layer(heads, mlp, pre_norm=False, epsilon=epsilon, dropout=rates, dtype=dtype),
+        Layer(heads, mlp, pre_norm=False, epsilon=epsilon, dropout=rates, std=std, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, positions), jnp.int32),

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from fedjax_mm.checks import check_flag
 from fedjax_mm.models import configs, pretrained
-from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.checks import check_number, check_sizes
 from fedjax_mm.models.layers import Conv, pixels
 from fedjax_mm.models.pretrained import BATCHED, CONV, Checkpoint, linear, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
@@ -54,12 +54,15 @@ def encoder(
     mlp: int = 768,
     pooler: bool = False,
     epsilon: float = 1e-12,
+    std: float = 0.02,
     repository: str = "",
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Transformer:
     """A transformer of images [B, image, image, 3], uint8 (scaled to [-1, 1]) or float; token 0 is the class token.
 
-    image, patch: sides in pixels. repository: place of the weights on huggingface.co. dtype: type of arithmetic.
+    image, patch: sides in pixels. std: standard deviation of the layers' first kernels. repository: place of the
+    weights on huggingface.co. dtype: type of arithmetic.
+
     Raises ValueError where `patch` does not divide `image`.
 
     >>> model = encoder(image=8, patch=4, dim=6, depth=1, heads=2, mlp=12)
@@ -70,6 +73,7 @@ def encoder(
     check_sizes(image=image, patch=patch)
     check_sizes(0, depth=depth)
     check_flag("pooler", pooler)
+    check_number("std", std)
     if image % patch:
         raise ValueError(f"image {image} must be a multiple of patch {patch}")
     names = (
@@ -86,7 +90,7 @@ def encoder(
     config = configs.stated(CONFIG, **sizes)
     return stack(
         Embeddings(image, patch, dim, dtype),
-        Layer(heads, mlp, epsilon=epsilon, dtype=dtype),
+        Layer(heads, mlp, epsilon=epsilon, std=std, dtype=dtype),
         depth,
         dim,
         jax.ShapeDtypeStruct((1, image, image, 3), jnp.uint8),

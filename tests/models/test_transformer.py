@@ -56,6 +56,15 @@ def test_presets_have_the_papers_numbers_of_parameters(preset, depth, width, siz
     assert len({model.checkpoint.names[leaf][0] for leaf in leaves}) == len(leaves) >= len(jax.tree.leaves(params))
 
 
+@every_model
+def test_first_kernels_of_layers_have_the_std_that_is_asked_for(name):
+    make, x = MODELS[name]
+    for std in (0.02, 0.5):
+        layers = make(std=std).init(KEY, jnp.asarray(x[:1]))["layers"]
+        drawn = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(layers) if leaf.ndim == 2])
+        assert 0.9 * std < float(drawn.std()) < 1.1 * std
+
+
 @pytest.mark.parametrize("name", ["vit", "bert"])
 def test_fresh_parameters_give_finite_outputs_of_their_own(name):
     make, batch = MODELS[name]
