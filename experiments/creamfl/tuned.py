@@ -2,8 +2,8 @@
 
 A row is trained with every combination of its grid's values, and the one with the best mean sum of recalls on the split
 `valid` of --tuning-seeds seeds, each with its own data and clients, is chosen; then all seeds are trained with it for
-the table of the test. All grids have 12 points. Rows of ABLATIONS take what is chosen for CreamFL. The grids are for
-frozen encoders, where a run takes seconds; report.md has them with all their scores, and says where one ends too early.
+the table of the test. All grids have 12 points. Rows of ABLATIONS take what is chosen for CreamFL. report.md has the
+grids with all their scores, and says where one ends too early.
 """
 
 import dataclasses
@@ -28,8 +28,17 @@ GRIDS: Mapping[str, dict[str, Sequence[float]]] = {
 """Of a server that distils nothing, of averaged weights by row, of distillation with a state of its own from clients
 that contrast and from others, and of distillation in a shared state. Each was moved until it held its best inside, but
 that of a server alone, which is best with the fewest passes there are."""
-LAST_LAYER = {"server_lr": (3e-5, 1e-4, 3e-4, 1e-3), "client_lr": (1e-4, 3e-4, 1e-3), "kd_rate": (0.01, 0.03, 0.1)}
-"""In place of those of GRIDS where the last layer of pretrained encoders is trained: 1e-3 and more destroy it."""
+LOWER: Mapping[str, dict[str, Sequence[float]]] = {
+    "frozen": {},
+    "last_layer": {
+        "server_lr": (3e-5, 1e-4, 3e-4, 1e-3),
+        "client_lr": (1e-4, 3e-4, 1e-3),
+        "kd_rate": (0.01, 0.03, 0.1),
+    },
+    "trained": {"server_lr": (2.5e-4, 1e-3, 4e-3, 0.016), "client_lr": (1e-3, 3e-3, 0.01), "kd_rate": (0.03, 0.1, 0.3)},
+}
+"""By encoders, the values in place of those of GRIDS, which are for linear maps of frozen features: a rate of 1e-3 and
+more destroys the last layer of pretrained encoders, and one of 0.064 and more encoders that are trained whole."""
 ABLATIONS = ("CreamFL, temperature 0.1", "CreamFL, temperature 0.02", "CreamFL, plain mean")
 ABLATIONS += ("CreamFL, no inter", "CreamFL, no intra")
 
@@ -56,7 +65,7 @@ def chosen(settings: study.Settings, names: Sequence[str]) -> tuple[dict[str, st
 def grid_of(settings: study.Settings, name: str) -> dict[str, Sequence[float]]:
     """What is tuned of a row: setting -> its values."""
     usual = _grid(settings, name)
-    lower = LAST_LAYER if settings.encoders == "last_layer" else {}
+    lower = LOWER[settings.encoders]
     given = {"kd_rate": settings.kd_rates} if settings.kd_rates and usual is GRIDS["contrasts"] else {}
     return {key: lower.get(key, values) for key, values in usual.items()} | given
 

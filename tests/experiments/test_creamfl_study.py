@@ -97,7 +97,8 @@ def test_rows_choose_their_rates_on_valid_once_and_ablations_take_creamfls(tmp_p
     both = {"image": FLAT, "text": FLAT}
     made = Models(both, {"image": {"image": FLAT}, "text": {"text": FLAT}, "both": both}, both)
     monkeypatch.setattr(study, "models", lambda *given: made)
-    monkeypatch.setattr(tuned, "GRIDS", {"shared": {"server_lr": (1e-6, 0.01)}})
+    monkeypatch.setattr(tuned, "LOWER", {"trained": {"server_lr": (1e-6, 0.01)}})
+    monkeypatch.setattr(tuned, "GRIDS", {"shared": {"server_lr": ()}})
     rows = ("CreamFL", "CreamFL, no inter")
     common = dataclasses.replace(SMALL.common, rounds=1, out=str(tmp_path))
     settings = dataclasses.replace(SMALL, rows=rows, tuning_seeds=2, common=common)
@@ -175,12 +176,13 @@ def test_a_server_alone_takes_as_many_passes_as_it_is_told():
     assert passes("server only", server_passes=4) == 4 and passes("CreamFL", server_passes=4) == 1
 
 
-def test_all_rows_have_as_many_points_and_lower_rates_where_a_layer_is_trained():
-    upper = dataclasses.replace(SMALL, data="flickr8k", encoders="last_layer", side=28, kd_rates=(0.5, 0.7, 0.9))
-    for settings in (SMALL, upper):
+def test_all_rows_have_as_many_points_and_lower_rates_where_layers_are_trained():
+    photos = functools.partial(dataclasses.replace, SMALL, data="flickr8k", side=28)
+    upper = photos(encoders="last_layer", kd_rates=(0.5, 0.7, 0.9))
+    for settings in (photos(encoders="frozen"), SMALL, upper):
         grids = {name: tuned.grid_of(settings, name) for name in study.variants(settings)}
         assert {np.prod([len(values) for values in grid.values()]) for grid in grids.values()} == {12}
-    assert grids["CreamFL"] == {"server_lr": tuned.LAST_LAYER["server_lr"], "kd_rate": (0.5, 0.7, 0.9)}
+    assert grids["CreamFL"] == {"server_lr": tuned.LOWER["last_layer"]["server_lr"], "kd_rate": (0.5, 0.7, 0.9)}
     with pytest.raises(ValueError, match="--side is 32; with --encoders last_layer it must be a multiple of 14"):
         dataclasses.replace(upper, side=32)
     with pytest.raises(ValueError, match="--encoders last_layer is for photographs"):
