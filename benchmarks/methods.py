@@ -94,8 +94,8 @@ def of_digits(variant: Variant, seed: int) -> Workload:
 
 
 def of_layerwise(seed: int) -> Workload:
-    """Scenes, the last of three stages: two layers frozen, one trained."""
-    settings = layerwise.PRESETS["scenes"]
+    """Scenes, the last of three stages: two layers frozen, one trained, without crops and dropout."""
+    settings = dataclasses.replace(layerwise.PRESETS["scenes"], crop=None, dropout=0.0)
     problem = layerwise.load(settings, seed)
     stages = stagewise.build(layerwise.config_of(settings, "layer-wise"), problem.data, problem.encoders)
     return Workload(stages[-1].method, problem.data, {"all": settings.per_round})

@@ -123,7 +123,7 @@ class Settings:
 
 SWEPT = ("plan", "stages", "encoder_lr", "head_lr", "batch_size", "epochs", "temperature", "crop")
 PRESETS = {
-    "scenes": Settings(per_round=5, size=Size(patch=8)),
+    "scenes": Settings(per_round=5, size=Size(std=0.125, patch=8), dropout=0.1, crop=0.5),
     "flickr8k": Settings("flickr8k", per_round=4, epochs=1, crop=0.5, common=cli.Common(out="runs/layerwise_flickr8k")),
     "av_digits": Settings(
         "av_digits",
