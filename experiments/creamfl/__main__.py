@@ -10,7 +10,7 @@ python -m experiments.creamfl --data coco --data-dir DIR --checkpoints DIR --pre
     the paper's models, data and settings, for a GPU; --preset code has those of the released code
 python -m experiments.creamfl sweep --grid server_lr=.001,.003 client_lr=.001,.003 --seeds 8
 
-On 2 shared CPU cores a round of CreamFL takes 6.1 s on scenes (1.6 to 3.1 s for the baselines). 12 rounds, 5 seeds, both
+On 2 shared CPU cores a round of CreamFL takes 6.1 s on scenes (1.6 to 3.1 s for the baselines). 12 rounds, 5 seeds,
 rows tuned, sum of six recalls: server only 139 ± 4, CreamFL 148 ± 11, chance 6.4. docs/creamfl.md has the tables.
 """
 
