@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models.checks import check_dtype, check_sizes
-from fedjax_mm.models.layers import Model, as_model
+from fedjax_mm.models.layers import Model, as_model, gelu
 from fedjax_mm.types import Key, PyTree
 
 _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's, of a linear layer
@@ -185,7 +185,7 @@ class _AnswerHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = lambda features, name: nn.Dense(features, kernel_init=_uniform, dtype=self.dtype, name=name)
         norm = nn.LayerNorm(1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")
-        x = nn.gelu(norm(dense(2 * x.shape[-1], "dense_0")(x)), approximate=False)
+        x = gelu(norm(dense(2 * x.shape[-1], "dense_0")(x)))
         return dense(self.num_answers, "dense_1")(x).astype(jnp.float32)
 
 

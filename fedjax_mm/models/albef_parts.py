@@ -14,7 +14,7 @@ from flax import linen as nn
 from fedjax_mm.models import adapters as tunings
 from fedjax_mm.models import bert, vit
 from fedjax_mm.models.attention import dropout
-from fedjax_mm.models.layers import run_module
+from fedjax_mm.models.layers import gelu, run_module
 from fedjax_mm.models.transformer_layer import Layer
 from fedjax_mm.types import Arrays, Key, PyTree
 
@@ -45,7 +45,7 @@ class WordHead(nn.Module):
     def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
         kernel = nn.initializers.normal(self.std)
         x = nn.Dense(hidden.shape[-1], kernel_init=kernel, dtype=self.dtype, name="dense")(hidden)
-        x = nn.LayerNorm(1e-12, use_fast_variance=False, dtype=self.dtype, name="norm")(nn.gelu(x, approximate=False))
+        x = nn.LayerNorm(1e-12, use_fast_variance=False, dtype=self.dtype, name="norm")(gelu(x))
         bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
         logits = jnp.matmul(x, words.T.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)

@@ -63,6 +63,19 @@ def pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return scaled.astype(dtype)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Phi(x), computed in float32 and given in `x`'s precision. (Hendrycks & Gimpel 2016)
+
+    With erf, as PyTorch has it. `jax.nn.gelu` takes erfc, which keeps the digits of values below 1e-6 and takes a third
+    longer on a CPU; on a TPU the product that it belongs to then takes twice as long.
+
+    >>> gelu(jnp.array([-1.0, 0.0, 1.0])).round(4).tolist()
+    [-0.15870000422000885, 0.0, 0.8413000106811523]
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 def _padding(size: int, kernel: int, stride: int, padding: int | None) -> tuple[int, tuple[int, int]]:
     """The output size and the (low, high) padding of one axis. Without `padding` they are XLA's SAME."""
     if padding is not None:

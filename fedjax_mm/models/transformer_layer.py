@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_mm.models.attention import attention, dropout
+from fedjax_mm.models.layers import gelu
 from fedjax_mm.types import Key
 
 
@@ -69,7 +70,7 @@ class Layer(nn.Module):
             return dropout(dense(f"{name}out", width)(y.reshape(x.shape)), self.dropout[1], drops[name][1])
 
         def mlp(x: jax.Array) -> jax.Array:
-            hidden = nn.gelu(dense("fc_1", self.mlp)(x), approximate=False)
+            hidden = gelu(dense("fc_1", self.mlp)(x))
             return dropout(dense("fc_2", width)(hidden), self.dropout[2], keys[2])
 
         # One row a token: contracting over two axes at once, a kernel's gradient takes twice as long on CPUs.

@@ -9,6 +9,7 @@ from flax import linen as nn
 from fedjax_mm.models import configs, pretrained
 from fedjax_mm.models.ast import windows
 from fedjax_mm.models.checks import check_sizes
+from fedjax_mm.models.layers import gelu
 from fedjax_mm.models.pretrained import Checkpoint, Layout, layers, linear, norm, tensor
 from fedjax_mm.models.transformer import Layer, Transformer, stack
 from fedjax_mm.types import PyTree
@@ -46,7 +47,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.dim,)).astype(self.dtype)
         x = windows(jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0))), 1, 3, self.stride)
-        return nn.gelu(x @ kernel.reshape(-1, self.dim) + bias[None, None], approximate=False)
+        return gelu(x @ kernel.reshape(-1, self.dim) + bias[None, None])
 
 
 class Embeddings(nn.Module):
