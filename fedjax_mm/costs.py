@@ -158,7 +158,11 @@ def _client_steps(jaxpr: jax.extend.core.Jaxpr) -> list[jax.extend.core.ClosedJa
 
 def _inner(eqn: jax.extend.core.JaxprEqn, unknown_trips: float = 1.0) -> Iterator[tuple[jax.extend.core.Jaxpr, float]]:
     """(jaxpr, times it runs) inside an equation."""
-    times = {"scan": eqn.params.get("length", 1), "while": unknown_trips}.get(eqn.primitive.name, 1)
+    name, times = eqn.primitive.name, 1.0
+    if name == "pallas_call":
+        times = math.prod(eqn.params["grid_mapping"].grid)
+    elif name in ("scan", "while"):
+        times = eqn.params.get("length", unknown_trips)
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if hasattr(item, "eqns"):
@@ -180,7 +184,7 @@ def _matmul_flops(jaxpr: Any, unknown_trips: float = 1.0) -> float:  # a Jaxpr, 
             total += 2.0 * products / math.prod(eqn.params["lhs_dilation"])  # the zeros put in between are no work
         inner = [times * _matmul_flops(one, unknown_trips) for one, times in _inner(eqn, unknown_trips)]
         if eqn.params.get("branches_platforms"):
-            total += min(inner)
+            total += min((flops for flops in inner if flops), default=0.0)  # a kernel of cuDNN shows no products
         else:
             total += max(inner, default=0.0) if eqn.primitive.name == "cond" else sum(inner)
     return total

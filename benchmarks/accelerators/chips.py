@@ -31,6 +31,8 @@ class Chip:
     ghz: float | None = None
     """Clock of the cycles that the compiler estimates. None: it estimates none."""
     devices_per_chip: int = 1
+    cores: int = 1
+    """Of a device, which share the steps of a kernel."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of the compiler."""
 
@@ -38,7 +40,7 @@ class Chip:
 CHIPS = {  # cloud.google.com/tpu/docs/system-architecture-tpu-vm, and NVIDIA's data sheet without sparsity
     "v4": Chip("tpu", ("2x2x1", "2x2x2"), 137.5, 17.2, 1.05, devices_per_chip=2),  # a device is one of two cores
     "v5e": Chip("tpu", ("2x2", "2x4"), 197.0, 17.2, 1.5),
-    "v5p": Chip("tpu", ("2x2x1", "2x2x2"), 459.0, 102.0, 1.75),
+    "v5p": Chip("tpu", ("2x2x1", "2x2x2"), 459.0, 102.0, 1.75, cores=2),
     "v6e": Chip("tpu", ("2x2", "2x4"), 918.0, 34.4, 1.75),
     # Without a card nothing can be tried out, and some products that Triton would have to try fail.
     "h100": Chip("cuda", ("1x1x1", "1x1x4", "1x1x8"), 989.0, 85.0, options={"xla_gpu_enable_triton_gemm": False}),

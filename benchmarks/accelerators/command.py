@@ -140,7 +140,8 @@ def outcome(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     from benchmarks.accelerators.compiling import compiled
 
     line = command(compiled, *(row[key] for key in KEY), keep, settings.top, settings.effort)
-    return _in_a_process(line, settings, chips.WITHOUT_A_TPU)
+    several = f"--xla_force_host_platform_device_count={row['devices']}"  # as there are there
+    return _in_a_process(line, settings, {**chips.WITHOUT_A_TPU, "XLA_FLAGS": several})
 
 
 def _in_a_process(line: Sequence[str], settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:

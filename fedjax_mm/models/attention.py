@@ -1,10 +1,13 @@
-"""Softmax attention with a mask and dropout: one kernel of cuDNN where that is the faster, XLA's elsewhere."""
+"""Softmax attention with a mask and dropout: one kernel where a TPU's or cuDNN's is the faster, XLA's elsewhere."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
+from fedjax_mm.models import attention_kernel
 from fedjax_mm.types import Key
 
 
@@ -39,9 +42,10 @@ def attention(
     (1, 2, 1, 3)
     """
     if dropout_key is None or rate == 0.0:
-        if causal or query.shape != key.shape or not _has_fused(query, key, value, mask):
+        kernels = {} if causal or query.shape != key.shape else _kernels(query, key, value, mask)
+        if not kernels:
             return _attend(query, key, value, mask, causal)
-        return jax.lax.platform_dependent(query, key, value, mask, cuda=_fused, default=_attend)
+        return jax.lax.platform_dependent(query, key, value, mask, **kernels, default=_attend)
     if mask is not None:
         mask = mask[:, None, None, :]
     logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
@@ -61,15 +65,27 @@ def _attend(
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 
 
-def _has_fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> bool:
-    """Whether this machine's cuDNN has a kernel for these, and it is the faster there."""
-    if jax.default_backend() != "gpu" or query.dtype != jnp.bfloat16 or query.shape[1] < LONG:
-        return False
+def _kernels(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> dict[str, Callable]:
+    """What attends to these in one kernel on this machine, and is the faster there, by platform."""
+    kernels = {
+        "gpu": ("cuda", _fused, query.shape[1] >= LONG),
+        "tpu": ("tpu", attention_kernel.attend, _on_one_device() and attention_kernel.blocking(*query.shape[1:])),
+    }
+    platform, kernel, fits = kernels.get(jax.default_backend(), ("cpu", _attend, False))
+    if not fits or {x.dtype for x in (query, key, value)} != {jnp.dtype(jnp.bfloat16)}:
+        return {}
+    gradient = jax.grad(lambda *arrays: kernel(*arrays, mask).sum().astype(jnp.float32), (0, 1, 2))
     try:
-        jax.eval_shape(_fused, query, key, value, mask)
-    except (RuntimeError, ValueError):  # no cuDNN, an older card, or a head that it does not take
-        return False
-    return True
+        jax.eval_shape(gradient, query, key, value)
+    except (RuntimeError, ValueError):  # no cuDNN, an older card, or a shard_map that checks what varies over devices
+        return {}
+    return {platform: kernel}
+
+
+def _on_one_device() -> bool:
+    """Whether this is a program of one device, or what one device does of a shard_map: a kernel cannot be split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
 
 
 LONG = 128  # tokens from which cuDNN's kernel is faster than XLA's on an H200

@@ -71,12 +71,12 @@ def test_a_text_without_an_entry_is_refused():
 
 def test_a_row_of_a_text_has_its_share_of_the_peak():
     chip = dataclasses.replace(chips.CHIPS["v5e"], ghz=1e-6, tflops=1e-9)  # a cycle is a ms; 1,000 FLOPs a s
-    row = compiling.read(TEXT, chip, flops=100.0, examples=EXAMPLES, trips=1.0, top=2)
+    row = compiling.read(read(), chip, flops=100.0, examples=EXAMPLES, top=2)
     assert row["est ms"] == pytest.approx(1254) and row["share"] == pytest.approx(100 / 1254)
     assert (row["collectives"], row["in loops"], row["example copies"], row["unknown loops"]) == (2, 12, 16, 1)
     assert (row["copies once"], row["copies once GB"]) == (2, pytest.approx(2 * 2048e-9))
     assert row["collectives by kind"] == {"all-reduce": 13, "all-gather": 1} and len(row["largest"]) == 2
-    untimed = compiling.read(TEXT, chips.CHIPS["h100"], flops=100.0, examples=EXAMPLES, trips=1.0, top=2)
+    untimed = compiling.read(read(), chips.CHIPS["h100"], flops=100.0, examples=EXAMPLES, top=2)
     assert "est ms" not in untimed and untimed["collectives"] == 2
 
 

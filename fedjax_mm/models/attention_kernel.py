@@ -1,0 +1,167 @@
+"""Softmax attention without dropout, and its gradient, each as one kernel of a TPU.
+
+XLA's own attention writes the weights [B, heads, T, S] to the large memory, and copies queries, keys and values into
+layouts of its own. Here one example at a time is read into the vector memory, and results alone leave it. Logits are
+laid out [S, T], keys before queries: then the softmax adds up rows and not lanes, and of the gradient's five products
+one alone has to be transposed. Heads of 64 features share the 128 lanes of a register in pairs: a product takes the
+other head's lanes as zeros, which 64 lanes would be padded with all the same.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+MEMORY = 16e6  # bytes of vector memory that a v4 has; others have more
+UNROLLED = 12  # logits that one step has; with more, compiling takes minutes
+_KEYS_QUERIES = (((1,), (1,)), ((), ()))  # [S, d] [T, d] -> [S, T]
+_SUM_KEYS = (((0,), (0,)), ((), ()))  # [S, T] [S, d] -> [T, d]
+_SUM_QUERIES = (((1,), (0,)), ((), ()))  # [S, T] [T, d] -> [S, d]
+_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, interpret: bool = False
+) -> jax.Array:
+    """`attention` in bfloat16: query, key and value [B, T, heads, d], mask [B, T] or None -> [B, T, heads, d].
+
+    d divides 128 or is a multiple of it. interpret: the kernel's steps are run by XLA, on any platform.
+    """
+    return _call(_forward, 1, (query, key, value), mask, interpret)[0]
+
+
+def _attend_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, interpret: bool
+) -> tuple[jax.Array, tuple]:
+    return attend(query, key, value, mask, interpret), (query, key, value, mask)
+
+
+def _attend_backward(interpret: bool, kept: tuple, dy: jax.Array) -> tuple:
+    *arrays, mask = kept
+    return (*_call(_backward, 3, (*arrays, dy), mask, interpret), None)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _call(
+    kernel: Callable, outputs: int, arrays: tuple[jax.Array, ...], mask: jax.Array | None, interpret: bool
+) -> list[jax.Array]:
+    """The kernel's results for arrays [B, T, heads, d], of the same shape."""
+    shape = arrays[0].shape
+    rows, tokens, heads, features = shape
+    flat = [x.reshape(rows, tokens, heads * features) for x in arrays]
+    lanes, queries = blocking(tokens, heads, features) or (heads * features, tokens)
+    block = pl.BlockSpec((None, tokens, lanes), lambda row, part: (row, 0, part))
+    given, blocks = flat, [block] * len(flat)
+    if mask is not None:
+        given = [*flat, mask[..., None].astype(jnp.float32)]
+        blocks = [*blocks, pl.BlockSpec((None, tokens, 1), lambda row, part: (row, 0, 0))]
+    call = pl.pallas_call(
+        functools.partial(kernel, features, queries, mask is not None),
+        grid=(rows, heads * features // lanes),
+        in_specs=blocks,
+        out_specs=[block] * outputs,
+        out_shape=[jax.ShapeDtypeStruct(flat[0].shape, flat[0].dtype)] * outputs,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        name=f"attention{kernel.__name__}_{features}" + "_masked" * (mask is not None),
+        interpret=interpret,
+    )
+    return [x.reshape(shape) for x in call(*given)]
+
+
+def _forward(features: int, queries: int, masked: bool, query: Any, key: Any, value: Any, *rest: Any) -> None:
+    counts = rest[0][...] > 0 if masked else None
+    (out,) = rest[masked:]
+    for lanes in _groups(query.shape[1], features):
+        k, v = key[:, lanes], value[:, lanes]
+        for block in _slices(query.shape[0], queries):
+            q = query[block, lanes]
+            y = jnp.zeros(q.shape, jnp.float32)
+            for mine in _heads(q, features):
+                weights = _weights(_only(mine, q), k, counts, features).astype(q.dtype)
+                y = jnp.where(mine, _dot(weights, v, _SUM_KEYS), y)
+            out[block, lanes] = y.astype(out.dtype)
+
+
+def _backward(features: int, queries: int, masked: bool, query: Any, key: Any, value: Any, dy: Any, *rest: Any) -> None:
+    counts = rest[0][...] > 0 if masked else None
+    dquery, dkey, dvalue = rest[masked:]
+    scale = features**-0.5
+    for lanes in _groups(query.shape[1], features):
+        k, v = key[:, lanes], value[:, lanes]
+        dk = dv = jnp.zeros(k.shape, jnp.float32)
+        for block in _slices(query.shape[0], queries):
+            q, g = query[block, lanes], dy[block, lanes]
+            dq = jnp.zeros(q.shape, jnp.float32)
+            for mine in _heads(q, features):
+                own_q, own_g = _only(mine, q), _only(mine, g)
+                weights = _weights(own_q, k, counts, features)
+                dweights = _dot(v, own_g, _KEYS_QUERIES)
+                dlogits = weights * (dweights - (weights * dweights).sum(0, keepdims=True))
+                if counts is not None:  # where no key counts, all weights are alike whatever the logits
+                    dlogits = jnp.where(counts, dlogits, 0)
+                dlogits = dlogits.astype(q.dtype)
+                dv += _dot(weights.astype(q.dtype), own_g, _SUM_QUERIES)
+                dk += _dot(dlogits, own_q, _SUM_QUERIES)
+                dq = jnp.where(mine, _dot(dlogits, k, _SUM_KEYS), dq)
+            dquery[block, lanes] = (dq * scale).astype(dquery.dtype)
+        dkey[:, lanes], dvalue[:, lanes] = (dk * scale).astype(dkey.dtype), dv.astype(dvalue.dtype)
+
+
+def blocking(tokens: int, heads: int, features: int) -> tuple[int, int] | None:
+    """(lanes, queries) of which one step works on the logits; None for sizes that the kernels do not take.
+
+    A step takes as many heads as are quick to compile in one go, since the compiler overlaps them.
+
+    >>> blocking(185, 12, 64), blocking(577, 12, 64), blocking(9, 5, 48)
+    ((768, 185), (256, 256), None)
+    """
+    if LANES % features and features % LANES:
+        return None
+    width, together = heads * features, max(LANES, features)
+    for queries in (min(tokens, 2 * LANES), LANES):
+        lanes = width
+        if not width % together:
+            logits = -(-tokens // queries) * (together // features)
+            groups = width // together
+            fitting = [n for n in range(1, groups + 1) if not groups % n and n * logits <= UNROLLED]
+            lanes = together * max(fitting, default=1)
+        arrays, mask = 14 * 2 * -(-lanes // LANES) * LANES, 2 * 4 * LANES  # bytes of a token, held twice
+        if tokens * (arrays + mask + 8 * 4 * queries) <= MEMORY:  # and what is spilled of logits
+            return lanes, queries
+    return None
+
+
+def _groups(width: int, features: int) -> Iterator[slice]:
+    """The lanes whose heads share registers."""
+    return _slices(width, max(LANES, features))
+
+
+def _slices(length: int, at_once: int) -> Iterator[slice]:
+    return (slice(first, min(first + at_once, length)) for first in range(0, length, at_once))
+
+
+def _heads(x: jax.Array, features: int) -> Iterator[jax.Array]:
+    """For each head whose features are among x [T, lanes]: which lanes are its own."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    return ((lane >= first) & (lane < first + features) for first in range(0, x.shape[1], features))
+
+
+def _only(mine: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(mine, x, jnp.zeros_like(x))
+
+
+def _weights(query: jax.Array, key: jax.Array, counts: jax.Array | None, features: int) -> jax.Array:
+    """The softmax over keys, float32 [S, T]."""
+    logits = _dot(key, query, _KEYS_QUERIES) * features**-0.5
+    if counts is not None:
+        logits = jnp.where(counts, logits, 0.7 * jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - logits.max(0, keepdims=True))
+    return weights * (1 / weights.sum(0, keepdims=True))
