@@ -52,7 +52,10 @@ def adapted(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
     >>> adapted((times(1.0), times(3.0)), jnp.full((1, 1, 1), 5.0)).item()  # 5 + (5 + 15) / 2
     15.0
     """
-    return h + change(adapters, h) if adapters else h
+    if not adapters:
+        return h
+    rows = h.reshape(-1, h.shape[-1])  # as a layer has them: a TPU would lay them out anew for [B, T, D]
+    return (rows + change(adapters, rows)).reshape(h.shape)
 
 
 def change(adapters: Sequence[PyTree], h: jax.Array) -> jax.Array:
