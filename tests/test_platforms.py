@@ -137,21 +137,22 @@ def test_a_gpu_without_cudnn_takes_the_plain_attention(monkeypatch):
 
 
 @pytest.mark.parametrize("heads, features", [(2, 64), (3, 64), (4, 32), (1, 128)])
-@pytest.mark.parametrize("tokens, masked", [(9, False), (9, True), (300, True)])
-def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens, masked):
+@pytest.mark.parametrize("tokens, masked, rate", [(9, False, 0.0), (9, True, 0.3), (300, True, 0.1)])
+def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens, masked, rate):
     """Its steps, run by XLA, to what half precision gives: twice the error of the plain one, compared with float32."""
     inputs = [jnp.asarray(draw(3, tokens, heads, features), jnp.bfloat16) for _ in range(4)]
     mask = np.ones((3, tokens), bool)
     mask[1, 4:], mask[2] = False, False  # no key of the last row counts: all count alike
     given = jnp.asarray(mask) if masked else None
+    keep = jnp.asarray(RNG.random((3, heads, tokens, tokens)) > rate) if rate else None
 
     def both(attend, *arrays):
         y, pull_back = jax.vjp(attend, *arrays[:3])
         return jax.tree.map(lambda x: x.astype(jnp.float32), [y, *pull_back(arrays[3])])
 
-    plain = lambda *arrays: attention._attend(*arrays, given)
+    plain = lambda *arrays: attention._attend(*arrays, given, keep, rate)
     exact = both(plain, *(x.astype(jnp.float32) for x in inputs))
-    kernel = both(lambda *arrays: attention_kernel.attend(*arrays, given, True), *inputs)
+    kernel = both(lambda *arrays: attention_kernel.attend(*arrays, given, keep, rate, True), *inputs)
     for found, usual, right in zip(kernel, both(plain, *inputs), exact, strict=True):
         error = lambda x, right=right: float(jnp.abs(x - right).max())
         assert error(found) <= 2 * error(usual) < 0.05 * float(jnp.abs(right).max())
@@ -163,10 +164,10 @@ def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens
 def test_a_tpu_has_its_kernel_where_no_compiler_has_to_split_it(kind, monkeypatch):
     """Lowered for a TPU: a kernel that XLA would have to split over devices does not lower at all."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    devices = 1 if kind in ("one device", "mapped", "float32") else 2
+    devices = 1 if kind in ("one device", "mapped", "dropout", "float32") else 2
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     mesh = jax.sharding.AbstractMesh((2,), ("clients",))
-    attend = lambda x: attention.attention(x, x, x, None, 0.0, None)
+    attend = lambda x: attention.attention(x, x, x, None, 0.1, jax.random.key(0) if kind == "dropout" else None)
     value = lambda x: (attend(x).astype(jnp.float32) ** 2).sum()
     program, shape = jax.grad(value), (2, 16, 2, 64)
     if kind == "mapped":
@@ -176,7 +177,7 @@ def test_a_tpu_has_its_kernel_where_no_compiler_has_to_split_it(kind, monkeypatc
         program = jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=kind != "shard_map")
     x = jax.ShapeDtypeStruct(shape, jnp.float32 if kind == "float32" else jnp.bfloat16)
     text = jax.jit(program).trace(x).lower(lowering_platforms=("tpu",)).as_text()
-    assert ("tpu_custom_call" in text) == (kind in ("one device", "mapped", "shard_map"))
+    assert ("tpu_custom_call" in text) == (kind in ("one device", "mapped", "dropout", "shard_map"))
 
 
 def test_products_in_a_kernel_count_once_for_each_of_its_steps(monkeypatch):
@@ -185,7 +186,7 @@ def test_products_in_a_kernel_count_once_for_each_of_its_steps(monkeypatch):
     attend = lambda x: attention.attention(x, x, x, None, 0.0, None)
     plain = costs.matmul_flops(attend, x)
     assert plain == 2 * 2 * 3 * 2 * 16 * 16 * 64
-    assert costs.matmul_flops(lambda x: attention_kernel.attend(x, x, x, None), x) == 2 * plain
+    assert costs.matmul_flops(lambda x: attention_kernel.attend(x, x, x, None, None), x) == 2 * plain
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert costs.matmul_flops(lambda x: attend(x), x) == plain

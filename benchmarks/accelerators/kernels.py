@@ -14,11 +14,12 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.accelerators import chips, hlo
 from benchmarks.timing import command
 
-ATTENTION = re.compile(r"attention_(forward|backward)_(\d+)(_masked)?")
+ATTENTION = re.compile(r"attention_(forward|backward)_(\d+)(_masked)?(_dropped)?")
 
 
 def with_cycles(operations: Sequence[hlo.Operation], chip_name: str) -> list[hlo.Operation]:
@@ -34,20 +35,20 @@ def _timed(one: hlo.Operation, chip_name: str) -> hlo.Operation:
         return one
     features, ((_, shape), *_) = int(found[2]), hlo.arrays_of(one.type)
     *rows, tokens, width = shape
-    lanes, _ = blocking(tokens, width // features, features) or (width, tokens)
-    bundles = _bundles(chip_name, found[1], tokens, width // features, features, found[3] is not None)
+    sizes, told = (tokens, width // features, features), (found[3] is not None, found[4] is not None)
+    lanes, _ = blocking(*sizes, told[1]) or (width, tokens)
+    bundles = _bundles(chip_name, found[1], *sizes, *told)
     steps = math.prod(rows) * width // lanes
     return one._replace(cycles=bundles * steps / chips.find(chip_name)[0].cores)
 
 
 @functools.cache
-def _bundles(chip_name: str, which: str, tokens: int, heads: int, features: int, masked: bool) -> int:
-    given = chip_name, which, tokens, heads, features, masked
+def _bundles(*given: Any) -> int:
     done = subprocess.run(command(scheduled, *given), capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def scheduled(chip_name: str, which: str, tokens: int, heads: int, features: int, masked: bool) -> int:
+def scheduled(chip_name: str, which: str, tokens: int, heads: int, features: int, masked: bool, dropped: bool) -> int:
     """The bundles of one step of a kernel. To be called where libtpu is not loaded yet."""
     with tempfile.TemporaryDirectory() as folder:
         written = (
@@ -63,10 +64,13 @@ def scheduled(chip_name: str, which: str, tokens: int, heads: int, features: int
         at = jax.sharding.SingleDeviceSharding(device)
         x = jax.ShapeDtypeStruct((1, tokens, heads, features), jnp.bfloat16, sharding=at)
         mask = jax.ShapeDtypeStruct((1, tokens), bool, sharding=at) if masked else None
-        both = lambda *given: jax.vjp(lambda *arrays: attend(*arrays, given[-1]), *given[:-2])[1](given[-2])
-        program = (lambda *given: attend(*given)) if which == "forward" else both
-        arrays = (x, x, x) if which == "forward" else (x, x, x, x)
-        jax.jit(program).lower(*arrays, mask).compile()
+        keep = jax.ShapeDtypeStruct((1, heads, tokens, tokens), bool, sharding=at) if dropped else None
+
+        def both(query, key, value, dy, mask, keep):
+            y, pull_back = jax.vjp(lambda *arrays: attend(*arrays, mask, keep, 0.1 * dropped), query, key, value)
+            return y, pull_back(dy)
+
+        jax.jit(both).lower(x, x, x, x, mask, keep).compile()
         (said,) = pathlib.Path(folder).glob(f"*attention_{which}*schedule-analysis_final_bundles.txt")
         found = re.search(r"total scheduled bundles:\s*(\d+)", said.read_text())
         assert found is not None

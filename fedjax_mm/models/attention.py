@@ -41,40 +41,54 @@ def attention(
     >>> attention(x, x, x, None, 0.0, None).shape
     (1, 2, 1, 3)
     """
-    if dropout_key is None or rate == 0.0:
-        kernels = {} if causal or query.shape != key.shape else _kernels(query, key, value, mask)
-        if not kernels:
-            return _attend(query, key, value, mask, causal)
-        return jax.lax.platform_dependent(query, key, value, mask, **kernels, default=_attend)
+    rows, tokens, heads, _ = query.shape
+    keep = None
+    if dropout_key is not None and rate:
+        keep = jax.random.bernoulli(dropout_key, 1.0 - rate, (rows, heads, tokens, key.shape[1]))
+    plain = functools.partial(_attend, rate=rate, causal=causal)
+    kernels = {} if causal or query.shape != key.shape else _kernels(query, key, value, mask, keep, rate)
+    if not kernels:
+        return plain(query, key, value, mask, keep)
+    return jax.lax.platform_dependent(query, key, value, mask, keep, **kernels, default=plain)
+
+
+def _attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    keep: jax.Array | None = None,
+    rate: float = 0.0,
+    causal: bool = False,
+) -> jax.Array:
+    """keep [B, heads, T, S]: the weights that dropout leaves."""
     if mask is not None:
         mask = mask[:, None, None, :]
+    if keep is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
     logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if causal:
         before = jnp.tri(query.shape[1], key.shape[1], dtype=bool)[None, None]
         mask = before if mask is None else mask & before
     if mask is not None:
         logits = jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
-    weights = dropout(jax.nn.softmax(logits), rate, dropout_key).astype(value.dtype)
+    weights = jnp.where(keep, jax.nn.softmax(logits) / (1.0 - rate), 0).astype(value.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, value)
 
 
-def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal: bool = False
-) -> jax.Array:
-    mask = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
-
-
-def _kernels(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> dict[str, Callable]:
+def _kernels(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, keep: jax.Array | None, rate: float
+) -> dict[str, Callable]:
     """What attends to these in one kernel on this machine, and is the faster there, by platform."""
+    on_tpu = functools.partial(attention_kernel.attend, rate=rate)
     kernels = {
-        "gpu": ("cuda", _fused, query.shape[1] >= LONG),
-        "tpu": ("tpu", attention_kernel.attend, _on_one_device() and attention_kernel.blocking(*query.shape[1:])),
+        "gpu": ("cuda", _fused, keep is None and query.shape[1] >= LONG),
+        "tpu": ("tpu", on_tpu, _on_one_device() and attention_kernel.blocking(*query.shape[1:], keep is not None)),
     }
     platform, kernel, fits = kernels.get(jax.default_backend(), ("cpu", _attend, False))
     if not fits or {x.dtype for x in (query, key, value)} != {jnp.dtype(jnp.bfloat16)}:
         return {}
-    gradient = jax.grad(lambda *arrays: kernel(*arrays, mask).sum().astype(jnp.float32), (0, 1, 2))
+    gradient = jax.grad(lambda *arrays: kernel(*arrays, mask, keep).sum().astype(jnp.float32), (0, 1, 2))
     try:
         jax.eval_shape(gradient, query, key, value)
     except (RuntimeError, ValueError):  # no cuDNN, an older card, or a shard_map that checks what varies over devices
@@ -91,7 +105,7 @@ def _on_one_device() -> bool:
 LONG = 128  # tokens from which cuDNN's kernel is faster than XLA's on an H200
 
 
-def _fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, keep: None = None) -> jax.Array:
     """The attention in one kernel of cuDNN, which takes even lengths alone and, under `vmap`, no mask.
 
     So a key is added where the length is odd, and what a key must not count is told by eight more features of a head:

@@ -1,4 +1,4 @@
-"""Softmax attention without dropout, and its gradient, each as one kernel of a TPU.
+"""Softmax attention, and its gradient, each as one kernel of a TPU.
 
 XLA's own attention writes the weights [B, heads, T, S] to the large memory, and copies queries, keys and values into
 layouts of its own. Here one example at a time is read into the vector memory, and results alone leave it. Logits are
@@ -25,97 +25,115 @@ _SUM_QUERIES = (((1,), (0,)), ((), ()))  # [S, T] [T, d] -> [S, d]
 _dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, interpret: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    keep: jax.Array | None,
+    rate: float = 0.0,
+    interpret: bool = False,
 ) -> jax.Array:
     """`attention` in bfloat16: query, key and value [B, T, heads, d], mask [B, T] or None -> [B, T, heads, d].
 
-    d divides 128 or is a multiple of it. interpret: the kernel's steps are run by XLA, on any platform.
+    d divides 128 or is a multiple of it. keep [B, heads, T, T] or None: the weights that dropout at `rate` leaves.
+    interpret: the kernel's steps are run by XLA, on any platform.
     """
-    return _call(_forward, 1, (query, key, value), mask, interpret)[0]
+    return _call(_forward, 1, (query, key, value), mask, keep, rate, interpret)[0]
 
 
-def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, interpret: bool
-) -> tuple[jax.Array, tuple]:
-    return attend(query, key, value, mask, interpret), (query, key, value, mask)
+def _attend_forward(query, key, value, mask, keep, rate, interpret):
+    return attend(query, key, value, mask, keep, rate, interpret), (query, key, value, mask, keep)
 
 
-def _attend_backward(interpret: bool, kept: tuple, dy: jax.Array) -> tuple:
-    *arrays, mask = kept
-    return (*_call(_backward, 3, (*arrays, dy), mask, interpret), None)
+def _attend_backward(rate, interpret, kept, dy):
+    *arrays, mask, keep = kept
+    return (*_call(_backward, 3, (*arrays, dy), mask, keep, rate, interpret), None, None)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _call(
-    kernel: Callable, outputs: int, arrays: tuple[jax.Array, ...], mask: jax.Array | None, interpret: bool
+    kernel: Callable,
+    outputs: int,
+    arrays: tuple[jax.Array, ...],
+    mask: jax.Array | None,
+    keep: jax.Array | None,
+    rate: float,
+    interpret: bool,
 ) -> list[jax.Array]:
     """The kernel's results for arrays [B, T, heads, d], of the same shape."""
     shape = arrays[0].shape
     rows, tokens, heads, features = shape
-    flat = [x.reshape(rows, tokens, heads * features) for x in arrays]
-    lanes, queries = blocking(tokens, heads, features) or (heads * features, tokens)
+    lanes, queries = blocking(tokens, heads, features, keep is not None) or (heads * features, tokens)
     block = pl.BlockSpec((None, tokens, lanes), lambda row, part: (row, 0, part))
-    given, blocks = flat, [block] * len(flat)
+    given = [x.reshape(rows, tokens, heads * features) for x in arrays]
+    out, blocks = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype), [block] * len(given)
     if mask is not None:
-        given = [*flat, mask[..., None].astype(jnp.float32)]
-        blocks = [*blocks, pl.BlockSpec((None, tokens, 1), lambda row, part: (row, 0, 0))]
+        given.append(mask[..., None].astype(jnp.float32))
+        blocks.append(pl.BlockSpec((None, tokens, 1), lambda row, part: (row, 0, 0)))
+    if keep is not None:
+        given.append(keep.swapaxes(2, 3).astype(jnp.bfloat16))  # keys before queries, as the logits are
+        blocks.append(pl.BlockSpec((None, lanes // features, tokens, tokens), lambda row, part: (row, part, 0, 0)))
     call = pl.pallas_call(
-        functools.partial(kernel, features, queries, mask is not None),
+        functools.partial(kernel, features, queries, mask is not None, rate if keep is not None else None),
         grid=(rows, heads * features // lanes),
         in_specs=blocks,
         out_specs=[block] * outputs,
-        out_shape=[jax.ShapeDtypeStruct(flat[0].shape, flat[0].dtype)] * outputs,
+        out_shape=[out] * outputs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        name=f"attention{kernel.__name__}_{features}" + "_masked" * (mask is not None),
+        name=f"attention{kernel.__name__}_{features}"
+        + "_masked" * (mask is not None)
+        + "_dropped" * (keep is not None),
         interpret=interpret,
     )
     return [x.reshape(shape) for x in call(*given)]
 
 
-def _forward(features: int, queries: int, masked: bool, query: Any, key: Any, value: Any, *rest: Any) -> None:
-    counts = rest[0][...] > 0 if masked else None
-    (out,) = rest[masked:]
-    for lanes in _groups(query.shape[1], features):
+def _forward(
+    features: int, queries: int, masked: bool, rate: float | None, query: Any, key: Any, value: Any, *rest: Any
+):
+    counts, drop, (out,) = _told(masked, rate, rest)
+    for lanes in _slices(query.shape[1], max(LANES, features)):
         k, v = key[:, lanes], value[:, lanes]
         for block in _slices(query.shape[0], queries):
             q = query[block, lanes]
             y = jnp.zeros(q.shape, jnp.float32)
-            for mine in _heads(q, features):
-                weights = _weights(_only(mine, q), k, counts, features).astype(q.dtype)
-                y = jnp.where(mine, _dot(weights, v, _SUM_KEYS), y)
+            for head, mine in _heads(q, features, lanes):
+                weights = drop(head, block, _weights(_only(mine, q), k, counts, features))
+                y = jnp.where(mine, _dot(weights.astype(q.dtype), v, _SUM_KEYS), y)
             out[block, lanes] = y.astype(out.dtype)
 
 
-def _backward(features: int, queries: int, masked: bool, query: Any, key: Any, value: Any, dy: Any, *rest: Any) -> None:
-    counts = rest[0][...] > 0 if masked else None
-    dquery, dkey, dvalue = rest[masked:]
+def _backward(
+    features: int, queries: int, masked: bool, rate: float | None, query: Any, key: Any, value: Any, dy: Any, *rest: Any
+):
+    counts, drop, (dquery, dkey, dvalue) = _told(masked, rate, rest)
     scale = features**-0.5
-    for lanes in _groups(query.shape[1], features):
+    for lanes in _slices(query.shape[1], max(LANES, features)):
         k, v = key[:, lanes], value[:, lanes]
         dk = dv = jnp.zeros(k.shape, jnp.float32)
         for block in _slices(query.shape[0], queries):
             q, g = query[block, lanes], dy[block, lanes]
             dq = jnp.zeros(q.shape, jnp.float32)
-            for mine in _heads(q, features):
+            for head, mine in _heads(q, features, lanes):
                 own_q, own_g = _only(mine, q), _only(mine, g)
                 weights = _weights(own_q, k, counts, features)
-                dweights = _dot(v, own_g, _KEYS_QUERIES)
+                dweights = drop(head, block, _dot(v, own_g, _KEYS_QUERIES))
                 dlogits = weights * (dweights - (weights * dweights).sum(0, keepdims=True))
                 if counts is not None:  # where no key counts, all weights are alike whatever the logits
                     dlogits = jnp.where(counts, dlogits, 0)
                 dlogits = dlogits.astype(q.dtype)
-                dv += _dot(weights.astype(q.dtype), own_g, _SUM_QUERIES)
+                dv += _dot(drop(head, block, weights).astype(q.dtype), own_g, _SUM_QUERIES)
                 dk += _dot(dlogits, own_q, _SUM_QUERIES)
                 dq = jnp.where(mine, _dot(dlogits, k, _SUM_KEYS), dq)
             dquery[block, lanes] = (dq * scale).astype(dquery.dtype)
         dkey[:, lanes], dvalue[:, lanes] = (dk * scale).astype(dkey.dtype), dv.astype(dvalue.dtype)
 
 
-def blocking(tokens: int, heads: int, features: int) -> tuple[int, int] | None:
+def blocking(tokens: int, heads: int, features: int, dropped: bool = False) -> tuple[int, int] | None:
     """(lanes, queries) of which one step works on the logits; None for sizes that the kernels do not take.
 
     A step takes as many heads as are quick to compile in one go, since the compiler overlaps them.
@@ -125,33 +143,40 @@ def blocking(tokens: int, heads: int, features: int) -> tuple[int, int] | None:
     """
     if LANES % features and features % LANES:
         return None
+    padded = lambda length: -(-length // LANES) * LANES
     width, together = heads * features, max(LANES, features)
     for queries in (min(tokens, 2 * LANES), LANES):
         lanes = width
         if not width % together:
-            logits = -(-tokens // queries) * (together // features)
-            groups = width // together
+            logits, groups = -(-tokens // queries) * (together // features), width // together
             fitting = [n for n in range(1, groups + 1) if not groups % n and n * logits <= UNROLLED]
             lanes = together * max(fitting, default=1)
-        arrays, mask = 14 * 2 * -(-lanes // LANES) * LANES, 2 * 4 * LANES  # bytes of a token, held twice
-        if tokens * (arrays + mask + 8 * 4 * queries) <= MEMORY:  # and what is spilled of logits
+        arrays, mask = 14 * 2 * padded(lanes), 2 * 4 * LANES  # bytes of a token, held twice
+        keep = 2 * 2 * (lanes // features) * padded(tokens) if dropped else 0
+        if tokens * (arrays + mask + keep + 8 * 4 * queries) <= MEMORY:  # and what is spilled of logits
             return lanes, queries
     return None
 
 
-def _groups(width: int, features: int) -> Iterator[slice]:
-    """The lanes whose heads share registers."""
-    return _slices(width, max(LANES, features))
+def _told(masked: bool, rate: float | None, rest: tuple) -> tuple[jax.Array | None, Callable, tuple]:
+    """(which keys count [S, 1], dropout of a head's weights in a block of queries, the results)."""
+    counts = rest[0][...] > 0 if masked else None
+    if rate is None:
+        return counts, lambda head, block, weights: weights, rest[masked:]
+    keep, *results = rest[masked:]
+    scaled = lambda head, block: keep[head, :, block].astype(jnp.float32) / (1 - rate)
+    return counts, lambda head, block, weights: weights * scaled(head, block), tuple(results)
 
 
 def _slices(length: int, at_once: int) -> Iterator[slice]:
     return (slice(first, min(first + at_once, length)) for first in range(0, length, at_once))
 
 
-def _heads(x: jax.Array, features: int) -> Iterator[jax.Array]:
-    """For each head whose features are among x [T, lanes]: which lanes are its own."""
+def _heads(x: jax.Array, features: int, lanes: slice) -> Iterator[tuple[int, jax.Array]]:
+    """The heads whose features are among x [T, lanes]: (number, which lanes are its own)."""
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    return ((lane >= first) & (lane < first + features) for first in range(0, x.shape[1], features))
+    for first in range(0, x.shape[1], features):
+        yield (lanes.start + first) // features, (lane >= first) & (lane < first + features)
 
 
 def _only(mine: jax.Array, x: jax.Array) -> jax.Array:
