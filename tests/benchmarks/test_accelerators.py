@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks.accelerators import chips, command, compiling, hlo, measuring, papers
+from benchmarks.accelerators import chips, command, compiling, hlo, kernels, measuring, papers
 from fedjax_mm import costs
 from fedjax_mm.models import mlp
 from fedjax_mm.types import OverClients
@@ -173,6 +173,21 @@ def test_the_estimate_is_that_of_a_known_product_and_a_loop_counts_its_trips():
     (product, _), (few, trips), (many, more) = json.loads(done.stdout.splitlines()[-1])
     assert chip.ghz and product == pytest.approx(2 * 4096**3 / (1000 * chip.tflops / chip.ghz), rel=0.05)
     assert (trips, more) == ([5], [50]) and many == pytest.approx(10 * few, rel=0.05)
+
+
+def test_our_kernels_have_the_cycles_of_their_bundles_for_every_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels, "_bundles", lambda *given: asked.append(given) or 1000)
+    (kernel,) = [one for one in read() if one.name == "kernel"]
+    ours = kernel._replace(
+        name="attention_backward_64_masked_dropped.3", type="(bf16[2,16,577,768], bf16[2,16,577,768])"
+    )
+    foreign, one_core, two_cores = [kernel], [ours], [ours]
+    assert kernels.with_cycles(foreign, "v5e") == foreign
+    steps = 2 * 16 * 768 // 256  # of two heads and two blocks of queries each
+    assert hlo.cycles(kernels.with_cycles(one_core, "v5e")) == 1.15 * 1000 * steps
+    assert hlo.cycles(kernels.with_cycles(two_cores, "v5p")) == 1.15 * 1000 * steps / 2
+    assert asked == [("v5e", "backward", 577, 12, 64, True, True), ("v5p", "backward", 577, 12, 64, True, True)]
 
 
 def test_a_row_is_made_of_shapes_and_its_flops_are_those_of_all_steps():
