@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from fedjax_mm.models import attention_kernel
 from fedjax_mm.types import Key
 
 
@@ -78,28 +77,40 @@ def _attend(
 
 def _kernels(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, keep: jax.Array | None, rate: float
-) -> dict[str, Callable]:
+) -> dict[str, Callable[..., jax.Array]]:
     """What attends to these in one kernel on this machine, and is the faster there, by platform."""
-    on_tpu = functools.partial(attention_kernel.attend, rate=rate)
-    kernels = {
-        "gpu": ("cuda", _fused, keep is None and query.shape[1] >= LONG),
-        "tpu": ("tpu", on_tpu, _on_one_device() and attention_kernel.blocking(*query.shape[1:], keep is not None)),
-    }
-    platform, kernel, fits = kernels.get(jax.default_backend(), ("cpu", _attend, False))
-    if not fits or {x.dtype for x in (query, key, value)} != {jnp.dtype(jnp.bfloat16)}:
+    kernel = _kernel(query.shape, keep is not None, rate)
+    if kernel is None or {x.dtype for x in (query, key, value)} != {jnp.dtype(jnp.bfloat16)}:
         return {}
     gradient = jax.grad(lambda *arrays: kernel(*arrays, mask, keep).sum().astype(jnp.float32), (0, 1, 2))
     try:
         jax.eval_shape(gradient, query, key, value)
     except (RuntimeError, ValueError):  # no cuDNN, an older card, or a shard_map that checks what varies over devices
         return {}
-    return {platform: kernel}
+    return {"cuda" if kernel is _fused else "tpu": kernel}
 
 
-def _on_one_device() -> bool:
-    """Whether this is a program of one device, or what one device does of a shard_map: a kernel cannot be split."""
+def _kernel(shape: tuple[int, ...], dropped: bool, rate: float) -> Callable[..., jax.Array] | None:
+    """This machine's kernel for queries [B, T, heads, D/heads]."""
+    _, tokens, heads, features = shape
+    if jax.default_backend() == "gpu" and not dropped and tokens >= LONG:
+        return _fused
+    if jax.default_backend() == "tpu" and _takes_kernels():
+        from fedjax_mm.models import attention_kernel  # half a second, which nobody else waits for
+
+        if attention_kernel.blocking(tokens, heads, features, dropped):
+            return functools.partial(attention_kernel.attend, rate=rate)
+    return None
+
+
+def _takes_kernels() -> bool:
+    """Whether a TPU takes a kernel of ours: from v4 on, and where XLA need not split it over devices, which it cannot.
+
+    That is in a program of one device, and in what one device does of a shard_map.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
+    alone = jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
+    return alone and jax.local_devices()[0].device_kind not in ("TPU v2", "TPU v3")
 
 
 LONG = 128  # tokens from which cuDNN's kernel is faster than XLA's on an H200
