@@ -190,6 +190,13 @@ def test_our_kernels_have_the_cycles_of_their_bundles_for_every_step(monkeypatch
     assert asked == [("v5e", "backward", 577, 12, 64, True, True), ("v5p", "backward", 577, 12, 64, True, True)]
 
 
+def test_a_kernel_is_compiled_alone_and_its_bundles_are_counted():
+    if why := chips.missing(chips.CHIPS["v5e"]):
+        pytest.skip(why)
+    forward, backward = (kernels._bundles("v5e", way, 16, 2, 64, True, True) for way in ("forward", "backward"))
+    assert 100 < forward < backward < 1000
+
+
 def test_a_row_is_made_of_shapes_and_its_flops_are_those_of_all_steps():
     workload = compiling.made("fedavg/mlp", "bfloat16")
     round, given = workload.round(OverClients(8))
