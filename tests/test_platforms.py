@@ -166,7 +166,7 @@ def test_a_tpu_has_its_kernel_where_no_compiler_has_to_split_it(kind, monkeypatc
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     devices = 1 if kind in ("one device", "mapped", "dropout", "float32") else 2
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    mesh = jax.sharding.AbstractMesh((2,), ("clients",))
+    mesh = jax.sharding.AbstractMesh((2,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     attend = lambda x: attention.attention(x, x, x, None, 0.1, jax.random.key(0) if kind == "dropout" else None)
     value = lambda x: (attend(x).astype(jnp.float32) ** 2).sum()
     program, shape = jax.grad(value), (2, 16, 2, 64)
