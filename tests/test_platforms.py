@@ -158,26 +158,28 @@ def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens
         assert error(found) <= 2 * error(usual) < 0.05 * float(jnp.abs(right).max())
 
 
-@pytest.mark.parametrize(
-    "kind", ["one device", "mapped", "shard_map", "several devices", "checked shard_map", "float32"]
-)
+ALONE = ["one device", "mapped", "dropout", "remat"]
+
+
+@pytest.mark.parametrize("kind", [*ALONE, "shard_map", "several devices", "checked shard_map", "float32"])
 def test_a_tpu_has_its_kernel_where_no_compiler_has_to_split_it(kind, monkeypatch):
     """Lowered for a TPU: a kernel that XLA would have to split over devices does not lower at all."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    devices = 1 if kind in ("one device", "mapped", "dropout", "float32") else 2
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: 1 if kind in (*ALONE, "float32") else 2)
     mesh = jax.sharding.AbstractMesh((2,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     attend = lambda x: attention.attention(x, x, x, None, 0.1, jax.random.key(0) if kind == "dropout" else None)
     value = lambda x: (attend(x).astype(jnp.float32) ** 2).sum()
     program, shape = jax.grad(value), (2, 16, 2, 64)
-    if kind == "mapped":
+    if kind == "remat":
+        program = jax.grad(jax.checkpoint(value))
+    elif kind == "mapped":
         program, shape = jax.vmap(program), (3, *shape)
     elif "shard_map" in kind:
         spec = jax.sharding.PartitionSpec("clients")
         program = jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=kind != "shard_map")
     x = jax.ShapeDtypeStruct(shape, jnp.float32 if kind == "float32" else jnp.bfloat16)
     text = jax.jit(program).trace(x).lower(lowering_platforms=("tpu",)).as_text()
-    assert ("tpu_custom_call" in text) == (kind in ("one device", "mapped", "dropout", "shard_map"))
+    assert ("tpu_custom_call" in text) == (kind in (*ALONE, "shard_map"))
 
 
 def test_products_in_a_kernel_count_once_for_each_of_its_steps(monkeypatch):
