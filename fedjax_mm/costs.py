@@ -31,10 +31,11 @@ class Cost(NamedTuple):
     """FLOPs of the matrix multiplications of one local step, counted on the traced program: a multiply-add counts 2, an
     inner scan as often as it runs. Where an update has several kinds of step, their sum."""
     xla_flops: float | None = None
-    """XLA's own count of FLOPs of the same compiled steps. It counts a loop's body once."""
+    """XLA's own count of FLOPs of the same steps, compiled for a CPU. It counts a loop's body once."""
     peak_bytes: int | None = None
     """Bytes of the arguments and temporaries of the compiled step: weights, optimiser state, one batch, activations and
-    gradients. The new weights replace the old ones in place. Where an update has several kinds of step, the most."""
+    gradients. The new weights replace the old ones in place. Where an update has several kinds of step, the most. The
+    step is compiled for a CPU, wherever the run is: an accelerator's compiler may take minutes."""
     round_flops: float | None = None
     """FLOPs of the matrix multiplications in a client's whole update, all its steps and what else it computes; see
     `of` for how many examples it has."""
@@ -118,7 +119,10 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         return cost
     # Machine code is left plain, which halves the time and changes neither XLA's buffers nor its count.
     plain: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-    lowered = [jax.jit(jax.extend.core.jaxpr_as_fun(step)).lower(*step.in_avals) for step in steps]
+    at = _on_a_cpu()
+    shapes = [[jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at) for x in step.in_avals] for step in steps]
+    programs = [jax.jit(jax.extend.core.jaxpr_as_fun(step)) for step in steps]
+    lowered = [program.lower(*given) for program, given in zip(programs, shapes, strict=True)]
     compiled = [step.compile(compiler_options=plain) for step in lowered]
     memory = [step.memory_analysis() for step in compiled]
     return cost._replace(
@@ -129,6 +133,14 @@ def _of_cohort(method: Method, name: str, download: Download, states: PyTree, da
         ),
         round_flops=_matmul_flops(jaxpr.jaxpr),
     )
+
+
+def _on_a_cpu() -> jax.sharding.Sharding | None:
+    """Where the steps are compiled for; None, the default device, where JAX was told to know no CPU."""
+    try:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return None
 
 
 def _examples(taken: CohortRound, number: float | None) -> int:
