@@ -161,11 +161,12 @@ def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens
 ALONE = ["one device", "mapped", "dropout", "remat"]
 
 
-@pytest.mark.parametrize("kind", [*ALONE, "shard_map", "several devices", "checked shard_map", "float32"])
+@pytest.mark.parametrize("kind", [*ALONE, "shard_map", "several devices", "checked shard_map", "float32", "off"])
 def test_a_tpu_has_its_kernel_where_no_compiler_has_to_split_it(kind, monkeypatch):
     """Lowered for a TPU: a kernel that XLA would have to split over devices does not lower at all."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    monkeypatch.setattr(jax, "device_count", lambda: 1 if kind in (*ALONE, "float32") else 2)
+    monkeypatch.setattr(jax, "device_count", lambda: 1 if kind in (*ALONE, "float32", "off") else 2)
+    monkeypatch.setattr(attention, "KERNELS", kind != "off")
     mesh = jax.sharding.AbstractMesh((2,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     attend = lambda x: attention.attention(x, x, x, None, 0.1, jax.random.key(0) if kind == "dropout" else None)
     value = lambda x: (attend(x).astype(jnp.float32) ** 2).sum()
