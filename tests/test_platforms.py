@@ -137,7 +137,7 @@ def test_a_gpu_without_cudnn_takes_the_plain_attention(monkeypatch):
 
 
 @pytest.mark.parametrize("heads, features", [(2, 64), (3, 64), (4, 32), (1, 128)])
-@pytest.mark.parametrize("tokens, masked, rate", [(9, False, 0.0), (9, True, 0.3), (300, True, 0.1)])
+@pytest.mark.parametrize("tokens, masked, rate", [(9, False, 0.0), (9, True, 0.3), (257, True, 0.0), (300, True, 0.1)])
 def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens, masked, rate):
     """Its steps, run by XLA, to what half precision gives: twice the error of the plain one, compared with float32."""
     inputs = [jnp.asarray(draw(3, tokens, heads, features), jnp.bfloat16) for _ in range(4)]

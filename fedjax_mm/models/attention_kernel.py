@@ -98,7 +98,7 @@ def _forward(
     counts, drop, (out,) = _told(masked, rate, rest)
     for lanes in _slices(query.shape[1], max(LANES, features)):
         k, v = key[:, lanes], value[:, lanes]
-        for block in _slices(query.shape[0], queries):
+        for block in _slices(query.shape[0], queries, least=8):
             q = query[block, lanes]
             y = jnp.zeros(q.shape, jnp.float32)
             for head, mine in _heads(q, features, lanes):
@@ -115,7 +115,7 @@ def _backward(
     for lanes in _slices(query.shape[1], max(LANES, features)):
         k, v = key[:, lanes], value[:, lanes]
         dk = dv = jnp.zeros(k.shape, jnp.float32)
-        for block in _slices(query.shape[0], queries):
+        for block in _slices(query.shape[0], queries, least=8):
             q, g = query[block, lanes], dy[block, lanes]
             dq = jnp.zeros(q.shape, jnp.float32)
             for head, mine in _heads(q, features, lanes):
@@ -141,7 +141,7 @@ def blocking(tokens: int, heads: int, features: int, dropped: bool = False) -> t
     >>> blocking(185, 12, 64), blocking(577, 12, 64), blocking(9, 5, 48)
     ((768, 185), (256, 256), None)
     """
-    if LANES % features and features % LANES:
+    if tokens < 8 or LANES % features and features % LANES:
         return None
     padded = lambda length: -(-length // LANES) * LANES
     width, together = heads * features, max(LANES, features)
@@ -168,8 +168,10 @@ def _told(masked: bool, rate: float | None, rest: tuple) -> tuple[jax.Array | No
     return counts, lambda head, block, weights: weights * scaled(head, block), tuple(results)
 
 
-def _slices(length: int, at_once: int) -> Iterator[slice]:
-    return (slice(first, min(first + at_once, length)) for first in range(0, length, at_once))
+def _slices(length: int, at_once: int, least: int = 1) -> Iterator[slice]:
+    """Parts of a length; a last one below `least`, which the compiler may refuse, goes with the one before."""
+    firsts = range(0, max(1, length - least + 1), at_once)
+    return (slice(first, length if first == firsts[-1] else first + at_once) for first in firsts)
 
 
 def _heads(x: jax.Array, features: int, lanes: slice) -> Iterator[tuple[int, jax.Array]]:
