@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_mm import costs, local
-from fedjax_mm.models import attention, attention_kernel, layers, text
+from fedjax_mm.models import attention, attention_kernel, layers, resnet, text
 
 RNG = np.random.default_rng(0)
 draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
@@ -92,6 +92,15 @@ def test_a_recurrent_net_is_the_one_of_a_cpu(elsewhere, monkeypatch):
     there = jax.jit(jax.value_and_grad(value))(params)
     monkeypatch.undo()
     chex.assert_trees_all_close(there, jax.jit(jax.value_and_grad(value))(params), rtol=1e-5, atol=1e-6)
+
+
+def test_maxima_of_windows_are_those_of_a_cpu(elsewhere, monkeypatch):
+    x = draw(2, 3, 9, 8, 4)
+    both = jax.vmap(jax.value_and_grad(lambda x: (resnet.max_pool(x) ** 2).sum()))
+    there = jax.jit(both)(x)
+    assert ("reduce_window_max" in str(jax.make_jaxpr(both)(x))) == (elsewhere == "tpu")
+    monkeypatch.undo()
+    chex.assert_trees_all_close(jax.jit(lambda x: both(x))(x), there, rtol=1e-5, atol=1e-6)
 
 
 def test_large_rows_are_the_same_rows(elsewhere, monkeypatch):

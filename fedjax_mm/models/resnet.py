@@ -1,5 +1,6 @@
 """Residual networks (He et al. 2016) as feature maps: from scratch with group norms, pretrained with batch norms."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -70,10 +71,18 @@ def imagenet_pixels(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The maxima of 3x3 windows with stride 2 and a padding of 1: [B, H, W, F] -> [B, H/2, W/2, F], rounded up."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    x = jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
-    return jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
+    """The maxima of 3x3 windows with stride 2 and a padding of 1: [B, H, W, F] -> [B, H/2, W/2, F], rounded up.
+
+    Of equal maxima of a window each has its share of the gradient, on a TPU the first has all of it.
+    """
+
+    def sliced(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+        x = jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
+        return jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
+
+    native = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return jax.lax.platform_dependent(x, tpu=native, default=sliced)
 
 
 NORMS = {"group": GroupNorm, "batch": BatchNorm}
