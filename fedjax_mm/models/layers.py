@@ -69,8 +69,8 @@ def gelu(x: jax.Array) -> jax.Array:
     With erf, as PyTorch has it. `jax.nn.gelu` takes erfc, which keeps the digits of values below 1e-6 and takes a third
     longer on a CPU; on a TPU the product that it belongs to then takes twice as long.
 
-    >>> gelu(jnp.array([-1.0, 0.0, 1.0])).round(4).tolist()
-    [-0.15870000422000885, 0.0, 0.8413000106811523]
+    >>> float(gelu(jnp.array(0.0))), round(float(gelu(jnp.array(1.0))), 4)
+    (0.0, 0.8413)
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
