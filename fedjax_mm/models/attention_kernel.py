@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 MEMORY = 16e6  # bytes of vector memory that a v4 has; others have more
-UNROLLED = 12  # logits that one step has; with more, compiling takes minutes
+UNROLLED, MOST = 12, 48  # logits [S, block of queries] of one step; with more than that, compiling takes minutes
 _KEYS_QUERIES = (((1,), (1,)), ((), ()))  # [S, d] [T, d] -> [S, T]
 _SUM_KEYS = (((0,), (0,)), ((), ()))  # [S, T] [S, d] -> [T, d]
 _SUM_QUERIES = (((1,), (0,)), ((), ()))  # [S, T] [T, d] -> [S, d]
@@ -138,8 +138,8 @@ def blocking(tokens: int, heads: int, features: int, dropped: bool = False) -> t
 
     A step takes as many heads as are quick to compile in one go, since the compiler overlaps them.
 
-    >>> blocking(185, 12, 64), blocking(577, 12, 64), blocking(9, 5, 48)
-    ((768, 185), (256, 256), None)
+    >>> blocking(185, 12, 64), blocking(577, 12, 64), blocking(9, 5, 48), blocking(1000, 16, 8)
+    ((768, 185), (256, 256), None, None)
     """
     if tokens < 8 or LANES % features and features % LANES:
         return None
@@ -153,7 +153,8 @@ def blocking(tokens: int, heads: int, features: int, dropped: bool = False) -> t
             lanes = together * max(fitting, default=1)
         arrays, mask = 14 * 2 * padded(lanes), 2 * 4 * LANES  # bytes of a token, held twice
         keep = 2 * 2 * (lanes // features) * padded(tokens) if dropped else 0
-        if tokens * (arrays + mask + keep + 8 * 4 * queries) <= MEMORY:  # and what is spilled of logits
+        fits = tokens * (arrays + mask + keep + 8 * 4 * queries) <= MEMORY  # and what is spilled of logits
+        if fits and -(-tokens // queries) * (lanes // features) <= MOST:
             return lanes, queries
     return None
 
