@@ -148,7 +148,7 @@ def test_a_gpu_without_cudnn_takes_the_plain_attention(monkeypatch):
 @pytest.mark.parametrize("heads, features", [(2, 64), (3, 64), (4, 32), (1, 128)])
 @pytest.mark.parametrize("tokens, masked, rate", [(9, False, 0.0), (9, True, 0.3), (257, True, 0.0), (300, True, 0.1)])
 def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens, masked, rate):
-    """Its steps, run by XLA, to what half precision gives: twice the error of the plain one, compared with float32."""
+    """Its steps, run by XLA, to what half precision gives of the largest value, compared with float32."""
     inputs = [jnp.asarray(draw(3, tokens, heads, features), jnp.bfloat16) for _ in range(4)]
     mask = np.ones((3, tokens), bool)
     mask[1, 4:], mask[2] = False, False  # no key of the last row counts: all count alike
@@ -162,9 +162,8 @@ def test_a_tpus_attention_in_one_kernel_is_the_plain_one(heads, features, tokens
     plain = lambda *arrays: attention._attend(*arrays, given, keep, rate)
     exact = both(plain, *(x.astype(jnp.float32) for x in inputs))
     kernel = both(lambda *arrays: attention_kernel.attend(*arrays, given, keep, rate, True), *inputs)
-    for found, usual, right in zip(kernel, both(plain, *inputs), exact, strict=True):
-        error = lambda x, right=right: float(jnp.abs(x - right).max())
-        assert error(found) <= 2 * error(usual) < 0.05 * float(jnp.abs(right).max())
+    for found, right in zip(kernel, exact, strict=True):
+        assert float(jnp.abs(found - right).max()) < 0.02 * float(jnp.abs(right).max())
 
 
 ALONE = ["one device", "mapped", "dropout", "remat"]
