@@ -8,7 +8,7 @@ FedDAT alone take 49 s a seed there, after minutes of pretraining (experiments.f
 
 With --jobs 2 and cold caches it takes 100 CPU seconds; it took 126 s on 2 CPU cores that other work shared. Test scores
 in percent, beside the best control: FedAvg 93.5 (clients alone 30.5), LW-FedMML 84.9 (end-to-end 90.2), CreamFL 18.2
-(server only 17.4), FedDAT 83.4 (FedAvg of one adapter 83.4), FedMEKT 87.8 (server only 87.4).
+(server only 17.4), FedDAT 83.9 (FedAvg of one adapter 83.6), FedMEKT 87.8 (server only 87.4).
 
 It makes docs/compare.png.
 """
