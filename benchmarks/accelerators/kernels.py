@@ -41,9 +41,10 @@ def _timed(one: hlo.Operation, chip_name: str) -> hlo.Operation:
     features, ((_, shape), *_) = int(found[2]), hlo.arrays_of(one.type)
     *rows, tokens, width = shape
     sizes, told = (tokens, width // features, features), (found[3] is not None, found[4] is not None)
-    lanes, _ = blocking(*sizes, told[1]) or (width, tokens)
+    step = blocking(*sizes, told[1])
+    assert step is not None  # or the program would have no such kernel
     bundles = _bundles(chip_name, found[1], *sizes, *told)
-    steps = math.prod(rows) * width // lanes
+    steps = math.prod(rows) * width // step[0]
     return one._replace(cycles=CYCLES[found[1]] * bundles * steps / chips.find(chip_name)[0].cores)
 
 

@@ -18,7 +18,11 @@ def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0)
+    return _kept(x, jax.random.bernoulli(key, 1.0 - rate, x.shape), rate)
+
+
+def _kept(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
+    return jnp.where(keep, x / (1.0 - rate), 0)
 
 
 def attention(
@@ -60,7 +64,7 @@ def _attend(
     rate: float = 0.0,
     causal: bool = False,
 ) -> jax.Array:
-    """keep [B, heads, T, S]: the weights that dropout leaves."""
+    """`attention` as XLA has it. keep [B, heads, T, S]: the weights that dropout leaves; None: all."""
     if mask is not None:
         mask = mask[:, None, None, :]
     if keep is None:
@@ -71,7 +75,7 @@ def _attend(
         mask = before if mask is None else mask & before
     if mask is not None:
         logits = jnp.where(mask, logits, 0.7 * jnp.finfo(logits.dtype).min)
-    weights = jnp.where(keep, jax.nn.softmax(logits) / (1.0 - rate), 0).astype(value.dtype)
+    weights = _kept(jax.nn.softmax(logits), keep, rate).astype(value.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, value)
 
 

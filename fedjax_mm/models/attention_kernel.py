@@ -37,7 +37,7 @@ def attend(
 ) -> jax.Array:
     """`attention` in bfloat16: query, key and value [B, T, heads, d], mask [B, T] or None -> [B, T, heads, d].
 
-    d divides 128 or is a multiple of it. keep [B, heads, T, T] or None: the weights that dropout at `rate` leaves.
+    The sizes are those that `blocking` takes. keep [B, heads, T, T] or None: the weights that dropout at `rate` leaves.
     interpret: the kernel's steps are run by XLA, on any platform.
     """
     return _call(_forward, 1, (query, key, value), mask, keep, rate, interpret)[0]
@@ -55,6 +55,7 @@ def _attend_backward(rate, interpret, kept, dy):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 5, 6), inline=True)  # traced once for all layers
 def _call(
     kernel: Callable,
     outputs: int,
@@ -67,7 +68,9 @@ def _call(
     """The kernel's results for arrays [B, T, heads, d], of the same shape."""
     shape = arrays[0].shape
     rows, tokens, heads, features = shape
-    lanes, queries = blocking(tokens, heads, features, keep is not None) or (heads * features, tokens)
+    sizes = blocking(tokens, heads, features, keep is not None)
+    assert sizes is not None, "whoever calls has asked `blocking`"
+    lanes, queries = sizes
     block = pl.BlockSpec((None, tokens, lanes), lambda row, part: (row, 0, part))
     given = [x.reshape(rows, tokens, heads * features) for x in arrays]
     out, blocks = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype), [block] * len(given)
